@@ -1,0 +1,161 @@
+# The only build entry. `make help` lists the targets; every configuration has its own folder
+# build/<CONFIG>. The probe below says what was found; only MPI, HDF5 and libyaml are required.
+CONFIG  ?= release
+DEVICE  ?= cpu
+CC      := $(if $(filter default,$(origin CC)),gcc,$(CC))
+NVCC    := $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+BUILD   := build/$(CONFIG)
+MULTI   := $(shell $(CC) -print-multiarch 2>/dev/null || echo x86_64-linux-gnu)
+
+WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef \
+           $(if $(WERROR),-Werror)
+# -ffast-math is never used: it would remove the NaN tests (docs/design.md, numbers).
+MATH    := -fno-math-errno -fno-trapping-math -ffp-contract=fast
+OPT     := -O2
+OMP     := -fopenmp
+SAN     :=
+ifeq ($(CONFIG),asan)
+  SAN := -fsanitize=address -fno-omit-frame-pointer
+  OPT := -O1
+endif
+ifeq ($(CONFIG),ubsan)
+  SAN := -fsanitize=undefined -fno-sanitize-recover=undefined
+  OPT := -O1
+endif
+ifeq ($(CONFIG),tsan)
+  SAN := -fsanitize=thread
+  OPT := -O1
+  OMP :=
+endif
+
+# ---- probe -------------------------------------------------------------------------------------
+pkg  = $(shell pkg-config --exists $(1) 2>/dev/null && echo yes)
+MPI_PKG  := $(firstword $(foreach p,ompi-c mpi-c mpi,$(if $(call pkg,$(p)),$(p))))
+HDF5_PKG := $(firstword $(foreach p,hdf5-serial hdf5,$(if $(call pkg,$(p)),$(p))))
+AV_OK    := $(if $(and $(call pkg,libavformat),$(call pkg,libavcodec),$(call pkg,libswscale)),yes)
+YAML_OK  := $(call pkg,yaml-0.1)
+JSON_OK  := $(call pkg,jansson)
+BLAS_DIR := /usr/lib/$(MULTI)/openblas-openmp
+BLAS_OK  := $(if $(wildcard $(BLAS_DIR)/libopenblas.so),yes)
+DNNL_OK  := $(if $(wildcard /usr/include/dnnl.h /usr/include/oneapi/dnnl/dnnl.h),yes)
+
+DEFS := -D_GNU_SOURCE
+INCS := -I.
+LIBS := -lm -lpthread -ldl -lz
+ifneq ($(MPI_PKG),)
+  INCS += $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(MPI_PKG)))
+  LIBS += $(shell pkg-config --libs $(MPI_PKG))
+endif
+ifneq ($(HDF5_PKG),)
+  INCS += $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(HDF5_PKG)))
+  LIBS += $(shell pkg-config --libs $(HDF5_PKG))
+endif
+ifeq ($(YAML_OK),yes)
+  LIBS += $(shell pkg-config --libs yaml-0.1)
+endif
+ifeq ($(JSON_OK),yes)
+  LIBS += $(shell pkg-config --libs jansson)
+endif
+ifeq ($(AV_OK),yes)
+  LIBS += $(shell pkg-config --libs libavformat libavcodec libswscale libavutil)
+endif
+ifeq ($(BLAS_OK),yes)
+  DEFS += -DHAVE_OPENBLAS
+  INCS += -isystem /usr/include/$(MULTI)/openblas-openmp
+  LIBS += -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) -lopenblas
+endif
+ifeq ($(DNNL_OK),yes)
+  DEFS += -DHAVE_DNNL
+  LIBS += -ldnnl
+endif
+
+CFLAGS  ?=
+ALLC    := -std=c17 $(OPT) -g $(WARN) $(MATH) $(OMP) $(SAN) $(DEFS) $(INCS) -MMD -MP $(CFLAGS)
+LINK    := $(OMP) $(SAN) $(LDFLAGS)
+
+# ---- sources -----------------------------------------------------------------------------------
+DIRS := core core/ref core/cpu core/null parallel model optim data train rl
+SRCS := $(foreach d,$(DIRS),$(wildcard $(d)/*.c))
+# one of two files, by what the probe found
+SRCS := $(filter-out $(if $(AV_OK),data/video_none.c,data/video_av.c),$(SRCS))
+OBJS := $(SRCS:%.c=$(BUILD)/%.o)
+LIBA := $(BUILD)/libosp.a
+TESTSRC := $(wildcard tests/test_*.c)
+TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
+TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o
+
+.PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
+        check format tests campaign
+all: probe osp
+
+probe:
+	@missing=""; \
+	[ -n "$(MPI_PKG)" ]  || missing="$$missing MPI(libopenmpi-dev)"; \
+	[ -n "$(HDF5_PKG)" ] || missing="$$missing HDF5(libhdf5-dev)"; \
+	[ -n "$(YAML_OK)" ]  || missing="$$missing libyaml(libyaml-dev)"; \
+	[ -n "$(JSON_OK)" ]  || missing="$$missing jansson(libjansson-dev)"; \
+	if [ -n "$$missing" ]; then \
+	  echo "missing:$$missing"; echo "run scripts/install_deps.sh, then make again"; exit 1; fi
+	@echo "osp [$(CONFIG)] $(CC) | MPI $(MPI_PKG) | HDF5 $(HDF5_PKG) | OpenBLAS $(if $(BLAS_OK),yes,no: plain C gemm)" \
+	      "| oneDNN $(if $(DNNL_OK),yes,no: bf16 gemm in plain C) | libav $(if $(AV_OK),yes,no: no video)" \
+	      "| nvcc $(if $(NVCC),yes,no)"
+
+osp: $(BUILD)/osp
+	@ln -sfn $(BUILD)/osp osp
+
+$(LIBA): $(OBJS)
+	@rm -f $@; ar rcs $@ $^
+$(BUILD)/osp: $(BUILD)/osp.o $(LIBA)
+	$(CC) $(LINK) -o $@ $(BUILD)/osp.o $(LIBA) $(LIBS)
+
+# vector kernels: one source per instruction set, chosen at run time
+$(BUILD)/core/cpu/%_avx2.o: ALLC += -O3 -mavx2 -mfma -mf16c
+$(BUILD)/core/cpu/%_avx512.o: ALLC += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
+$(BUILD)/core/cpu/%_amx.o: ALLC += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mamx-tile -mamx-bf16
+$(BUILD)/core/cpu/%.o: ALLC += -O3
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALLC) -c $< -o $@
+
+$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(TESTLIB) $(LIBA)
+	$(CC) $(LINK) -o $@ $< $(TESTLIB) $(LIBA) $(LIBS)
+tests: probe $(TESTS) $(BUILD)/osp
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# ---- targets -----------------------------------------------------------------------------------
+deps:
+	@scripts/install_deps.sh
+test: deps
+	@$(MAKE) --no-print-directory osp tests
+	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh
+test-fast fast:
+	@$(MAKE) --no-print-directory osp tests
+	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh --fast
+golden: probe $(BUILD)/tests/test_golden
+	@$(BUILD)/tests/test_golden
+asan ubsan tsan:
+	@$(MAKE) --no-print-directory CONFIG=$@ tests
+	@BUILD=build/$@ scripts/run_tests.sh --fast
+clang:
+	@$(MAKE) --no-print-directory CONFIG=clang CC=clang OMP= WERROR=1 osp tests
+check:
+	@scripts/check_layers.sh && scripts/check_style.sh
+format:
+	@clang-format -i $$(git ls-files '*.c' '*.h' '*.cu')
+demo: deps
+	@$(MAKE) --no-print-directory osp
+	@scripts/demo.sh
+bench: osp
+	@python3 scripts/bench_cpu.py
+clean:
+	rm -rf build osp
+help:
+	@echo "make              build ./osp (CONFIG=release|asan|ubsan|tsan|clang, CC=, CUDA=1, WERROR=1)"; \
+	echo "make demo         install what is missing, build, run the whole job on the clips of the tree"; \
+	echo "make test         install what is missing, build, all tests;  DEVICE=ref|cpu|cuda"; \
+	echo "make test-fast    the set for daily work, under a minute (also: make fast)"; \
+	echo "make golden       reproduce the golden files of \$$GOLDEN_DIR (default tests/golden)"; \
+	echo "make asan|ubsan|tsan   fast tests under a sanitizer;  make clang: build with clang, -Werror"; \
+	echo "make check        include directions, style;  make format: clang-format in place"; \
+	echo "make bench        CPU speed side by side with PyTorch;  make clean"

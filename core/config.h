@@ -1,0 +1,67 @@
+/* YAML file + "key=value" overrides + one schema table -> one C struct, with the origin of every
+ * value. All problems are found and reported together, each with file:line:column, the key and a
+ * suggestion; nothing is adjusted silently. Keys are dotted paths ("model_config.dim"). Overrides
+ * split at the first '='; their values are YAML flow ("optimizer_config.betas=[0.9,0.95]") and go
+ * through the same table. */
+#ifndef CORE_CONFIG_H
+#define CORE_CONFIG_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/err.h"
+
+enum cfg_type {
+    CFG_BOOL,  /* bool */
+    CFG_INT,   /* int64_t */
+    CFG_REAL,  /* double */
+    CFG_TEXT,  /* char *, malloc'ed; null -> NULL */
+    CFG_ENUM,  /* int: index into choices */
+    CFG_REALS, /* struct cfg_reals */
+    CFG_INTS,  /* struct cfg_ints */
+    CFG_TEXTS, /* struct cfg_texts */
+    CFG_IGNORED /* official key that means nothing here: accepted with one notice naming it */
+};
+enum { CFG_MAX_ITEMS = 128 };
+struct cfg_reals {
+    int n;
+    double v[CFG_MAX_ITEMS];
+};
+struct cfg_ints {
+    int n;
+    int64_t v[CFG_MAX_ITEMS];
+};
+struct cfg_texts {
+    int n;
+    char *v[CFG_MAX_ITEMS];
+};
+/* One row per key: the only place where a key is written. */
+struct cfg_field {
+    const char *key;
+    enum cfg_type type;
+    size_t offset;              /* into the config struct */
+    const char *fallback;       /* YAML text of the default; NULL: the file must say it */
+    double min, max;            /* for CFG_INT, CFG_REAL and their lists; both 0: no limit */
+    const char *const *choices; /* CFG_ENUM, NULL-terminated; CFG_INT: extra words, see word */
+    const char *help;
+    int64_t word; /* CFG_INT: value of choices[0] ("auto"), choices[1] is word - 1, ... */
+};
+struct cfg_origin {
+    const char *file; /* path, "default" or "command line" */
+    int line, column; /* 1-based; command line: line = number of the argument */
+};
+/* Fills out and origin[n]. Returns the number of problems; their text, a line each, is written to
+ * *report (malloc'ed). Notices (ignored keys) are lines in *notices. path NULL: defaults only. */
+int cfg_load(const struct cfg_field *schema, int n, void *out, struct cfg_origin *origin,
+             const char *path, char *const *sets, int num_sets, char **report, char **notices);
+/* The effective configuration as YAML that cfg_load reads back, each line with its origin as a
+ * comment when origin is not NULL. malloc'ed. */
+char *cfg_text(const struct cfg_field *schema, int n, const void *cfg,
+               const struct cfg_origin *origin);
+/* Table of all keys with type, default, range and help. malloc'ed. */
+char *cfg_help(const struct cfg_field *schema, int n);
+void cfg_free(const struct cfg_field *schema, int n, void *cfg);
+/* "file:line:column: key: " for messages of cross-field rules. */
+void cfg_where(const struct cfg_field *schema, int n, const struct cfg_origin *origin,
+               const char *key, char *out, size_t size);
+#endif

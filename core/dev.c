@@ -1,0 +1,149 @@
+#include "core/dev.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/bf16.h"
+
+static const struct dev_backend *const backends[] = {&dev_ref, &dev_cpu, &dev_null};
+enum { NUM_BACKENDS = sizeof backends / sizeof *backends };
+
+static const struct dev_backend *find(const char *name)
+{
+    for (int i = 0; i < NUM_BACKENDS; i++)
+        if (strcmp(backends[i]->name, name) == 0) return backends[i];
+    return NULL;
+}
+
+const char *const *dev_names(void)
+{
+    static const char *names[NUM_BACKENDS + 1];
+    for (int i = 0; i < NUM_BACKENDS; i++) names[i] = backends[i]->name;
+    return names;
+}
+
+bool dev_supports(const char *name, enum dtype compute)
+{
+    const struct dev_backend *b = find(name);
+    return b && b->ops(compute);
+}
+
+/* The table is made of pointers only, apart from its first member; each must be set. */
+static void refuse_holes(const struct dev_ops *ops, const char *name)
+{
+    const size_t n = (sizeof *ops - offsetof(struct dev_ops, alloc)) / sizeof(void (*)(void));
+    void (*const *slot)(void) =
+        (void (*const *)(void))(const void *)((const char *)ops + offsetof(struct dev_ops, alloc));
+    for (size_t i = 0; i < n; i++)
+        CHECK(slot[i], "device %s: op number %zu of struct dev_ops (core/dev.h) is missing", name, i);
+}
+
+struct dev *dev_open(const char *name, enum dtype compute, int threads)
+{
+    const struct dev_backend *b = find(name);
+    if (!b) {
+        char list[128] = "";
+        for (int i = 0; i < NUM_BACKENDS; i++) {
+            strcat(list, i ? ", " : "");
+            strcat(list, backends[i]->name);
+        }
+        err_stop(RC_CONFIG, "unknown device \"%s\"; this build has: %s", name, list);
+    }
+    const struct dev_ops *ops = b->ops(compute);
+    if (!ops) err_stop(RC_CONFIG, "device %s does not support dtype %s", name, dtype_name(compute));
+    refuse_holes(ops, name);
+    struct dev *d = calloc(1, sizeof *d);
+    CHECK(d, "out of memory");
+    d->ops = ops;
+    d->compute = compute;
+    d->threads = threads;
+    struct err e = {0};
+    if (b->start && !b->start(d, &e)) err_raise(&e);
+    return d;
+}
+
+void dev_close(struct dev *d)
+{
+    if (!d) return;
+    const struct dev_backend *b = find(d->ops->name);
+    if (b && b->stop) b->stop(d);
+    free(d);
+}
+
+void dev_describe(struct dev *d, char *out, size_t size)
+{
+    const struct dev_backend *b = find(d->ops->name);
+    if (b && b->describe)
+        b->describe(d, out, size);
+    else
+        snprintf(out, size, "%s", d->ops->name);
+}
+
+void dev_poison(struct dev *d, void *p, size_t bytes)
+{
+    if (!d->poison) return;
+    const int64_t n = (int64_t)(bytes / sizeof(float));
+    d->ops->fill(d, tensor_make(p, DT_F32, 1, &n), (double)__builtin_nanf(""));
+}
+
+struct tensor dev_tensor(struct dev *d, enum dtype t, int ndim, const int64_t *dim)
+{
+    struct tensor x = tensor_make(NULL, t, ndim, dim);
+    x.data = dev_alloc(d, tensor_bytes(x) + 64);
+    return x;
+}
+
+void dev_put(struct dev *d, struct tensor t, const void *host)
+{
+    CHECK(tensor_contiguous(t), "put to a strided tensor");
+    d->ops->from_host(d, t.data, host, tensor_bytes(t));
+}
+
+void dev_get(struct dev *d, void *host, struct tensor t)
+{
+    CHECK(tensor_contiguous(t), "get from a strided tensor");
+    d->ops->to_host(d, host, t.data, tensor_bytes(t));
+}
+
+void dev_put_f64(struct dev *d, struct tensor t, const double *host)
+{
+    const int64_t n = tensor_count(t);
+    if (t.dtype == DT_F64) {
+        dev_put(d, t, host);
+        return;
+    }
+    float *f = malloc((size_t)(n ? n : 1) * sizeof *f);
+    CHECK(f, "out of memory");
+    for (int64_t i = 0; i < n; i++) f[i] = (float)host[i];
+    if (t.dtype == DT_BF16) {
+        uint16_t *h = malloc((size_t)(n ? n : 1) * sizeof *h);
+        CHECK(h, "out of memory");
+        for (int64_t i = 0; i < n; i++) h[i] = bf16_from(f[i]);
+        dev_put(d, t, h);
+        free(h);
+    } else {
+        CHECK(t.dtype == DT_F32, "put of doubles to %s", dtype_name(t.dtype));
+        dev_put(d, t, f);
+    }
+    free(f);
+}
+
+void dev_get_f64(struct dev *d, double *host, struct tensor t)
+{
+    const int64_t n = tensor_count(t);
+    if (t.dtype == DT_F64) {
+        dev_get(d, host, t);
+        return;
+    }
+    void *raw = malloc(tensor_bytes(t) + 8);
+    CHECK(raw, "out of memory");
+    dev_get(d, raw, t);
+    if (t.dtype == DT_BF16)
+        for (int64_t i = 0; i < n; i++) host[i] = (double)bf16_to(((uint16_t *)raw)[i]);
+    else if (t.dtype == DT_F32)
+        for (int64_t i = 0; i < n; i++) host[i] = (double)((float *)raw)[i];
+    else
+        CHECK(0, "get of doubles from %s", dtype_name(t.dtype));
+    free(raw);
+}

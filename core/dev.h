@@ -1,0 +1,221 @@
+/* Devices and their table of ops. Model code calls only the functions below; nothing above core/
+ * knows which device runs. Four tables: ref (naive loops in f32 and f64: the oracle), cpu
+ * (default: f32, bf16), cuda, null (computes nothing: checks shapes, counts FLOPs and bytes).
+ *
+ * Types. T = compute dtype of activations and of the gathered weights (f64, f32 or bf16);
+ * S = dtype_state(T) (f64 or f32) for statistics, modulation, gradients of parameters and losses.
+ * Inside an op all arithmetic is at least f32, with one rounding at the end.
+ * Conventions. Activation gradients are written (=), parameter gradients are added (+=).
+ * A row belongs to batch sample b = row / (rows / B): the batch is the slowest dimension of every
+ * layout. Outputs never alias inputs unless said. Reductions use an order that does not depend on
+ * the number of threads. Formulas: docs/spec/model.md 1.4, 1.5, 1.8. */
+#ifndef CORE_DEV_H
+#define CORE_DEV_H
+#include "core/err.h"
+#include "core/rng.h"
+#include "core/tensor.h"
+
+struct dev;
+
+/* gemm: c = alpha * op(a) op(b) + beta * c, then the epilogue. a, b: T; c: T or S. */
+enum epilogue {
+    EPI_NONE,
+    EPI_BIAS,      /* + bias[n] (dtype of b) */
+    EPI_BIAS_GELU, /* aux = c + bias (T, [m,n]); c = gelu_tanh(aux) */
+    EPI_DGELU,     /* c *= gelu_tanh'(aux) */
+    EPI_BIAS_GRAD  /* bias[m] += sum over k of op(a)[m,k] (S): with op(a) = dy', the bias gradient */
+};
+struct gemm_args {
+    struct tensor c, a, b; /* 2-D, rows may be strided */
+    bool trans_a, trans_b;
+    double alpha, beta;
+    enum epilogue epilogue;
+    struct tensor bias, aux;
+};
+
+/* Attention runs over n independent pairs of row ranges (host arrays). Lengths may be 0 on either
+ * side: a query without keys gives 0 and lse = -inf. */
+struct seqs {
+    int n;
+    const int32_t *q_first, *q_len, *k_first, *k_len;
+};
+/* q, o: [q rows, heads, head_dim] T; k, v: [k rows, heads, head_dim] T, rows strided; head_dim even,
+ * at most 256. lse: [q rows, heads] S, natural log of the sum of exp(scale * q.k). Rows of o that
+ * no range covers are left alone. */
+struct attn_args {
+    struct tensor o, lse, q, k, v;
+    const struct seqs *seqs;
+    double scale;
+};
+/* dq, dk, dv are written for the covered rows (a key range may appear once only). */
+struct attn_grad_args {
+    struct tensor dq, dk, dv, d_o, o, lse, q, k, v;
+    const struct seqs *seqs;
+    double scale;
+};
+
+/* Rotary tables: cos and sin of pos * freq for each axis (t, row, column), [max_pos, pairs] S.
+ * Pair p of a head = elements (2p, 2p+1); the first pairs[0] turn with t, then pairs[1] with the
+ * row, pairs[2] with the column. */
+struct rope {
+    int pairs[3];
+    struct tensor cos[3], sin[3];
+};
+/* out = rope(x * rstd * w): RMS norm over the whole row, then rotation per head.
+ * x, out, dy, dx: [rows, C] T; w, dw: [C] S; rstd: [rows] S;
+ * pos: [rows, 3] i16 (negative: no rotation of this row), data NULL: no rotation at all. */
+struct norm_rope_args {
+    struct tensor out, rstd, x, w, pos;
+    const struct rope *rope;
+    int heads;
+    double eps;
+};
+struct norm_rope_grad_args {
+    struct tensor dx, dw, dy, x, rstd, w, pos;
+    const struct rope *rope;
+    int heads;
+    double eps;
+};
+
+/* out = xhat * (one + scale[b]) + shift[b], xhat = (x - mean) * rstd over each row.
+ * scale, shift: [B, C] S, rows may be strided; data NULL in both: out = xhat.
+ * one = 1: modulation (AdaLN); one = 0 and B = 1: an affine LayerNorm. mean, rstd: [rows] S. */
+struct ln_args {
+    struct tensor out, mean, rstd, x, scale, shift;
+    double one, eps;
+};
+struct ln_grad_args { /* dx =; dscale, dshift [B, C] S += (data NULL: not wanted) */
+    struct tensor dx, dscale, dshift, dy, x, mean, rstd, scale;
+    double one;
+};
+
+struct adamw_args { /* one flat shard: all [n]; m, v, g, p: S; ema: S or NULL; wire: T or NULL */
+    struct tensor p, m, v, g, ema, wire;
+    double lr, beta1, beta2, eps, weight_decay;
+    double bias1, bias2;  /* 1 - beta^step */
+    double grad_scale;    /* clip coefficient, applied to g on the fly */
+    double ema_keep;      /* ema -= (1 - ema_keep) * (ema - p); negative: leave the EMA alone */
+};
+
+/* Which latent element a patch row holds. Row of C*4 values for patch (1,2,2) at (t,r,c):
+ * PATCH_IN  (conv weight order): feature = ch*4 + dy*2 + dx
+ * PATCH_OUT (head order):        feature = (dy*2 + dx)*C + ch */
+enum patch_order { PATCH_IN, PATCH_OUT };
+
+struct flow_args { /* x_t = s*noise + (1-s)*z in PATCH_IN order, target = noise - z in PATCH_OUT */
+    struct tensor xt, target; /* [rows, 4C]: xt T, target S */
+    struct tensor z;          /* [B, C, T, H, W] S */
+    struct tensor pos;        /* [rows, 3] i16; negative: padding, both rows are 0 */
+    const double *sigma;      /* [B], host */
+    const struct rng_key *noise; /* [B], host: index = element of [C,T,H,W] */
+};
+
+struct dev_ops {
+    const char *name;
+    /* memory; the null device hands out addresses that must never be followed */
+    void *(*alloc)(struct dev *, size_t bytes);
+    void (*free)(struct dev *, void *);
+    void (*copy)(struct dev *, void *dst, const void *src, size_t bytes);
+    void (*to_host)(struct dev *, void *dst, const void *src, size_t bytes); /* waits */
+    void (*from_host)(struct dev *, void *dst, const void *src, size_t bytes);
+    void (*sync)(struct dev *);
+    /* matrices and attention */
+    void (*gemm)(struct dev *, const struct gemm_args *);
+    void (*attn_fwd)(struct dev *, const struct attn_args *);
+    void (*attn_bwd)(struct dev *, const struct attn_grad_args *);
+    /* rows */
+    void (*norm_rope_fwd)(struct dev *, const struct norm_rope_args *);
+    void (*norm_rope_bwd)(struct dev *, const struct norm_rope_grad_args *);
+    void (*ln_fwd)(struct dev *, const struct ln_args *);
+    void (*ln_bwd)(struct dev *, const struct ln_grad_args *);
+    /* out = x + gate[b]*y; out may be x; gate [B,C] S strided, data NULL: 1 */
+    void (*gate_add_fwd)(struct dev *, struct tensor out, struct tensor x, struct tensor y,
+                         struct tensor gate);
+    /* dy = gate[b]*dout; dgate[b] += sum over rows of dout*y */
+    void (*gate_add_bwd)(struct dev *, struct tensor dy, struct tensor dgate, struct tensor dout,
+                         struct tensor y, struct tensor gate);
+    void (*gelu_fwd)(struct dev *, struct tensor y, struct tensor x); /* tanh form */
+    void (*gelu_bwd)(struct dev *, struct tensor dx, struct tensor dy, struct tensor x);
+    void (*silu_fwd)(struct dev *, struct tensor y, struct tensor x); /* y and x: T or S each */
+    void (*silu_bwd)(struct dev *, struct tensor dx, struct tensor dy, struct tensor x);
+    /* out [B,d] = [cos(t w_i), sin(t w_i)], w_i = 10000^(-i/(d/2)), in double; t: [B] host */
+    void (*sinusoid)(struct dev *, struct tensor out, const double *t);
+    /* out[r] = x[map[r]], 0 where map[r] < 0; map i32 [rows of out] */
+    void (*rows_gather)(struct dev *, struct tensor out, struct tensor x, struct tensor map);
+    /* out[b] = row + x[b]; row [1,n] or [n], x, out [B,n], S */
+    void (*bcast_add)(struct dev *, struct tensor out, struct tensor row, struct tensor x);
+    /* drow [n] += sum over rows of dx [B,n]; S */
+    void (*colsum_add)(struct dev *, struct tensor drow, struct tensor dx);
+    /* latents */
+    void (*patch_rows)(struct dev *, struct tensor rows, struct tensor x, struct tensor pos,
+                       enum patch_order);
+    /* writes only the elements that the rows hold */
+    void (*unpatch_rows)(struct dev *, struct tensor x, struct tensor rows, struct tensor pos,
+                         enum patch_order);
+    void (*flow_rows)(struct dev *, const struct flow_args *);
+    /* sum [B] f64 += sum over the rows of sample b of (pred-target)^2; dout = 2*scale*(pred-target)
+     * (data NULL: not wanted). Rows with pos < 0 count nothing and get 0. pred, dout: T; target: S */
+    void (*flow_loss)(struct dev *, struct tensor sum, struct tensor dout, struct tensor pred,
+                      struct tensor target, struct tensor pos, double scale);
+    /* x [rows,4C] S in PATCH_IN order += dsigma * (u + guidance*(c-u)), c, u: T in PATCH_OUT order;
+     * u.data NULL: no guidance, += dsigma * c */
+    void (*sample_step)(struct dev *, struct tensor x, struct tensor c, struct tensor u,
+                        double guidance, double dsigma);
+    /* flat arrays */
+    void (*adamw)(struct dev *, const struct adamw_args *);
+    void (*sumsq)(struct dev *, struct tensor sum, struct tensor x); /* sum [1] f64 += sum x^2 */
+    void (*axpy)(struct dev *, struct tensor y, double a, struct tensor x); /* y += a*x; any dtypes */
+    void (*scale)(struct dev *, struct tensor x, double a);
+    void (*fill)(struct dev *, struct tensor x, double a);
+    void (*cast)(struct dev *, struct tensor dst, struct tensor src); /* same shape; may be strided */
+    /* x[i] = mean + std * normal(stream, first + i), rounded to float, then to the dtype of x */
+    void (*rng_normal)(struct dev *, struct tensor x, struct rng_stream, uint64_t first, double std);
+    void (*rng_uniform)(struct dev *, struct tensor x, struct rng_stream, uint64_t first, double lo,
+                        double hi);
+};
+
+struct dev_counters { /* kept by the null device; FLOPs with multiply-add = 2 */
+    double gemm_flops, attn_fwd_flops, attn_bwd_flops;
+    double row_bytes; /* read and written by the row ops */
+    size_t bytes_now, bytes_peak;
+};
+struct dev {
+    const struct dev_ops *ops;
+    enum dtype compute; /* T */
+    int threads;
+    bool poison; /* fill released memory with NaN: a use after release cannot pass a test */
+    struct dev_counters count;
+    void *impl;
+};
+
+/* name: ref, cpu, cuda, null. threads: 0 = OMP_NUM_THREADS or the cores of this rank. Stops with
+ * the list of devices in this build when the name is unknown, the dtype is not supported, or the
+ * table has a hole (which it names). */
+struct dev *dev_open(const char *name, enum dtype compute, int threads);
+void dev_close(struct dev *d);
+const char *const *dev_names(void);                    /* of this build, NULL-terminated */
+bool dev_supports(const char *name, enum dtype compute);
+/* One line for the start banner: library, instruction set, threads. */
+void dev_describe(struct dev *d, char *out, size_t size);
+
+static inline void *dev_alloc(struct dev *d, size_t bytes) { return d->ops->alloc(d, bytes); }
+static inline void dev_free(struct dev *d, void *p) { d->ops->free(d, p); }
+void dev_poison(struct dev *d, void *p, size_t bytes);
+struct tensor dev_tensor(struct dev *d, enum dtype t, int ndim, const int64_t *dim); /* allocates */
+/* Host array of the same dtype to a contiguous tensor, and back. */
+void dev_put(struct dev *d, struct tensor t, const void *host);
+void dev_get(struct dev *d, void *host, struct tensor t);
+/* Host doubles to any floating dtype (rounded), and back. */
+void dev_put_f64(struct dev *d, struct tensor t, const double *host);
+void dev_get_f64(struct dev *d, double *host, struct tensor t);
+
+/* How a device enters the table of dev.c. */
+struct dev_backend {
+    const char *name;
+    const struct dev_ops *(*ops)(enum dtype compute); /* NULL: dtype not supported */
+    bool (*start)(struct dev *d, struct err *e);      /* sets impl; may be NULL */
+    void (*stop)(struct dev *d);
+    void (*describe)(struct dev *d, char *out, size_t size);
+};
+extern const struct dev_backend dev_ref, dev_cpu, dev_null;
+#endif

@@ -1,0 +1,119 @@
+#include "core/err.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { STACK_MAX = 16, STACK_TEXT = 160, LINE_MAX_BYTES = 4096 };
+
+static _Thread_local struct {
+    int rank, size;
+    void (*abort_all)(int);
+    int depth;
+    char stack[STACK_MAX][STACK_TEXT];
+    struct err_trap *trap;
+} self = {.size = 1};
+
+void err_identify(int rank, int size, void (*abort_all)(int code))
+{
+    self.rank = rank;
+    self.size = size;
+    self.abort_all = abort_all;
+}
+
+void err_push(const char *fmt, ...)
+{
+    if (self.depth < STACK_MAX) {
+        va_list ap;
+        va_start(ap, fmt);
+        vsnprintf(self.stack[self.depth], STACK_TEXT, fmt, ap);
+        va_end(ap);
+    }
+    self.depth++;
+}
+
+void err_pop(void)
+{
+    if (self.depth > 0) self.depth--;
+}
+
+void err_set_trap(struct err_trap *t) { self.trap = t; }
+
+/* Appends to a fixed buffer, never past its end. */
+static void put(char *buf, size_t *n, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void put(char *buf, size_t *n, const char *fmt, ...)
+{
+    if (*n >= LINE_MAX_BYTES - 1) return;
+    va_list ap;
+    va_start(ap, fmt);
+    int w = vsnprintf(buf + *n, LINE_MAX_BYTES - *n, fmt, ap);
+    va_end(ap);
+    if (w > 0) *n += (size_t)w;
+    if (*n > LINE_MAX_BYTES - 1) *n = LINE_MAX_BYTES - 1;
+}
+
+static _Noreturn void finish(int code, const char *text)
+{
+    char line[LINE_MAX_BYTES + 2];
+    size_t n = 0;
+    if (self.size > 1) put(line, &n, "[rank %d/%d] ", self.rank, self.size);
+    put(line, &n, "%s", text);
+    const int depth = self.depth < STACK_MAX ? self.depth : STACK_MAX;
+    for (int i = depth - 1; i >= 0; i--) put(line, &n, " | while %s", self.stack[i]);
+    if (self.trap) {
+        struct err_trap *t = self.trap;
+        self.trap = NULL;
+        self.depth = 0;
+        t->err.code = code;
+        snprintf(t->err.msg, sizeof t->err.msg, "%.*s", (int)sizeof t->err.msg - 1, line);
+        longjmp(t->jump, 1);
+    }
+    line[n++] = '\n';
+    fflush(stdout);
+    ssize_t w = write(STDERR_FILENO, line, n); /* one write: lines of ranks never mix */
+    (void)w;
+    if (self.abort_all) self.abort_all(code);
+    exit(code);
+}
+
+_Noreturn void err_fatal(const char *file, int line, const char *func, const char *expr,
+                         const char *fmt, ...)
+{
+    char text[LINE_MAX_BYTES];
+    size_t n = 0;
+    put(text, &n, "%s:%d %s: ", file, line, func);
+    va_list ap;
+    va_start(ap, fmt);
+    int w = vsnprintf(text + n, sizeof text - n, fmt, ap);
+    va_end(ap);
+    if (w > 0) n += (size_t)w;
+    if (n > sizeof text - 1) n = sizeof text - 1;
+    put(text, &n, " (%s)", expr);
+    finish(RC_SOFTWARE, text);
+}
+
+_Noreturn void err_stop(int code, const char *fmt, ...)
+{
+    char text[LINE_MAX_BYTES];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    finish(code, text);
+}
+
+void err_set(struct err *e, int code, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(e->msg, sizeof e->msg, fmt, ap);
+    va_end(ap);
+    e->code = code;
+}
+
+void err_raise(const struct err *e)
+{
+    if (e->code) err_stop(e->code, "%s", e->msg);
+}

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Runs every test program of $BUILD and adds up their closing lines. Arguments: --fast, or parts of
+# test names. Each program has a time limit; a crash or a missing closing line counts as a failure.
+set -u
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+BUILD=${BUILD:-build/release}
+args=(); only=()
+for a in "$@"; do case $a in --fast) args+=(-f); export TEST_FAST=1;; *) only+=("$a");; esac; done
+p=0; f=0; s=0; bad=()
+for t in "$BUILD"/tests/test_*; do
+    [ -x "$t" ] && [ ! -d "$t" ] || continue
+    case $t in *.o|*.d) continue;; esac
+    if [ ${#only[@]} -gt 0 ]; then m=0; for o in "${only[@]}"; do [[ $t == *$o* ]] && m=1; done; [ $m = 1 ] || continue; fi
+    log=$(mktemp)
+    timeout -k 5 "${TEST_TIMEOUT:-900}" "$t" "${args[@]}" </dev/null >"$log" 2>&1; rc=$?
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1)
+    if [ -n "$line" ]; then
+        set -- $line; p=$((p+$1)); f=$((f+$3)); s=$((s+$5))
+        [ "$rc" != 0 ] && [ "$3" = 0 ] && { f=$((f+1)); bad+=("$t (rc $rc)"); }
+        [ "$3" != 0 ] && bad+=("$t")
+    else
+        f=$((f+1)); bad+=("$t (rc $rc, no closing line)")
+    fi
+    if [ "$rc" = 0 ] && [ -n "$line" ]; then
+        grep -E '^  (skip|FAIL)' "$log" | sort | uniq -c | sed 's/^ *1 //' | head -20
+        echo "$(basename "$t"): $line"
+    else cat "$log"; fi
+    rm -f "$log"
+done
+[ ${#bad[@]} -gt 0 ] && printf 'failed: %s\n' "${bad[@]}"
+echo "$p passed, $f failed, $s skipped"
+[ "$f" = 0 ] && [ $((p+s)) -gt 0 ]

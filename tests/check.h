@@ -1,0 +1,40 @@
+/* Test harness. A test is a function over a world communicator and the rank counts it wants;
+ * ranks are threads (comm_thread) unless the binary is started under mpirun. Case names are
+ * sentences. A failed expectation is recorded and the test goes on, so that one rank's failure
+ * cannot leave the others inside a collective; the harness owns the exit code. The last line is
+ * "N passed, N failed, N skipped". */
+#ifndef TESTS_CHECK_H
+#define TESTS_CHECK_H
+#include "core/dev.h"
+#include "core/err.h"
+#include "core/tensor.h"
+
+struct comm;
+enum { TEST_SLOW = 1 }; /* left out of make test-fast */
+struct test {
+    const char *name;
+    void (*run)(struct comm *world);
+    int ranks[5]; /* 0-terminated; all zero: one rank */
+    unsigned flags;
+};
+/* Arguments: [-l] list, [-f] fast set only, [-v] timings, NAME-PART: only tests that contain it. */
+int test_main(int argc, char **argv, const struct test *t, int n);
+/* Reports the rest of the running test as skipped, with the reason. Call on all ranks. */
+void test_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+bool test_fast(void);
+/* Adds to the counts of the summary (a golden file with many groups counts each). */
+void test_note(const char *what, bool passed);
+void test_note_skip(const char *what, const char *why);
+
+#define EXPECT(cond, ...) expect_true(!!(cond), __FILE__, __LINE__, #cond, __VA_ARGS__)
+void expect_true(bool ok, const char *file, int line, const char *expr, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
+/* max|a-b| / max|b| <= tol over n doubles; prints tensor, index, got, want and how many are off.
+ * A NaN on either side fails. */
+bool expect_close(const char *what, const double *got, const double *want, int64_t n, double tol);
+double max_error(const double *got, const double *want, int64_t n, int64_t *worst);
+/* Runs f(arg) expecting CHECK or err_stop with this text inside the message. */
+void expect_stop(const char *text, int code, void (*f)(void *), void *arg);
+/* A fresh folder under $TMPDIR, removed when the process ends. */
+const char *test_dir(void);
+#endif

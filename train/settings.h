@@ -1,0 +1,127 @@
+/* The whole configuration of train, sample, plan and data: one struct, one schema table
+ * (settings.c). Key names and nesting are the official ones where those exist (docs/spec/sft.md 5,
+ * docs/spec/model.md 4). */
+#ifndef TRAIN_SETTINGS_H
+#define TRAIN_SETTINGS_H
+#include "core/config.h"
+#include "core/tensor.h"
+#include "model/config.h"
+
+enum grad_clip { CLIP_ADAPTIVE, CLIP_FIXED, CLIP_ADAPTIVE_CAPPED };
+enum lr_kind { LR_CONSTANT, LR_COSINE };
+enum device_choice { DEVICE_AUTO, DEVICE_REF, DEVICE_CPU, DEVICE_CUDA, DEVICE_NULL };
+enum { FSDP_AUTO = -1 }; /* fsdp_size: auto = world */
+
+struct scheduler_config { /* scheduler_config.* */
+    int scheduler_name;   /* flow_matching */
+    bool use_dynamic_shifting, use_logitnorm_time_sampling;
+    double shift, base_shift, max_shift, logit_mean, logit_std, guidance_scale;
+    int64_t base_image_seq, max_image_seq, num_inference_steps;
+};
+struct data_config { /* data_config.* */
+    int64_t batch_size, global_batch_size; /* per data rank; ours: whole, 0 = null */
+    int64_t num_workers;
+    bool drop_last, shuffle;
+    int dataset_name;         /* wan_t2v (our HDF5 file), t2v_random (smoke test: needs smoke) */
+    char *metafile_or_dir;    /* dataset_config.metafile_or_dir_path: the HDF5 data set */
+    char *source;             /* dataset_config.source: meta JSON/CSV to build it from if absent */
+    char *codec, *text_codec; /* dataset_config.codec, .text_codec: pixel, hash */
+    int64_t sample_height, sample_width, sample_num_frames, sample_stride; /* stride 0 = null */
+    int64_t window_stride; /* frames between windows of one clip; 0 = null: one window a clip */
+    double train_fps, text_drop_ratio;
+    int64_t text_max_length;
+};
+struct optimizer_config {
+    double lr, weight_decay, eps;
+    struct cfg_reals betas;
+};
+struct lr_schedule {
+    int kind; /* enum lr_kind */
+    int64_t warmup_steps;
+    double min_lr_ratio;
+};
+struct validation_config {
+    int64_t interval, sigmas; /* every N steps (0: never); number of sigma buckets */
+    double window;            /* share of every clip, at its end, that is never trained on */
+};
+struct checkpoint_config {
+    int64_t keep_last, keep_every; /* keep_every: steps, 0 = none */
+};
+struct filter_config { /* `osp data`: docs/spec/sft.md 5.2 */
+    double min_hxw, too_long_factor, max_h_div_w_ratio, min_h_div_w_ratio;
+    double min_motion_value, max_motion_value, max_failure_rate;
+};
+struct data_job { /* `osp data` */
+    char *ann_txt_path; /* official index file: "root,meta.json" lines */
+    char *meta_path;    /* or one meta JSON/CSV; paths in it are relative to its folder */
+    char *save_path;    /* the HDF5 data set to write */
+    struct filter_config filter;
+};
+struct sample_config { /* `osp sample` (docs/spec/sft.md 5.3) */
+    char *checkpoint;  /* run folder, checkpoint folder or its parent */
+    char *prompt_txt;  /* file, a prompt per line, or the prompt itself */
+    char *negative_prompt;
+    bool use_ema;
+    int64_t num_frames, height, width, batch_size, samples_per_prompt;
+    double save_fps;
+    bool batched_cfg;
+};
+struct plan_config {
+    int64_t ranks;
+    double nvlink_gbps, ib_gbps;
+};
+
+struct settings {
+    int model_name; /* osp_next, wan_t2v */
+    int64_t seed;
+    char *output_dir;
+    int64_t training_iteration; /* optimizer steps */
+    double max_seconds;         /* stop after so long by the clock, with a checkpoint; 0: never */
+    int64_t fsdp_size, sp_size, skiparse_sp_size; /* fsdp_size: FSDP_AUTO */
+    bool use_sequence_parallel, use_skiparse_sequence_parallel;
+    int reshard_after_forward; /* 0 null, 1 true, 2 false */
+    int64_t explicit_prefetching_num_blocks;
+    bool gradient_checkpointing;
+    int recompute;             /* enum recompute; -1: list in recompute_blocks, -2: not given */
+    struct cfg_ints recompute_blocks;
+    int64_t gradient_accumulation_steps;
+    double init_max_grad_norm;
+    int grad_clip; /* enum grad_clip */
+    int64_t log_interval, save_interval;
+    int weight_dtype; /* 0 bf16, 1 fp32, 2 fp64 */
+    int device;       /* enum device_choice */
+    double ema_decay;
+    int64_t ema_update_interval;
+    bool ema_warmup, grad_scale_ref, check_comm, deterministic_training, smoke;
+    int64_t max_skipped_steps;
+    double stop_before_end_s, comm_deadline_s;
+    char *resume; /* auto, never or a path */
+    struct model_config model;
+    struct scheduler_config scheduler;
+    struct data_config data;
+    struct optimizer_config optimizer;
+    struct lr_schedule lr_schedule;
+    struct validation_config validation;
+    struct checkpoint_config checkpoint;
+    struct data_job job;
+    struct sample_config sample;
+    struct plan_config plan;
+};
+
+enum settings_verb { SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE, SETTINGS_PLAN };
+struct loaded_settings {
+    struct settings s;
+    struct cfg_origin *origin;
+    char *path;
+};
+const struct cfg_field *settings_schema(int *n);
+/* Loads, applies the cross-field rules that need no rank count, prints notices (rank 0) and stops
+ * with RC_CONFIG and the list of all problems. */
+void settings_load(struct loaded_settings *out, enum settings_verb verb, const char *path,
+                   char *const *sets, int num_sets);
+/* The rules that need the number of ranks (fsdp_size divides it, batch divides, ...). */
+void settings_check_ranks(const struct loaded_settings *l, int ranks);
+char *settings_text(const struct loaded_settings *l, bool with_origins);
+void settings_free(struct loaded_settings *l);
+enum dtype settings_dtype(const struct settings *s); /* compute dtype */
+#endif
