@@ -6,6 +6,7 @@
  *          stream RNG_WORD keyed by FNV-1a 64 of the word; last row the word "</s>"; cut to len. */
 #ifndef DATA_CODEC_H
 #define DATA_CODEC_H
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/err.h"

@@ -5,6 +5,8 @@
  * (RNG_CAPTION). One thread reads ahead into two buffers. */
 #ifndef DATA_LOADER_H
 #define DATA_LOADER_H
+#include <stdbool.h>
+
 #include "data/dataset.h"
 struct batch {
     int n;
