@@ -116,7 +116,9 @@ struct ckpt_entry *ckpt_list(const char *dir, int *n, char **skipped)
     DIR *d = opendir(dir);
     if (!d) return NULL;
     for (struct dirent *f; (f = readdir(d));) {
-        if (f->d_name[0] == '.' || ends_with(f->d_name, ".tmp") || ends_with(f->d_name, ".old")) continue;
+        if (f->d_name[0] == '.' || ends_with(f->d_name, ".tmp") || ends_with(f->d_name, ".old") ||
+            ends_with(f->d_name, ".prev"))
+            continue;
         char *path = io_path("%s/%s", dir, f->d_name);
         struct err e = {0};
         json_t *m = ckpt_manifest(path, &e);
@@ -171,15 +173,33 @@ void ckpt_rotate(const struct ckpt_place *place, int64_t newest)
     free(skipped);
 }
 
+/* iter_N.prev whose successor never appeared becomes iter_N again. */
+static bool restore_previous(const char *path)
+{
+    if (!ends_with(path, ".prev")) return false;
+    char *name = strdup(path);
+    CHECK(name, "out of memory");
+    name[strlen(name) - 5] = 0;
+    struct err e = {0};
+    const bool back = !io_exists(name);
+    if (back) io_rename(path, name, &e);
+    free(name);
+    return back && !e.code;
+}
+
 void ckpt_remove_leftovers(const char *dir)
 {
     DIR *d = opendir(dir);
     if (!d) return;
     for (struct dirent *f; (f = readdir(d));) {
-        if (strncmp(f->d_name, "iter_", 5) || (!ends_with(f->d_name, ".tmp") && !ends_with(f->d_name, ".old")))
+        if (strncmp(f->d_name, "iter_", 5) || (!ends_with(f->d_name, ".tmp") && !ends_with(f->d_name, ".old") && !ends_with(f->d_name, ".prev")))
             continue;
         char *path = io_path("%s/%s", dir, f->d_name);
         struct err e = {0};
+        if (restore_previous(path)) {
+            free(path);
+            continue;
+        }
         io_remove_tree(path, &e);
         log_warn("%s: left over from an interrupted save%s%s", path, e.code ? ", cannot remove: " : ", removed",
                  e.code ? e.msg : "");

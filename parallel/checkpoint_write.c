@@ -222,9 +222,13 @@ static void prepare_folder(const struct ckpt_place *place, const char *tmp, int6
 /* The moment at which the new checkpoint counts. */
 static void publish(const struct ckpt_place *place, const char *tmp, const char *final, struct err *e)
 {
-    if (io_exists(final)) io_remove_tree(final, e); /* the same step again: the old one was invalid */
+    char *before = io_path("%s.prev", final); /* the same step again: one of the two always stands */
+    const bool again = io_exists(final);
+    if (again) io_rename(final, before, e);
     if (!e->code) io_rename(tmp, final, e);
     if (!e->code) io_fsync_path(place->dir, e);
+    if (again && !e->code) io_remove_tree(before, e);
+    free(before);
 }
 
 void ckpt_write(struct comm *world, const struct ckpt_place *place, const struct ckpt_snapshot *s,
