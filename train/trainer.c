@@ -66,7 +66,7 @@ void trainer_start(struct trainer *t)
                                   .text_len = s->model.text_len,
                                   .text_drop_ratio = s->data.text_drop_ratio,
                                   .shuffle = s->data.shuffle};
-    t->loader = loader_open(t->data, o, (uint64_t)(t->state.step * t->global_batch));
+    t->loader = loader_open(t->data, o, (uint64_t)t->state.cursor);
 }
 
 void trainer_free(struct trainer *t)
@@ -232,7 +232,7 @@ static double comm_seconds(const struct session *s)
     return sum;
 }
 
-struct step_result trainer_step(struct trainer *t)
+struct step_result trainer_step(struct trainer *t, bool clock)
 {
     struct session *s = t->ses;
     const double t0 = log_seconds(), comm0 = comm_seconds(s), data0 = loader_wait_seconds(t->loader);
@@ -245,9 +245,9 @@ struct step_result trainer_step(struct trainer *t)
     }
     /* one reduction carries all that steers: replicas hold equal norms, signals are or-ed by sum */
     const int replicas = s->mesh.axis[AXIS_REPLICA]->size;
-    double x[3] = {loss, local_norm_squared(s) / replicas, launch_signal() ? 1 : 0};
-    comm_sum_f64(s->world, x, 3, "loss and norm");
-    struct step_result r = {.loss = x[0], .norm = sqrt(x[1]), .signal = x[2] > 0};
+    double x[4] = {loss, local_norm_squared(s) / replicas, launch_signal() ? 1 : 0, clock ? 1 : 0};
+    comm_sum_f64(s->world, x, 4, "loss and norm");
+    struct step_result r = {.loss = x[0], .norm = sqrt(x[1]), .signal = x[2] > 0, .clock = x[3] > 0};
     r.lr = schedule_lr(&t->schedule, t->state.step);
     r.skipped = !isfinite(r.loss) || !isfinite(r.norm);
     if (r.skipped) {
@@ -261,6 +261,7 @@ struct step_result trainer_step(struct trainer *t)
         t->state.skipped_in_row = 0;
     }
     t->state.step++;
+    t->state.cursor += t->global_batch;
     err_pop();
     r.seconds = log_seconds() - t0;
     r.comm_seconds = comm_seconds(s) - comm0;

@@ -8,7 +8,8 @@
 #include "train/session.h"
 
 enum { MAX_BUCKETS = 32 };
-struct trainer_state { /* scalars of a checkpoint; the cursor is step * global batch */
+struct trainer_state { /* scalars of a checkpoint */
+    int64_t cursor; /* samples of the stream consumed: the whole state of the data */
     int64_t step, ema_updates, adam_steps, skipped, skipped_in_row;
     struct clip clip;
     double seconds; /* trained so far, over all starts */
@@ -28,7 +29,7 @@ struct trainer {
 struct step_result {
     double loss, norm, norm_after, limit, lr;
     bool skipped;
-    int signal; /* some rank was asked to stop */
+    bool signal, clock; /* some rank was asked to stop; the time budget is spent */
     double seconds, comm_seconds, data_seconds;
 };
 struct valid_result {
@@ -40,7 +41,8 @@ struct valid_result {
 void trainer_init(struct trainer *t, struct session *ses, struct dataset *d);
 void trainer_start(struct trainer *t);
 void trainer_free(struct trainer *t);
-struct step_result trainer_step(struct trainer *t);
+/* clock: this rank finds that the time is up; all ranks learn it with the loss. */
+struct step_result trainer_step(struct trainer *t, bool clock);
 struct valid_result trainer_validate(struct trainer *t, bool ema);
 /* Micro-batch shape of a data set for this configuration. */
 struct session_shape trainer_shape(const struct settings *s, const struct dataset *d, int ranks);

@@ -1,0 +1,50 @@
+/* osp: distributed training of sparse video diffusion transformers. The verb table. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/err.h"
+#include "train/verbs.h"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *usage, *what;
+} verbs[] = {
+    {"train", verb_train, "train CONFIG [key=value ...]", "supervised fine-tuning; resumes by itself"},
+    {"sample", verb_sample, "sample CONFIG [key=value ...]", "prompts to mp4 files and a contact sheet"},
+    {"data", verb_data, "data CONFIG [key=value ...]", "video clips and captions to an HDF5 data set"},
+    {"inspect", verb_inspect, "inspect RUN|CHECKPOINT", "what is in a checkpoint"},
+    {"diff", verb_diff, "diff CHECKPOINT CHECKPOINT", "compares two checkpoints tensor by tensor"},
+    {"plan", verb_plan, "plan CONFIG [ranks=N] [key=value ...]", "memory, FLOPs and communication of a step"},
+    {"report", verb_report, "report RUN", "one self-contained HTML page of a run"},
+    {"print-config", verb_print_config, "print-config CONFIG [key=value ...]", "effective values with origins"},
+    {"bench", verb_bench, "bench [name]", "speed of the model's block on this device"},
+};
+enum { NUM_VERBS = sizeof verbs / sizeof *verbs };
+
+static int help(int code)
+{
+    FILE *f = code ? stderr : stdout;
+    fprintf(f, "usage: osp VERB ...   (mpirun -n N osp VERB ... for several ranks)\n\n");
+    for (int i = 0; i < NUM_VERBS; i++)
+        fprintf(f, "  %-40s %s\n", verbs[i].usage, verbs[i].what);
+    fprintf(f, "\nosp VERB --help, osp VERB --help-config\n");
+    return code;
+}
+
+int main(int argc, char **argv)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (argc < 2) return help(RC_USAGE);
+    if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0) {
+        if (argc == 2) return help(RC_OK);
+        char flag[] = "--help";
+        char *only[] = {flag, NULL};
+        for (int i = 0; i < NUM_VERBS; i++)
+            if (strcmp(argv[2], verbs[i].name) == 0) return verbs[i].run(1, only);
+    }
+    for (int i = 0; i < NUM_VERBS; i++)
+        if (strcmp(argv[1], verbs[i].name) == 0) return verbs[i].run(argc - 2, argv + 2);
+    fprintf(stderr, "osp: unknown verb \"%s\"\n", argv[1]);
+    return help(RC_USAGE);
+}

@@ -1,0 +1,221 @@
+/* Verb train: builds everything, resumes, runs the loop, saves. */
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/io.h"
+#include "core/log.h"
+#include "parallel/launch.h"
+#include "train/args.h"
+#include "train/build.h"
+#include "train/metrics.h"
+#include "train/resume.h"
+#include "train/verbs.h"
+
+static const char usage[] =
+    "osp train CONFIG [key=value ...] [--print-config] [--help-config] [--check-comm]\n"
+    "Supervised fine-tuning by flow matching. Run it again after an interruption: it resumes from\n"
+    "the newest valid checkpoint of output_dir, on any number of ranks.";
+
+struct progress { /* between two console lines */
+    double start, since, comm, data, loss;
+    int64_t first_step, steps;
+};
+
+static void console(const struct trainer *t, const struct step_result *r, struct progress *p,
+                    struct metrics *m)
+{
+    const struct session *s = t->ses;
+    const double seconds = log_seconds() - p->since, per = seconds / (double)p->steps;
+    const double tokens = (double)(t->global_batch * s->shape.t * s->shape.h * s->shape.w / 4) / per;
+    const double flops = (s->model_forward.gemm_flops + s->model_forward.attn_flops +
+                          s->model_backward.gemm_flops + s->model_backward.attn_flops) *
+                         t->num_micro * s->mesh.dp / per;
+    const double comm = p->comm / seconds, data = p->data / seconds;
+    double left = per * (double)(s->set->training_iteration - t->state.step);
+    if (s->set->max_seconds > 0) left = fmin(left, s->set->max_seconds - t->state.seconds);
+    const long eta = left > 0 ? (long)left : 0;
+    log_progress("step %lld/%lld  loss %.5f  norm %.3f  lr %.2e  %.0f tok/s  %.2f GFLOP/s  "
+                 "compute %.0f%% comm %.0f%% data %.0f%%  ETA %ld:%02ld:%02ld",
+                 (long long)t->state.step, (long long)s->set->training_iteration,
+                 p->loss / (double)p->steps, r->norm, r->lr, tokens, 1e-9 * flops,
+                 100 * (1 - comm - data), 100 * comm, 100 * data, eta / 3600, eta / 60 % 60, eta % 60);
+    metrics_put(m, "train/loss", p->loss / (double)p->steps);
+    metrics_put(m, "train/last_loss", r->loss);
+    metrics_put(m, "train/grad_norm", r->norm);
+    metrics_put(m, "train/grad_norm_clipped", r->norm_after);
+    metrics_put(m, "train/clip_limit", r->limit);
+    metrics_put(m, "train/lr", r->lr);
+    metrics_put(m, "train/skipped_steps", (double)t->state.skipped);
+    metrics_put(m, "speed/tokens_per_s", tokens);
+    metrics_put(m, "speed/flops_per_s", flops);
+    metrics_put(m, "speed/step_s", per);
+    metrics_put(m, "speed/compute_share", 1 - comm - data);
+    metrics_put(m, "speed/comm_share", comm);
+    metrics_put(m, "speed/data_share", data);
+    metrics_flush(m, t->state.step, t->state.seconds);
+    *p = (struct progress){.start = p->start, .since = log_seconds(), .first_step = p->first_step};
+}
+
+static void validate(struct trainer *t, struct metrics *m)
+{
+    const bool both = t->ses->set->ema_decay > 0;
+    for (int ema = 0; ema <= both; ema++) {
+        const struct valid_result v = trainer_validate(t, ema);
+        if (!v.samples) return;
+        const char *which = ema ? "ema" : "raw";
+        char key[64], text[512] = "";
+        for (int k = 0; k < v.buckets; k++) {
+            snprintf(key, sizeof key, "validation/%s/sigma_%.3f", which, v.sigma[k]);
+            metrics_put(m, key, v.loss[k]);
+            const size_t n = strlen(text);
+            snprintf(text + n, sizeof text - n, " %.3f:%.4f", v.sigma[k], v.loss[k]);
+        }
+        snprintf(key, sizeof key, "validation/%s/loss", which);
+        metrics_put(m, key, v.mean);
+        log_info("validation at step %lld (%s): %.5f over %lld windows; by sigma%s",
+                 (long long)t->state.step, which, v.mean, (long long)v.samples, text);
+    }
+    metrics_flush(m, t->state.step, t->state.seconds);
+}
+
+/* One job per output folder. */
+static int lock_output(struct comm *world, const char *dir)
+{
+    struct err e = {0};
+    int fd = -1;
+    if (world->rank == 0) {
+        io_mkdir(dir, &e);
+        char *path = io_path("%s/lock", dir);
+        fd = e.code ? -1 : open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+        if (!e.code && fd < 0) err_set(&e, RC_CANTCREAT, "%s: cannot be created", path);
+        if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0)
+            err_set(&e, RC_CANTCREAT, "%s: another job writes to this output_dir; stop it or choose another",
+                    dir);
+        free(path);
+    }
+    comm_broadcast_bytes(world, &e, sizeof e, 0, "output folder");
+    err_raise(&e);
+    return fd;
+}
+
+static void save_config(struct comm *world, const struct loaded_settings *l)
+{
+    if (world->rank) return;
+    char *path = io_path("%s/config.yaml", l->s.output_dir), *text = settings_text(l, true);
+    struct err e = {0};
+    io_write_file(path, text, strlen(text), &e);
+    err_raise(&e);
+    free(text);
+    free(path);
+}
+
+/* The time budget of this run, or the end of the batch job. */
+static bool time_is_up(const struct trainer *t, bool *preempted)
+{
+    const struct settings *s = t->ses->set;
+    const char *end = getenv("SLURM_JOB_END_TIME");
+    if (s->stop_before_end_s > 0 && end && difftime(atol(end), time(NULL)) < s->stop_before_end_s) {
+        *preempted = true;
+        return true;
+    }
+    return s->max_seconds > 0 && t->state.seconds >= s->max_seconds;
+}
+
+static int train_loop(struct trainer *t, const struct loaded_settings *l, struct metrics *m)
+{
+    const struct settings *s = t->ses->set;
+    struct progress p = {.start = log_seconds(), .since = log_seconds(), .first_step = t->state.step};
+    int64_t saved = t->state.step;
+    bool preempted = false, stop = false;
+    if (t->state.step == 0 && s->validation.interval > 0) validate(t, m);
+    while (!stop && t->state.step < s->training_iteration) {
+        p.since = p.steps ? p.since : log_seconds();
+        const struct step_result r = trainer_step(t, time_is_up(t, &preempted));
+        p.steps++;
+        p.comm += r.comm_seconds;
+        p.data += r.data_seconds;
+        p.loss += r.loss;
+        if (r.skipped)
+            log_warn("step %lld: loss %g, gradient norm %g; the step was skipped (%lld in a row)",
+                     (long long)t->state.step, r.loss, r.norm, (long long)t->state.skipped_in_row);
+        if (t->state.skipped_in_row > s->max_skipped_steps)
+            err_stop(RC_NUMERIC, "%lld steps in a row were not finite (max_skipped_steps: %lld); the "
+                                 "last checkpoint is from step %lld",
+                     (long long)t->state.skipped_in_row, (long long)s->max_skipped_steps,
+                     (long long)saved);
+        preempted |= r.signal;
+        stop = r.signal || r.clock;
+        const bool last = stop || t->state.step == s->training_iteration;
+        if (last || t->state.step % s->log_interval == 0) console(t, &r, &p, m);
+        if (!preempted && s->validation.interval > 0 && (last || t->state.step % s->validation.interval == 0)) {
+            validate(t, m);
+            p.steps = 0;
+            p.loss = p.comm = p.data = 0;
+        }
+        if (last || t->state.step % s->save_interval == 0) {
+            resume_save(t, l);
+            saved = t->state.step;
+        }
+    }
+    if (preempted) log_info("stopped by a signal at step %lld; run again to go on", (long long)t->state.step);
+    return preempted ? RC_PREEMPTED : RC_OK;
+}
+
+static int run(struct comm *world, struct loaded_settings *l)
+{
+    const int lock = lock_output(world, l->s.output_dir);
+    struct dataset *d = build_or_open(world, &l->s);
+    struct session *ses = calloc(1, sizeof *ses);
+    struct trainer t;
+    CHECK(ses, "out of memory");
+    session_open(ses, &l->s, world, trainer_shape(&l->s, d, world->size), true);
+    trainer_init(&t, ses, d);
+    save_config(world, l);
+    const bool resumed = resume_load(&t, l);
+    if (!resumed) fsdp_init_params(ses->fsdp, (uint64_t)l->s.seed);
+    log_info("%lld training windows, %lld held out; global batch %lld in %d micro-batch%s of %d per "
+             "data rank; shift %.4f",
+             (long long)d->num_train, (long long)d->num_valid, (long long)t.global_batch, t.num_micro,
+             t.num_micro > 1 ? "es" : "", ses->shape.batch, t.shift);
+    struct err e = {0};
+    struct metrics *m = metrics_open(l->s.output_dir, world->rank, resumed ? t.state.step : -1, &e);
+    err_raise(&e);
+    char *text = settings_text(l, false);
+    metrics_text(m, "config", text);
+    free(text);
+    launch_catch_signals();
+    trainer_start(&t);
+    const int rc = train_loop(&t, l, m);
+    metrics_event(m, rc == RC_OK ? "finished" : "preempted", t.state.step);
+    metrics_close(m);
+    trainer_free(&t);
+    session_close(ses);
+    free(ses);
+    dataset_close(d);
+    if (lock >= 0) close(lock);
+    return rc;
+}
+
+int verb_train(int argc, char **argv)
+{
+    struct args a;
+    args_parse(&a, argc, argv, usage);
+    if (a.help_config || a.print_config) return verb_print_config(argc, argv);
+    if (!a.config) err_stop(RC_USAGE, "%s", usage);
+    struct comm *world = launch_start(&argc, &argv);
+    struct loaded_settings l;
+    settings_load(&l, SETTINGS_TRAIN, a.config, a.sets, a.num_sets);
+    if (a.check_comm) l.s.check_comm = true;
+    settings_check_ranks(&l, world->size);
+    const int rc = run(world, &l);
+    settings_free(&l);
+    args_free(&a);
+    launch_end(world);
+    return rc;
+}
