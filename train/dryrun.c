@@ -47,7 +47,6 @@ static void pass(struct ctx *c, struct dit *d, struct shape_plan *p, const struc
     struct tensor target = arena_new(c->keep, S, 2, DIMS(last->layout->rows, 4 * m->out_dim));
     struct tensor text = arena_new(c->keep, T, 2, DIMS((int64_t)in->batch * m->text_len, m->text_dim));
     struct tensor text_s = arena_new(c->keep, S, 2, text.dim);
-    (void)z;
     (void)text_s;
     const struct dev_counters start = c->dev->count;
     dit_forward(c, d, p, (struct dit_input){xt, text, t}, in->train, run);
@@ -59,10 +58,14 @@ static void pass(struct ctx *c, struct dit *d, struct shape_plan *p, const struc
         c->dev->ops->flow_loss(c->dev, sum, dout, run->out, target, last->pos, 1);
         dit_backward(c, d, run, dout, (struct tensor){0}, (struct tensor){0});
         out->backward = phase_of(&c->dev->count, &mid);
-    } else { /* sampling: two velocities, the state, and the latent at the end */
+    } else { /* sampling: two velocities, the state, model input, and the latent at the end */
+        arena_like(c->keep, run->out);
         arena_like(c->keep, run->out);
         arena_new(c->keep, S, 2, xt.dim);
         arena_new(c->keep, S, 2, xt.dim);
+        arena_like(c->keep, text);
+        arena_like(c->keep, text);
+        arena_like(c->keep, z);
     }
     free(run);
 }

@@ -66,6 +66,8 @@ struct sample_config { /* `osp sample` (docs/spec/sft.md 5.3) */
     int64_t num_frames, height, width, batch_size, samples_per_prompt;
     double save_fps;
     bool batched_cfg;
+    bool same_noise; /* noise by sample number only, the same for every prompt */
+    char *compare;   /* data set: table of distances between samples and the clips of each prompt */
 };
 struct plan_config {
     int64_t ranks;
