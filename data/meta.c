@@ -169,8 +169,9 @@ static bool get_record(struct clip_list *l, const json_t *r, const char *root,
         return false;
     }
     const json_t *path = given(r, "path"), *cap = given(r, "cap");
-    if (!json_is_string(path) || !json_string_length(path))
-        return wrong(at, "path", "a string that is not empty", path);
+    if (!json_is_string(path) || !json_string_length(path) ||
+        json_string_length(path) > META_MAX_PATH)
+        return wrong(at, "path", "a string of 1 to 4096 bytes", path);
     struct clip *c = meta_new_clip(l, json_string_value(path), root);
     c->record = (int64_t)at->record;
     int64_t crop[4];

@@ -34,7 +34,7 @@ bool meta_read_index(struct clip_list *out, const char *path, struct err *e);
 void meta_free(struct clip_list *l);
 
 /* For the readers of the formats. */
-enum { META_MAX_TEXT = 16384, META_MAX_CAPTIONS = 1024 };
+enum { META_MAX_TEXT = 16384, META_MAX_PATH = 4096, META_MAX_CAPTIONS = 1024 };
 struct clip *meta_new_clip(struct clip_list *l, const char *path, const char *root);
 /* False when it is too long or not UTF-8. An empty one is counted and left out. */
 bool meta_add_caption(struct clip_list *l, struct clip *c, const char *text);

@@ -93,8 +93,9 @@ static bool number(const struct csv *c, int line, int col, const char *text, dou
 static bool record(struct csv *c, int line, char *const value[MAX_COLUMNS], struct clip_list *out,
                    const char *root)
 {
-    if (!value[COL_PATH][0]) {
-        err_set(c->e, RC_DATA, "%s:%d: column path is empty", c->path, line);
+    if (!value[COL_PATH][0] || strlen(value[COL_PATH]) > META_MAX_PATH) {
+        err_set(c->e, RC_DATA, "%s:%d: column path is empty or longer than %d bytes", c->path,
+                line, META_MAX_PATH);
         return false;
     }
     struct clip *clip = meta_new_clip(out, value[COL_PATH], root);

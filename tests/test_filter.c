@@ -79,7 +79,7 @@ static void bad_descriptions(struct comm *world)
         {"a.json", "[{\"path\":\"x\",\"path\":\"y\"}]", "not valid JSON: duplicate object key"},
         {"a.json", "{\"path\":\"x\"}", "must be a list of records, but is an object"},
         {"a.json", "[{\"path\":\"x\",\"cap\":\"y\"}, 5]", "record 1 must be an object"},
-        {"a.json", "[{\"cap\":\"y\"}]", "record 0: key \"path\" must be a string that is not empty,"
+        {"a.json", "[{\"cap\":\"y\"}]", "record 0: key \"path\" must be a string of 1 to 4096 bytes,"
                                         " but is missing"},
         {"a.json", "[{\"path\":\"x\",\"cap\":[1]}]", "key \"cap\" must be a string or a list"},
         {"a.json", "[{\"path\":\"x\",\"fps\":\"24\"}]", "key \"fps\" must be a number, but is a str"},
