@@ -39,7 +39,12 @@ void err_pop(void)
     if (self.depth > 0) self.depth--;
 }
 
-void err_set_trap(struct err_trap *t) { self.trap = t; }
+struct err_trap *err_set_trap(struct err_trap *t)
+{
+    struct err_trap *before = self.trap;
+    self.trap = t;
+    return before;
+}
 
 /* Appends to a fixed buffer, never past its end. */
 static void put(char *buf, size_t *n, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

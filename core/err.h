@@ -50,10 +50,11 @@ void err_set(struct err *e, int code, const char *fmt, ...) __attribute__((forma
 /* Stops with e's code and message when e holds an error. */
 void err_raise(const struct err *e);
 
-/* Tests: while a trap is set, CHECK and err_stop on this thread fill it and longjmp. */
+/* While a trap is set, CHECK and err_stop on this thread clear it, fill it and longjmp. Returns the
+ * trap that was set before. For tests and for ranks that are threads. */
 struct err_trap {
     jmp_buf jump;
     struct err err;
 };
-void err_set_trap(struct err_trap *t);
+struct err_trap *err_set_trap(struct err_trap *t);
 #endif

@@ -108,10 +108,9 @@ bool expect_close(const char *what, const double *got, const double *want, int64
 void expect_stop(const char *text, int code, void (*f)(void *), void *arg)
 {
     struct err_trap *t = calloc(1, sizeof *t);
+    struct err_trap *volatile before = err_set_trap(t);
     if (setjmp(t->jump) == 0) {
-        err_set_trap(t);
         f(arg);
-        err_set_trap(NULL);
         fail_line("    expected a stop with \"%s\", but nothing stopped\n", text);
     } else {
         if (!strstr(t->err.msg, text))
@@ -119,6 +118,7 @@ void expect_stop(const char *text, int code, void (*f)(void *), void *arg)
         if (t->err.code != code)
             fail_line("    stop \"%s\": exit code %d, expected %d\n", t->err.msg, t->err.code, code);
     }
+    err_set_trap(before);
     free(t);
 }
 

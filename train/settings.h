@@ -42,6 +42,7 @@ struct lr_schedule {
 };
 struct validation_config {
     int64_t interval, sigmas; /* every N steps (0: never); number of sigma buckets */
+    int64_t samples;          /* held-out windows that are used, evenly spread; 0: all */
     double window;            /* share of every clip, at its end, that is never trained on */
 };
 struct checkpoint_config {

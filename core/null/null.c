@@ -1,7 +1,292 @@
+/* The dry-run device: computes nothing, hands out addresses that fault when followed, checks
+ * shapes, and counts FLOPs, bytes of the row ops and memory. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
 #include "core/dev.h"
-static const struct dev_ops *no_ops(enum dtype t)
+
+struct block {
+    void *p;
+    size_t bytes;
+    struct block *next;
+};
+
+static void *null_alloc(struct dev *d, size_t bytes)
+{
+    struct block *b = malloc(sizeof *b);
+    CHECK(b, "out of memory");
+    b->bytes = bytes ? bytes : 1;
+    b->p = mmap(NULL, b->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(b->p != MAP_FAILED, "cannot reserve %zu bytes of address space", bytes);
+    b->next = d->impl;
+    d->impl = b;
+    d->count.bytes_now += bytes;
+    if (d->count.bytes_now > d->count.bytes_peak) d->count.bytes_peak = d->count.bytes_now;
+    return b->p;
+}
+
+static void null_free(struct dev *d, void *p)
+{
+    struct block **at = (struct block **)&d->impl;
+    while (*at && (*at)->p != p) at = &(*at)->next;
+    CHECK(*at, "free of an address that was not allocated");
+    struct block *b = *at;
+    *at = b->next;
+    d->count.bytes_now -= b->bytes;
+    munmap(b->p, b->bytes);
+    free(b);
+}
+
+static void null_copy(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    (void)dst;
+    (void)src;
+    d->count.row_bytes += 2 * (double)bytes;
+}
+static void null_to_host(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    (void)d;
+    (void)src;
+    memset(dst, 0, bytes);
+}
+static void null_from_host(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    (void)d;
+    (void)dst;
+    (void)src;
+    (void)bytes;
+}
+static void null_sync(struct dev *d) { (void)d; }
+
+/* Row traffic of the tensors an op touches. */
+static void touch(struct dev *d, struct tensor t)
+{
+    if (t.data) d->count.row_bytes += (double)tensor_bytes(t);
+}
+
+static void same_shape(struct tensor a, struct tensor b, const char *what)
+{
+    CHECK(a.dim[0] == b.dim[0] && tensor_width(a) == tensor_width(b), "%s: %lld x %lld against %lld x %lld",
+          what, (long long)a.dim[0], (long long)tensor_width(a), (long long)b.dim[0],
+          (long long)tensor_width(b));
+}
+
+static void null_gemm(struct dev *d, const struct gemm_args *g)
+{
+    const int64_t m = g->c.dim[0], n = g->c.dim[1];
+    const int64_t ka = g->trans_a ? g->a.dim[0] : g->a.dim[1];
+    const int64_t kb = g->trans_b ? g->b.dim[1] : g->b.dim[0];
+    CHECK(ka == kb && (g->trans_a ? g->a.dim[1] : g->a.dim[0]) == m &&
+              (g->trans_b ? g->b.dim[0] : g->b.dim[1]) == n && g->a.dtype == g->b.dtype,
+          "gemm of %lldx%lld and %lldx%lld into %lldx%lld", (long long)g->a.dim[0],
+          (long long)g->a.dim[1], (long long)g->b.dim[0], (long long)g->b.dim[1], (long long)m,
+          (long long)n);
+    d->count.gemm_flops += 2.0 * (double)m * (double)n * (double)ka;
+    if (g->aux.data) same_shape(g->aux, g->c, "gemm aux");
+}
+
+static double pairs(const struct seqs *s)
+{
+    double n = 0;
+    for (int i = 0; i < s->n; i++) n += (double)s->q_len[i] * (double)s->k_len[i];
+    return n;
+}
+
+static void null_attn_fwd(struct dev *d, const struct attn_args *a)
+{
+    same_shape(a->o, a->q, "attention");
+    d->count.attn_fwd_flops += 4 * pairs(a->seqs) * (double)tensor_width(a->q);
+}
+
+static void null_attn_bwd(struct dev *d, const struct attn_grad_args *a)
+{
+    same_shape(a->dq, a->q, "attention backward");
+    same_shape(a->dk, a->k, "attention backward");
+    d->count.attn_bwd_flops += 10 * pairs(a->seqs) * (double)tensor_width(a->q);
+}
+
+static void null_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a)
+{
+    same_shape(a->out, a->x, "norm");
+    CHECK(a->rstd.dim[0] == a->x.dim[0] && a->w.dim[0] == a->x.dim[1], "norm shapes");
+    touch(d, a->x);
+    touch(d, a->out);
+}
+static void null_norm_rope_bwd(struct dev *d, const struct norm_rope_grad_args *a)
+{
+    same_shape(a->dx, a->dy, "norm backward");
+    touch(d, a->x);
+    touch(d, a->dy);
+    touch(d, a->dx);
+}
+static void null_ln_fwd(struct dev *d, const struct ln_args *a)
+{
+    same_shape(a->out, a->x, "layer norm");
+    CHECK(!a->scale.data || a->x.dim[0] % a->scale.dim[0] == 0, "rows per sample");
+    touch(d, a->x);
+    touch(d, a->out);
+}
+static void null_ln_bwd(struct dev *d, const struct ln_grad_args *a)
+{
+    same_shape(a->dx, a->dy, "layer norm backward");
+    touch(d, a->x);
+    touch(d, a->dy);
+    touch(d, a->dx);
+}
+static void null_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct tensor y,
+                              struct tensor gate)
+{
+    (void)gate;
+    same_shape(out, x, "gate");
+    touch(d, out);
+    touch(d, x);
+    touch(d, y);
+}
+static void null_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate,
+                              struct tensor dout, struct tensor y, struct tensor gate)
+{
+    (void)dgate;
+    (void)gate;
+    same_shape(dy, dout, "gate backward");
+    touch(d, dy);
+    touch(d, dout);
+    touch(d, y);
+}
+static void map2(struct dev *d, struct tensor y, struct tensor x)
+{
+    same_shape(y, x, "elementwise");
+    touch(d, x);
+    touch(d, y);
+}
+static void map3(struct dev *d, struct tensor dx, struct tensor dy, struct tensor x)
+{
+    map2(d, dx, dy);
+    touch(d, x);
+}
+static void null_sinusoid(struct dev *d, struct tensor out, const double *t)
 {
     (void)t;
-    return NULL;
+    touch(d, out);
 }
-const struct dev_backend dev_null = {.name = "null", .ops = no_ops};
+static void null_rows_gather(struct dev *d, struct tensor out, struct tensor x, struct tensor map)
+{
+    CHECK(map.dim[0] == out.dim[0] && tensor_width(out) == tensor_width(x), "row map");
+    touch(d, out);
+    touch(d, out);
+}
+static void null_bcast_add(struct dev *d, struct tensor out, struct tensor row, struct tensor x)
+{
+    (void)row;
+    map2(d, out, x);
+}
+static void null_colsum_add(struct dev *d, struct tensor drow, struct tensor dx)
+{
+    CHECK(tensor_count(drow) == tensor_width(dx), "column sum");
+    touch(d, dx);
+}
+static void null_patch(struct dev *d, struct tensor a, struct tensor b, struct tensor pos,
+                       enum patch_order order)
+{
+    (void)pos;
+    (void)order;
+    touch(d, a);
+    touch(d, b);
+}
+static void null_flow_rows(struct dev *d, const struct flow_args *a)
+{
+    CHECK(a->xt.dim[0] == a->pos.dim[0] && a->xt.dim[1] == 4 * a->z.dim[1], "flow rows");
+    touch(d, a->xt);
+    touch(d, a->target);
+}
+static void null_flow_loss(struct dev *d, struct tensor sum, struct tensor dout, struct tensor pred,
+                           struct tensor target, struct tensor pos, double scale)
+{
+    (void)sum;
+    (void)pos;
+    (void)scale;
+    same_shape(pred, target, "loss");
+    touch(d, pred);
+    touch(d, target);
+    touch(d, dout);
+}
+static void null_sample_step(struct dev *d, struct tensor x, struct tensor c, struct tensor u,
+                             double guidance, double dsigma)
+{
+    (void)guidance;
+    (void)dsigma;
+    same_shape(x, c, "sample step");
+    touch(d, x);
+    touch(d, c);
+    touch(d, u);
+}
+static void null_adamw(struct dev *d, const struct adamw_args *a)
+{
+    touch(d, a->p);
+    touch(d, a->m);
+    touch(d, a->v);
+    touch(d, a->g);
+    touch(d, a->ema);
+}
+static void null_sumsq(struct dev *d, struct tensor sum, struct tensor x)
+{
+    (void)sum;
+    touch(d, x);
+}
+static void null_axpy(struct dev *d, struct tensor y, double a, struct tensor x)
+{
+    (void)a;
+    map2(d, y, x);
+}
+static void null_scale(struct dev *d, struct tensor x, double a)
+{
+    (void)a;
+    touch(d, x);
+}
+static void null_fill(struct dev *d, struct tensor x, double a)
+{
+    (void)a;
+    touch(d, x);
+}
+static void null_rng_normal(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first,
+                            double std)
+{
+    (void)s;
+    (void)first;
+    (void)std;
+    touch(d, x);
+}
+static void null_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first,
+                             double lo, double hi)
+{
+    (void)lo;
+    (void)hi;
+    null_rng_normal(d, x, s, first, 0);
+}
+
+static const struct dev_ops table = {
+    .name = "null", .alloc = null_alloc, .free = null_free, .copy = null_copy,
+    .to_host = null_to_host, .from_host = null_from_host, .sync = null_sync, .gemm = null_gemm,
+    .attn_fwd = null_attn_fwd, .attn_bwd = null_attn_bwd, .norm_rope_fwd = null_norm_rope_fwd,
+    .norm_rope_bwd = null_norm_rope_bwd, .ln_fwd = null_ln_fwd, .ln_bwd = null_ln_bwd,
+    .gate_add_fwd = null_gate_add_fwd, .gate_add_bwd = null_gate_add_bwd, .gelu_fwd = map2,
+    .gelu_bwd = map3, .silu_fwd = map2, .silu_bwd = map3, .sinusoid = null_sinusoid,
+    .rows_gather = null_rows_gather, .bcast_add = null_bcast_add, .colsum_add = null_colsum_add,
+    .patch_rows = null_patch, .unpatch_rows = null_patch, .flow_rows = null_flow_rows,
+    .flow_loss = null_flow_loss, .sample_step = null_sample_step, .adamw = null_adamw,
+    .sumsq = null_sumsq, .axpy = null_axpy, .scale = null_scale, .fill = null_fill, .cast = map2,
+    .rng_normal = null_rng_normal, .rng_uniform = null_rng_uniform,
+};
+
+static const struct dev_ops *ops(enum dtype compute)
+{
+    return compute == DT_F64 || compute == DT_F32 || compute == DT_BF16 ? &table : NULL;
+}
+
+static void stop(struct dev *d)
+{
+    while (d->impl) null_free(d, ((struct block *)d->impl)->p);
+}
+
+const struct dev_backend dev_null = {.name = "null", .ops = ops, .stop = stop};

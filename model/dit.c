@@ -1,0 +1,226 @@
+#include "model/dit.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "model/params.h"
+#include "model/rope.h"
+
+static void set_policies(struct dit *d, enum recompute recompute, const struct cfg_ints *blocks)
+{
+    for (int i = 0; i < d->num_blocks; i++)
+        d->policy[i] = blocks && blocks->n ? RECOMPUTE_NONE : recompute;
+    for (int k = 0; blocks && k < blocks->n; k++) {
+        CHECK(blocks->v[k] >= 0 && blocks->v[k] < d->num_blocks, "recompute: block %lld of %d",
+              (long long)blocks->v[k], d->num_blocks);
+        d->policy[blocks->v[k]] = RECOMPUTE_ALL;
+    }
+}
+
+struct dit *dit_new(struct dev *dev, const struct model_config *m, enum recompute recompute,
+                    const struct cfg_ints *blocks, int max_pos)
+{
+    struct dit *d = calloc(1, sizeof *d);
+    CHECK(d, "out of memory");
+    d->config = *m;
+    d->num_blocks = (int)m->num_layers;
+    d->num_units = d->num_blocks + 2;
+    d->unit = calloc((size_t)d->num_units, sizeof *d->unit);
+    d->block = calloc((size_t)d->num_blocks, sizeof *d->block);
+    d->param_store = calloc((size_t)d->num_units * UNIT_MAX_PARAMS, sizeof *d->param_store);
+    CHECK(d->unit && d->block && d->param_store, "out of memory");
+    for (int u = 0; u < d->num_units; u++)
+        d->unit[u].param = d->param_store + (size_t)u * UNIT_MAX_PARAMS;
+    snprintf(d->unit[0].name, sizeof d->unit[0].name, "embed");
+    embed_init(&d->embed, &d->unit[0], 0, m);
+    for (int i = 0; i < d->num_blocks; i++) {
+        snprintf(d->unit[i + 1].name, sizeof d->unit[0].name, "blocks.%d", i);
+        block_init(&d->block[i], &d->unit[i + 1], i + 1, m, i);
+    }
+    snprintf(d->unit[d->num_units - 1].name, sizeof d->unit[0].name, "head");
+    head_init(&d->head, &d->unit[d->num_units - 1], d->num_units - 1, m);
+    rope_init(&d->rope, dev, (int)(m->dim / m->num_heads), max_pos);
+    set_policies(d, recompute, blocks);
+    return d;
+}
+
+void dit_free(struct dit *d, struct dev *dev)
+{
+    if (!d) return;
+    rope_free(&d->rope, dev);
+    free(d->param_store);
+    free(d->block);
+    free(d->unit);
+    free(d);
+}
+
+int64_t dit_num_params(const struct dit *d)
+{
+    int64_t n = 0;
+    for (int u = 0; u < d->num_units; u++)
+        for (int p = 0; p < d->unit[u].num_params; p++) n += param_count(&d->unit[u].param[p]);
+    return n;
+}
+
+const struct stage *dit_last_stage(const struct shape_plan *p)
+{
+    return &p->stage[p->at[p->num_layers]];
+}
+
+const struct stage *dit_first_stage(const struct shape_plan *p)
+{
+    for (int i = 0; i <= p->num_layers; i++)
+        if (p->enter[i]) { /* the first move leaves the first stage */
+            for (int s = 0; s < p->num_stages; s++)
+                if (p->stage[s].layout == p->enter[i]->src) return &p->stage[s];
+        }
+    return dit_last_stage(p);
+}
+
+static struct block_run block_run_of(const struct dit *d, const struct dit_run *run, int i)
+{
+    return (struct block_run){.stage = &run->plan->stage[run->plan->at[i]],
+                              .rope = &d->rope,
+                              .full = run->plan->kind[i] == BLOCK_FULL,
+                              .policy = d->policy[i],
+                              .keep_any = run->train};
+}
+
+static struct tensor rows_new(struct arena *a, const struct stage *s, enum dtype t, int64_t C)
+{
+    return arena_new(a, t, 2, DIMS(s->layout->rows, C));
+}
+
+/* Moves x into the layout of stage `to`; without a move x itself. */
+static struct tensor enter_stage(struct ctx *c, const struct dit_run *run, int i, struct tensor x)
+{
+    const struct redist *r = run->plan->enter[i];
+    if (!r) return x;
+    struct tensor y = rows_new(c->keep, &run->plan->stage[run->plan->at[i]], x.dtype, x.dim[1]);
+    redist_forward(r, y, x);
+    return y;
+}
+
+/* Training: x[i], all that is always kept of block i, is its input after the move, so that the
+ * exchange is not repeated in the recompute. */
+static void blocks_forward_train(struct ctx *c, const struct dit *d, struct dit_run *run,
+                                 const struct cond *cond)
+{
+    struct tensor h = run->embed.x;
+    const size_t base = arena_mark(c->tmp);
+    for (int i = 0; i < d->num_blocks; i++) {
+        const struct block_run br = block_run_of(d, run, i);
+        run->x[i] = enter_stage(c, run, i, h);
+        arena_release(c->tmp, base);
+        h = arena_like(run->plan->enter[i + 1] ? c->tmp : c->keep, run->x[i]);
+        const size_t inside = arena_mark(c->tmp);
+        unit_enter(c->hooks, d->block[i].unit, PASS_FORWARD);
+        block_forward(c, &d->block[i], &br, &run->saved[i], h, run->x[i], cond);
+        unit_leave(c->hooks, d->block[i].unit, PASS_FORWARD);
+        block_forget(&run->saved[i], &br);
+        arena_release(c->tmp, inside);
+    }
+    run->x[d->num_blocks] = enter_stage(c, run, d->num_blocks, h);
+    arena_release(c->tmp, base);
+}
+
+/* Inference: two buffers in turn, blocks work in place. */
+static void blocks_forward_only(struct ctx *c, const struct dit *d, struct dit_run *run,
+                                const struct cond *cond)
+{
+    const int64_t C = d->config.dim;
+    struct tensor x = run->embed.x, spare[2];
+    for (int k = 0; k < 2; k++)
+        spare[k] = arena_new(c->keep, x.dtype, 2, DIMS(run->plan->max_rows, C));
+    int next = 0;
+    for (int i = 0; i <= d->num_blocks; i++) {
+        if (run->plan->enter[i]) {
+            struct tensor y = tensor_rows(spare[next], 0, run->plan->enter[i]->dst->rows);
+            redist_forward(run->plan->enter[i], y, x);
+            x = y;
+            next = !next;
+        }
+        run->x[i] = x;
+        if (i == d->num_blocks) break;
+        const size_t inside = arena_mark(c->tmp);
+        const struct block_run br = block_run_of(d, run, i);
+        unit_enter(c->hooks, d->block[i].unit, PASS_FORWARD);
+        block_forward(c, &d->block[i], &br, &run->saved[i], x, x, cond);
+        unit_leave(c->hooks, d->block[i].unit, PASS_FORWARD);
+        block_forget(&run->saved[i], &br);
+        arena_release(c->tmp, inside);
+    }
+}
+
+void dit_forward(struct ctx *c, const struct dit *d, const struct shape_plan *p,
+                 struct dit_input in, bool train, struct dit_run *run)
+{
+    const struct model_config *m = &d->config;
+    SHAPE(in.xt, ctx_compute(c), 2, dit_first_stage(p)->layout->rows, 4 * m->in_dim);
+    SHAPE(in.text, ctx_compute(c), 2, (int64_t)p->batch * p->text_len, m->text_dim);
+    *run = (struct dit_run){.plan = p, .in = in, .train = train};
+    run->embed.e.dim[0] = p->batch;
+    unit_enter(c->hooks, d->embed.unit, PASS_FORWARD);
+    embed_forward(c, &d->embed, &run->embed, (struct embed_in){in.xt, in.text, in.t});
+    unit_leave(c->hooks, d->embed.unit, PASS_FORWARD);
+    const struct cond cond = {run->embed.ctx, run->embed.e0};
+    if (train)
+        blocks_forward_train(c, d, run, &cond);
+    else
+        blocks_forward_only(c, d, run, &cond);
+    struct tensor x = run->x[d->num_blocks];
+    run->out = arena_new(c->keep, x.dtype, 2, DIMS(x.dim[0], 4 * m->out_dim));
+    unit_enter(c->hooks, d->head.unit, PASS_FORWARD);
+    head_forward(c, &d->head, &run->head, run->out, x, run->embed.e);
+    unit_leave(c->hooks, d->head.unit, PASS_FORWARD);
+}
+
+/* dx of the stage of block i-1 from dx of the stage of block i, in the other buffer. */
+static struct tensor leave_stage(const struct dit_run *run, int i, struct tensor dx,
+                                 struct tensor buffer)
+{
+    const struct redist *r = run->plan->enter[i];
+    if (!r) return dx;
+    struct tensor y = tensor_rows(buffer, 0, r->src->rows);
+    redist_backward(r, y, dx);
+    return y;
+}
+
+void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struct tensor dout,
+                  struct tensor dxt, struct tensor dtext)
+{
+    CHECK(run->train, "backward after a forward pass that kept nothing");
+    const size_t mark = arena_mark(c->tmp);
+    const enum dtype T = ctx_compute(c), S = ctx_state(c);
+    const int64_t C = d->config.dim;
+    struct tensor buffer[2];
+    for (int k = 0; k < 2; k++)
+        buffer[k] = arena_new(c->tmp, T, 2, DIMS(run->plan->max_rows, C));
+    struct tensor de = ctx_zeros(c, c->tmp, S, 2, run->embed.e.dim);
+    struct cond_grad dcond = {.text = ctx_zeros(c, c->tmp, S, 2, run->embed.ctx.dim),
+                              .e0 = ctx_zeros(c, c->tmp, S, 2, run->embed.e0.dim)};
+    const struct cond cond = {run->embed.ctx, run->embed.e0};
+    struct tensor dx = tensor_rows(buffer[0], 0, run->x[d->num_blocks].dim[0]);
+    unit_enter(c->hooks, d->head.unit, PASS_BACKWARD);
+    head_backward(c, &d->head, &run->head, dx, de, dout, run->x[d->num_blocks]);
+    unit_leave(c->hooks, d->head.unit, PASS_BACKWARD);
+    for (int i = d->num_blocks - 1; i >= 0; i--) {
+        dx = leave_stage(run, i + 1, dx, dx.data == buffer[0].data ? buffer[1] : buffer[0]);
+        const struct block_run br = block_run_of(d, run, i);
+        const size_t inside = arena_mark(c->tmp);
+        unit_enter(c->hooks, d->block[i].unit, PASS_BACKWARD);
+        struct block_run again = br;
+        again.keep_any = false; /* what is missing is made anew, in tmp */
+        block_forward(c, &d->block[i], &again, &run->saved[i], (struct tensor){0}, run->x[i], &cond);
+        block_backward(c, &d->block[i], &br, &run->saved[i], dx, run->x[i], &cond, &dcond);
+        unit_leave(c->hooks, d->block[i].unit, PASS_BACKWARD);
+        arena_release(c->tmp, inside);
+    }
+    dx = leave_stage(run, 0, dx, dx.data == buffer[0].data ? buffer[1] : buffer[0]);
+    unit_enter(c->hooks, d->embed.unit, PASS_BACKWARD);
+    embed_backward(c, &d->embed, &run->embed, (struct embed_in){run->in.xt, run->in.text, run->in.t},
+                   (struct embed_grad){.dx = dx, .dtext_ctx = dcond.text, .de = de,
+                                       .de0 = dcond.e0, .dxt = dxt, .dtext = dtext});
+    unit_leave(c->hooks, d->embed.unit, PASS_BACKWARD);
+    arena_release(c->tmp, mark);
+}

@@ -1,0 +1,131 @@
+#include "train/dryrun.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/dit.h"
+
+enum { HUGE_ARENA_SHIFT = 43 }; /* addresses only, nothing is committed */
+
+static struct dryrun_phase phase_of(const struct dev_counters *c, const struct dev_counters *before)
+{
+    return (struct dryrun_phase){
+        .gemm_flops = c->gemm_flops - before->gemm_flops,
+        .attn_flops = c->attn_fwd_flops + c->attn_bwd_flops - before->attn_fwd_flops -
+                      before->attn_bwd_flops,
+        .row_bytes = c->row_bytes - before->row_bytes};
+}
+
+static void count_states(struct fsdp *f, struct dryrun_out *out)
+{
+    int n;
+    const struct shard *s = fsdp_shards(f, &n);
+    for (int i = 0; i < n; i++) {
+        out->master_bytes += tensor_bytes(s[i].master);
+        if (s[i].wire.data != s[i].master.data) out->wire_bytes += tensor_bytes(s[i].wire);
+        if (s[i].grad.data) out->grad_bytes += tensor_bytes(s[i].grad);
+        if (s[i].m.data) out->moment_bytes += tensor_bytes(s[i].m) + tensor_bytes(s[i].v);
+        if (s[i].ema.data) out->ema_bytes += tensor_bytes(s[i].ema);
+        out->params_here += s[i].master.dim[0];
+    }
+    out->slot_bytes = fsdp_slot_bytes(f);
+}
+
+static void pass(struct ctx *c, struct dit *d, struct shape_plan *p, const struct dryrun_in *in,
+                 struct dryrun_out *out)
+{
+    const struct model_config *m = &in->model;
+    const enum dtype T = in->compute, S = dtype_state(T);
+    const struct stage *first = dit_first_stage(p), *last = dit_last_stage(p);
+    struct dit_run *run = calloc(1, sizeof *run);
+    CHECK(run, "out of memory");
+    double t[1024] = {0};
+    CHECK(in->batch <= 1024, "micro-batch of %d", in->batch);
+    /* what the trainer holds beside the model: latents, noisy rows, target, text */
+    struct tensor z = arena_new(c->keep, S, 5, DIMS(in->batch, m->in_dim, in->t, 2 * in->h, 2 * in->w));
+    struct tensor xt = arena_new(c->keep, T, 2, DIMS(first->layout->rows, 4 * m->in_dim));
+    struct tensor target = arena_new(c->keep, S, 2, DIMS(last->layout->rows, 4 * m->out_dim));
+    struct tensor text = arena_new(c->keep, T, 2, DIMS((int64_t)in->batch * m->text_len, m->text_dim));
+    struct tensor text_s = arena_new(c->keep, S, 2, text.dim);
+    (void)z;
+    (void)text_s;
+    const struct dev_counters start = c->dev->count;
+    dit_forward(c, d, p, (struct dit_input){xt, text, t}, in->train, run);
+    const struct dev_counters mid = c->dev->count;
+    out->forward = phase_of(&mid, &start);
+    struct tensor sum = arena_new(c->keep, DT_F64, 1, DIMS(in->batch));
+    if (in->train) {
+        struct tensor dout = arena_like(c->keep, run->out);
+        c->dev->ops->flow_loss(c->dev, sum, dout, run->out, target, last->pos, 1);
+        dit_backward(c, d, run, dout, (struct tensor){0}, (struct tensor){0});
+        out->backward = phase_of(&c->dev->count, &mid);
+    } else { /* sampling: two velocities, the state, and the latent at the end */
+        arena_like(c->keep, run->out);
+        arena_new(c->keep, S, 2, xt.dim);
+        arena_new(c->keep, S, 2, xt.dim);
+    }
+    free(run);
+}
+
+void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
+{
+    memset(out, 0, sizeof *out);
+    struct dev *dev = dev_open("null", in->compute, 1);
+    struct comm *world = comm_null(in->ranks, in->rank, dev);
+    struct mesh mesh;
+    mesh_init(&mesh, world, in->degrees);
+    int most = in->t > in->h ? in->t : in->h;
+    most = in->w > most ? in->w : most;
+    struct dit *d = dit_new(dev, &in->model, in->recompute, in->recompute_blocks, most);
+    struct fsdp *f = fsdp_new(dev, &mesh, d->unit, d->num_units, in->fsdp);
+    struct shape_plan *p = plan_shape(dev, &mesh, &in->model, in->batch, in->t, in->h, in->w,
+                                      (int)in->model.text_len);
+    out->params = dit_num_params(d);
+    out->rows = dit_first_stage(p)->layout->rows;
+    count_states(f, out);
+    out->other_bytes = dev->count.bytes_now - out->master_bytes - out->wire_bytes - out->grad_bytes -
+                       out->moment_bytes - out->ema_bytes - out->slot_bytes;
+    struct arena keep, tmp;
+    arena_init(&keep, dev, (size_t)1 << HUGE_ARENA_SHIFT, "keep");
+    arena_init(&tmp, dev, (size_t)1 << HUGE_ARENA_SHIFT, "tmp");
+    struct ctx c = {dev, &mesh, fsdp_hooks(f), &keep, &tmp};
+    pass(&c, d, p, in, out);
+    if (in->train) fsdp_finish_backward(f, true);
+    for (int a = 0; a < AXIS_COUNT; a++)
+        memcpy(out->comm[a], mesh.axis[a]->count, sizeof out->comm[a]);
+    if (in->train) { /* validation runs forward only, in the same arenas */
+        struct dryrun_in forward = *in;
+        struct dryrun_out unused;
+        forward.train = false;
+        arena_release(&keep, 0);
+        arena_release(&tmp, 0);
+        pass(&c, d, p, &forward, &unused);
+    }
+    out->keep_bytes = keep.peak;
+    out->tmp_bytes = tmp.peak;
+    arena_free(&keep);
+    arena_free(&tmp);
+    plan_free(p);
+    fsdp_free(f);
+    dit_free(d, dev);
+    mesh_free(&mesh);
+    comm_free(world);
+    dev_close(dev);
+}
+
+void dryrun_model_flops(const struct dryrun_in *in, struct dryrun_phase *forward,
+                        struct dryrun_phase *backward)
+{
+    struct dryrun_in one = *in;
+    one.ranks = 1;
+    one.rank = 0;
+    one.degrees = (struct mesh_degrees){1, 1, 1};
+    one.recompute = RECOMPUTE_NONE;
+    one.recompute_blocks = NULL;
+    one.train = true;
+    one.fsdp.optimizer = true;
+    struct dryrun_out out;
+    dryrun(&one, &out);
+    *forward = out.forward;
+    *backward = out.backward;
+}

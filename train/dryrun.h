@@ -1,0 +1,34 @@
+/* Walks the real forward, backward and optimizer code on the null device: how large the arenas
+ * must be, and for `osp plan` what a step costs in memory, FLOPs and communication. */
+#ifndef TRAIN_DRYRUN_H
+#define TRAIN_DRYRUN_H
+#include "model/config.h"
+#include "parallel/fsdp.h"
+struct dryrun_in {
+    struct model_config model;
+    enum dtype compute;
+    enum recompute recompute;
+    const struct cfg_ints *recompute_blocks;
+    int ranks, rank;
+    struct mesh_degrees degrees;
+    struct fsdp_opts fsdp;
+    int batch, t, h, w; /* micro-batch of this rank; token grid */
+    bool train;
+};
+struct dryrun_phase {
+    double gemm_flops, attn_flops, row_bytes; /* this rank */
+};
+struct dryrun_out {
+    int64_t params, params_here; /* of the model; masters on this rank */
+    size_t keep_bytes, tmp_bytes;
+    size_t master_bytes, moment_bytes, ema_bytes, grad_bytes, wire_bytes, slot_bytes, other_bytes;
+    struct dryrun_phase forward, backward; /* one micro-batch; backward includes recompute */
+    struct comm_count comm[AXIS_COUNT][COMM_KINDS];
+    int64_t rows;  /* token rows on this rank per micro-batch */
+};
+void dryrun(const struct dryrun_in *in, struct dryrun_out *out);
+/* Forward and backward FLOPs without any recompute, of the whole micro-batch over all ranks of a
+ * sequence group: what MFU counts. */
+void dryrun_model_flops(const struct dryrun_in *in, struct dryrun_phase *forward,
+                        struct dryrun_phase *backward);
+#endif

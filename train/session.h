@@ -1,0 +1,38 @@
+/* Everything a verb that runs the model needs, built in order and freed in reverse: settings,
+ * ranks, device, parameters, arenas sized by the dry run, one shape plan. */
+#ifndef TRAIN_SESSION_H
+#define TRAIN_SESSION_H
+#include "model/dit.h"
+#include "parallel/fsdp.h"
+#include "train/dryrun.h"
+#include "train/settings.h"
+struct session_shape {
+    int batch;
+    int64_t t, h, w; /* latent, before patching */
+    int64_t channels;
+};
+struct session {
+    const struct settings *set;
+    struct comm *world;
+    struct mesh mesh;
+    struct dev *dev;
+    struct dit *dit;
+    struct fsdp *fsdp;
+    struct shape_plan *plan;
+    struct arena keep, tmp;
+    struct ctx ctx;
+    struct dit_run *run; /* the pass in hand */
+    struct session_shape shape;
+    struct dryrun_out cost;
+    struct dryrun_phase model_forward, model_backward; /* FLOPs that MFU counts, per micro-batch */
+};
+/* degrees from the settings and the number of ranks. */
+struct mesh_degrees session_degrees(const struct settings *s, int ranks);
+enum recompute session_recompute(const struct settings *s, const struct cfg_ints **blocks);
+struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
+                                struct session_shape shape, bool train);
+void session_open(struct session *s, const struct settings *set, struct comm *world,
+                  struct session_shape shape, bool train);
+void session_close(struct session *s);
+const char *session_device(const struct settings *s); /* "auto" resolved */
+#endif
