@@ -24,7 +24,7 @@ struct build {
     const struct video_codec *codec;
     struct build_report report;
     double t0;
-    int64_t *rejected; /* list of clip numbers, for the report, with */
+    int64_t *rejected;   /* list of clip numbers, for the report, with */
     char (*detail)[256]; /* the reason and */
     enum rule *rule;
     int64_t num_rejected;
@@ -52,8 +52,8 @@ static void file_sha256(const char *path, char out[SHA_TEXT])
 
 static void print_clip(FILE *f, const struct clip *c, const char *sha)
 {
-    fprintf(f, "%s|%s|%d%d%d%d%d|%lld %lld %.17g %lld %lld %lld %.17g|%lld %lld %lld %lld|", c->path,
-            sha, c->has_size, c->has_fps, c->has_frames, c->has_cut, c->has_crop,
+    fprintf(f, "%s|%s|%d%d%d%d%d|%lld %lld %.17g %lld %lld %lld %.17g|%lld %lld %lld %lld|",
+            c->path, sha, c->has_size, c->has_fps, c->has_frames, c->has_cut, c->has_crop,
             (long long)c->height, (long long)c->width, c->fps, (long long)c->num_frames,
             (long long)c->cut[0], (long long)c->cut[1], c->motion, (long long)c->crop.x0,
             (long long)c->crop.x1, (long long)c->crop.y0, (long long)c->crop.y1);
@@ -70,12 +70,14 @@ static uint64_t input_hash(const struct build *b, const struct text_codec *text)
     size_t n = 0;
     FILE *f = open_memstream(&all, &n);
     CHECK(f, "out of memory");
-    fprintf(f, "%d %s %s %lld %lld %lld %.17g %lld %.17g %.17g %.17g %.17g %.17g %.17g %lld %lld %lld\n",
-            DATASET_VERSION, b->codec->revision, text->revision, (long long)o->sample_height,
-            (long long)o->sample_width, (long long)o->sample_num_frames, o->train_fps,
-            (long long)o->sample_stride, o->min_hxw, o->too_long_factor, o->max_h_div_w_ratio,
-            o->min_h_div_w_ratio, o->min_motion_value, o->max_motion_value,
-            (long long)g->window_stride, (long long)g->text_dim, (long long)g->text_len);
+    fprintf(
+        f,
+        "%d %s %s %lld %lld %lld %.17g %lld %.17g %.17g %.17g %.17g %.17g %.17g %lld %lld %lld\n",
+        DATASET_VERSION, b->codec->revision, text->revision, (long long)o->sample_height,
+        (long long)o->sample_width, (long long)o->sample_num_frames, o->train_fps,
+        (long long)o->sample_stride, o->min_hxw, o->too_long_factor, o->max_h_div_w_ratio,
+        o->min_h_div_w_ratio, o->min_motion_value, o->max_motion_value, (long long)g->window_stride,
+        (long long)g->text_dim, (long long)g->text_len);
     for (int64_t i = 0; i < b->list.n; i++) print_clip(f, &b->list.clip[i], b->sha[i]);
     CHECK(fclose(f) == 0, "out of memory");
     const uint64_t h = rng_hash(all);
@@ -228,15 +230,16 @@ static bool check_config(const struct data_build *g, struct build *b,
     b->codec = video_codec_find(g->codec, e);
     if (!b->codec) return false;
     *text = text_codec_find(g->text_codec, e);
-    return *text && b->codec->shape(o->sample_num_frames, o->sample_height, o->sample_width, shape, e);
+    return *text &&
+           b->codec->shape(o->sample_num_frames, o->sample_height, o->sample_width, shape, e);
 }
 
 static bool read_list(struct build *b, struct err *e)
 {
     const struct data_build *g = b->cfg;
     const char *name = g->ann_txt_path ? g->ann_txt_path : g->meta_path;
-    const bool ok = g->ann_txt_path ? meta_read_index(&b->list, name, e)
-                                    : meta_read(&b->list, name, NULL, e);
+    const bool ok =
+        g->ann_txt_path ? meta_read_index(&b->list, name, e) : meta_read(&b->list, name, NULL, e);
     if (ok && b->list.n == 0) err_set(e, RC_DATA, "%s: no records", name);
     if (!ok || b->list.n == 0) return false;
     const size_t n = (size_t)b->list.n;
@@ -286,10 +289,17 @@ static bool write_dataset(struct build *b, uint64_t hash, struct err *e)
 {
     const struct data_build *g = b->cfg;
     const struct filter_opts *o = &g->filter;
-    const struct dataset_spec spec = {.codec = g->codec, .text_codec = g->text_codec,
-        .frames = o->sample_num_frames, .height = o->sample_height, .width = o->sample_width,
-        .text_dim = g->text_dim, .text_len = g->text_len, .fps = o->train_fps,
-        .sample_stride = o->sample_stride, .window_stride = g->window_stride, .input_hash = hash};
+    const struct dataset_spec spec = {.codec = g->codec,
+                                      .text_codec = g->text_codec,
+                                      .frames = o->sample_num_frames,
+                                      .height = o->sample_height,
+                                      .width = o->sample_width,
+                                      .text_dim = g->text_dim,
+                                      .text_len = g->text_len,
+                                      .fps = o->train_fps,
+                                      .sample_stride = o->sample_stride,
+                                      .window_stride = g->window_stride,
+                                      .input_hash = hash};
     if (!make_folder(g->save_path, e)) return false;
     b->out = dataset_create(g->save_path, &spec, e);
     if (!b->out) return false;

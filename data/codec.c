@@ -73,8 +73,7 @@ static bool is_word(unsigned char c)
 
 static void word_row(float *row, int64_t dim, const char *word)
 {
-    const struct rng_stream s =
-        rng_open((struct rng_key){.use = RNG_WORD, .item = rng_hash(word)});
+    const struct rng_stream s = rng_open((struct rng_key){.use = RNG_WORD, .item = rng_hash(word)});
     for (int64_t i = 0; i < dim; i++) row[i] = (float)rng_normal_at(s, (uint64_t)i);
 }
 

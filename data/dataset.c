@@ -11,10 +11,10 @@
 #include "data/codec.h"
 #include "data/dataset_impl.h"
 #include "data/dataset_write.h"
-#include "data/h5.h"
+#include "data/hdf.h"
 
 struct impl {
-    struct h5 h;
+    struct hdf h;
     struct tables t;
     hid_t latents, rows;
     int64_t num_rows, max_rows; /* of /text/rows; of the longest caption, the empty one too */
@@ -39,28 +39,29 @@ static bool damaged(const struct dataset *d, struct err *e, const char *fmt, ...
     return false;
 }
 
-static bool check_format(const struct dataset *d, const struct h5 *h, struct err *e)
+static bool check_format(const struct dataset *d, const struct hdf *h, struct err *e)
 {
     char format[64];
     int64_t version;
-    if (!h5_get_text(h, "/meta", "format", format, sizeof format, e) ||
-        !h5_get_int(h, "/meta", "version", &version, e))
+    if (!hdf_get_text(h, "/meta", "format", format, sizeof format, e) ||
+        !hdf_get_int(h, "/meta", "version", &version, e))
         return false;
     if (strcmp(format, "osp-data") != 0) {
         err_set(e, RC_DATA, "%s: format \"%s\" is not \"osp-data\"", d->path, format);
         return false;
     }
     if (version == DATASET_VERSION) return true;
-    err_set(e, RC_DATA, "%s: data set version %lld, but this program reads version %d: build it anew",
-            d->path, (long long)version, DATASET_VERSION);
+    err_set(e, RC_DATA,
+            "%s: data set version %lld, but this program reads version %d: build it anew", d->path,
+            (long long)version, DATASET_VERSION);
     return false;
 }
 
-static bool check_revision(const struct dataset *d, const struct h5 *h, const char *key,
+static bool check_revision(const struct dataset *d, const struct hdf *h, const char *key,
                            const char *name, const char *want, struct err *e)
 {
     char text[64];
-    if (!h5_get_text(h, "/meta", key, text, sizeof text, e)) return false;
+    if (!hdf_get_text(h, "/meta", key, text, sizeof text, e)) return false;
     if (strcmp(text, want) == 0) return true;
     err_set(e, RC_DATA, "%s: made with revision %s of codec %s, but this program has %s", d->path,
             text, name, want);
@@ -69,18 +70,18 @@ static bool check_revision(const struct dataset *d, const struct h5 *h, const ch
 
 static bool read_meta(struct dataset *d, struct impl *p, struct err *e)
 {
-    const struct h5 *h = &p->h;
+    const struct hdf *h = &p->h;
     struct tables *t = &p->t;
-    if (!h5_get_text(h, "/meta", "codec", t->codec, sizeof t->codec, e) ||
-        !h5_get_text(h, "/meta", "text_codec", t->text_codec, sizeof t->text_codec, e) ||
-        !h5_get_real(h, "/meta", "fps", &t->fps, e) ||
-        !h5_get_int(h, "/meta", "frames", &t->frames, e) ||
-        !h5_get_int(h, "/meta", "height", &t->height, e) ||
-        !h5_get_int(h, "/meta", "width", &t->width, e) ||
-        !h5_get_int(h, "/meta", "text_dim", &t->text_dim, e) ||
-        !h5_get_int(h, "/meta", "text_len", &t->text_len, e) ||
-        !h5_get_int(h, "/meta", "sample_stride", &t->sample_stride, e) ||
-        !h5_get_int(h, "/meta", "window_stride", &t->window_stride, e))
+    if (!hdf_get_text(h, "/meta", "codec", t->codec, sizeof t->codec, e) ||
+        !hdf_get_text(h, "/meta", "text_codec", t->text_codec, sizeof t->text_codec, e) ||
+        !hdf_get_real(h, "/meta", "fps", &t->fps, e) ||
+        !hdf_get_int(h, "/meta", "frames", &t->frames, e) ||
+        !hdf_get_int(h, "/meta", "height", &t->height, e) ||
+        !hdf_get_int(h, "/meta", "width", &t->width, e) ||
+        !hdf_get_int(h, "/meta", "text_dim", &t->text_dim, e) ||
+        !hdf_get_int(h, "/meta", "text_len", &t->text_len, e) ||
+        !hdf_get_int(h, "/meta", "sample_stride", &t->sample_stride, e) ||
+        !hdf_get_int(h, "/meta", "window_stride", &t->window_stride, e))
         return false;
     struct err why = {0};
     const struct video_codec *video = video_codec_find(t->codec, &why);
@@ -96,30 +97,32 @@ static bool read_meta(struct dataset *d, struct impl *p, struct err *e)
         return damaged(d, e, "samples of %lld frames of %lld x %lld", (long long)t->frames,
                        (long long)t->height, (long long)t->width);
     if (want[0] != d->c || want[1] != d->t || want[2] != d->h || want[3] != d->w)
-        return damaged(d, e, "latents [%lld, %lld, %lld, %lld] do not belong to codec %s and its "
-                       "frame size", (long long)d->c, (long long)d->t, (long long)d->h,
-                       (long long)d->w, t->codec);
+        return damaged(d, e,
+                       "latents [%lld, %lld, %lld, %lld] do not belong to codec %s and its "
+                       "frame size",
+                       (long long)d->c, (long long)d->t, (long long)d->h, (long long)d->w,
+                       t->codec);
     return check_revision(d, h, "codec_revision", t->codec, video->revision, e) &&
            check_revision(d, h, "text_codec_revision", t->text_codec, text->revision, e);
 }
 
 static bool read_tables(struct impl *p, struct err *e)
 {
-    const struct h5 *h = &p->h;
+    const struct hdf *h = &p->h;
     struct tables *t = &p->t;
-    return (t->id = h5_get_texts(h, "/id", t->n, NULL, e)) &&
-           (t->crc = h5_get_ints(h, "/latents_crc", t->n, NULL, e)) &&
-           (t->clip = h5_get_ints(h, "/source/clip", t->n, NULL, e)) &&
-           (t->start = h5_get_ints(h, "/source/start", t->n, NULL, e)) &&
-           (t->frame = h5_get_ints(h, "/source/frame", t->n, NULL, e)) &&
-           (t->clip_path = h5_get_texts(h, "/source/path", -1, &t->clips, e)) &&
-           (t->clip_sha = h5_get_texts(h, "/source/sha256", t->clips, NULL, e)) &&
-           (t->clip_frames = h5_get_ints(h, "/source/frames", t->clips, NULL, e)) &&
-           (t->caption = h5_get_texts(h, "/caption", -1, &t->captions, e)) &&
-           (t->text_first = h5_get_ints(h, "/text/first", t->captions + 1, NULL, e)) &&
-           (t->text_crc = h5_get_ints(h, "/text/crc", t->captions + 1, NULL, e)) &&
-           (t->cap_first = h5_get_ints(h, "/sample_caption/first", t->n + 1, NULL, e)) &&
-           (t->cap_index = h5_get_ints(h, "/sample_caption/index", -1, &t->links, e));
+    return (t->id = hdf_get_texts(h, "/id", t->n, NULL, e)) &&
+           (t->crc = hdf_get_ints(h, "/latents_crc", t->n, NULL, e)) &&
+           (t->clip = hdf_get_ints(h, "/source/clip", t->n, NULL, e)) &&
+           (t->start = hdf_get_ints(h, "/source/start", t->n, NULL, e)) &&
+           (t->frame = hdf_get_ints(h, "/source/frame", t->n, NULL, e)) &&
+           (t->clip_path = hdf_get_texts(h, "/source/path", -1, &t->clips, e)) &&
+           (t->clip_sha = hdf_get_texts(h, "/source/sha256", t->clips, NULL, e)) &&
+           (t->clip_frames = hdf_get_ints(h, "/source/frames", t->clips, NULL, e)) &&
+           (t->caption = hdf_get_texts(h, "/caption", -1, &t->captions, e)) &&
+           (t->text_first = hdf_get_ints(h, "/text/first", t->captions + 1, NULL, e)) &&
+           (t->text_crc = hdf_get_ints(h, "/text/crc", t->captions + 1, NULL, e)) &&
+           (t->cap_first = hdf_get_ints(h, "/sample_caption/first", t->n + 1, NULL, e)) &&
+           (t->cap_index = hdf_get_ints(h, "/sample_caption/index", -1, &t->links, e));
 }
 
 /* ---- checking them ----------------------------------------------------------------------------*/
@@ -186,7 +189,7 @@ static bool check_hash(struct dataset *d, struct impl *p, struct err *e)
     char text[32], want[32];
     d->hash = tables_hash(&p->t);
     snprintf(want, sizeof want, "%016" PRIx64, d->hash);
-    if (!h5_get_text(&p->h, "/meta", "hash", text, sizeof text, e)) return false;
+    if (!hdf_get_text(&p->h, "/meta", "hash", text, sizeof text, e)) return false;
     return strcmp(text, want) == 0 || damaged(d, e, "hash %s, but the content has %s", text, want);
 }
 
@@ -211,10 +214,10 @@ static void split(struct dataset *d, const struct tables *t, double window)
 static bool open_all(struct dataset *d, struct impl *p, struct err *e)
 {
     int64_t dim[5], rows[2];
-    if (!h5_open(&p->h, d->path, e) || !check_format(d, &p->h, e)) return false;
-    p->latents = h5_open_rows(&p->h, "/latents", 5, dim, e);
+    if (!hdf_open(&p->h, d->path, e) || !check_format(d, &p->h, e)) return false;
+    p->latents = hdf_open_rows(&p->h, "/latents", 5, dim, e);
     if (p->latents < 0) return false;
-    p->rows = h5_open_rows(&p->h, "/text/rows", 2, rows, e);
+    p->rows = hdf_open_rows(&p->h, "/text/rows", 2, rows, e);
     if (p->rows < 0) return false;
     d->n = p->t.n = dim[0];
     d->c = dim[1], d->t = dim[2], d->h = dim[3], d->w = dim[4];
@@ -239,9 +242,9 @@ struct dataset *dataset_open(const char *path, double window, struct err *e)
     d->path = strdup(path);
     d->impl = p;
     p->h.file = p->latents = p->rows = -1;
-    pthread_mutex_lock(&h5_lock);
+    pthread_mutex_lock(&hdf_lock);
     const bool ok = open_all(d, p, e);
-    pthread_mutex_unlock(&h5_lock);
+    pthread_mutex_unlock(&hdf_lock);
     if (!ok) {
         dataset_close(d);
         return NULL;
@@ -263,15 +266,15 @@ void dataset_close(struct dataset *d)
     struct impl *p = d->impl;
     struct tables *t = &p->t;
     struct err ignored = {0}; /* nothing was written */
-    pthread_mutex_lock(&h5_lock);
+    pthread_mutex_lock(&hdf_lock);
     if (p->latents >= 0) H5Dclose(p->latents);
     if (p->rows >= 0) H5Dclose(p->rows);
-    h5_close(&p->h, &ignored);
-    pthread_mutex_unlock(&h5_lock);
-    void *const all[] = {t->id,          t->crc,       t->clip,       t->start,    t->frame,
-                         t->clip_path,   t->clip_sha,  t->clip_frames, t->caption, t->text_first,
-                         t->text_crc,    t->cap_first, t->cap_index,  d->train,    d->valid,
-                         d->path,        p,            d};
+    hdf_close(&p->h, &ignored);
+    pthread_mutex_unlock(&hdf_lock);
+    void *const all[] = {
+        t->id,        t->crc,         t->clip,    t->start,      t->frame,    t->clip_path,
+        t->clip_sha,  t->clip_frames, t->caption, t->text_first, t->text_crc, t->cap_first,
+        t->cap_index, d->train,       d->valid,   d->path,       p,           d};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
@@ -280,10 +283,10 @@ void dataset_latent(struct dataset *d, int64_t sample, float *out, struct err *e
 {
     struct impl *p = d->impl;
     CHECK(sample >= 0 && sample < d->n, "sample %lld of %lld", (long long)sample, (long long)d->n);
-    pthread_mutex_lock(&h5_lock);
-    h5_quiet();
-    const bool ok = h5_read_rows(&p->h, p->latents, "/latents", sample, 1, out, e);
-    pthread_mutex_unlock(&h5_lock);
+    pthread_mutex_lock(&hdf_lock);
+    hdf_quiet();
+    const bool ok = hdf_read_rows(&p->h, p->latents, "/latents", sample, 1, out, e);
+    pthread_mutex_unlock(&hdf_lock);
     if (!ok) return;
     const uint32_t crc = io_crc32c(0, out, (size_t)(d->c * d->t * d->h * d->w) * sizeof *out);
     if ((int64_t)crc != p->t.crc[sample])
@@ -331,10 +334,10 @@ void dataset_text(struct dataset *d, int64_t caption, int64_t len, float *out, s
     const int64_t end = caption < 0 ? p->num_rows : t->text_first[at + 1], rows = end - first;
     float *all = malloc((size_t)(rows * d->text_dim) * sizeof *all);
     CHECK(all, "out of memory");
-    pthread_mutex_lock(&h5_lock);
-    h5_quiet();
-    const bool ok = h5_read_rows(&p->h, p->rows, "/text/rows", first, rows, all, e);
-    pthread_mutex_unlock(&h5_lock);
+    pthread_mutex_lock(&hdf_lock);
+    hdf_quiet();
+    const bool ok = hdf_read_rows(&p->h, p->rows, "/text/rows", first, rows, all, e);
+    pthread_mutex_unlock(&hdf_lock);
     if (ok) {
         const size_t bytes = (size_t)(rows * d->text_dim) * sizeof *all;
         if ((int64_t)io_crc32c(0, all, bytes) != t->text_crc[at])

@@ -21,16 +21,16 @@
 #include "core/err.h"
 struct dataset {
     char *path;
-    int64_t n;                 /* samples */
-    int64_t c, t, h, w;        /* latent shape of every sample */
+    int64_t n;                  /* samples */
+    int64_t c, t, h, w;         /* latent shape of every sample */
     int64_t text_dim, max_text; /* longest caption, in rows */
     double fps;
     int64_t frames, height, width;
     char codec[32], text_codec[32];
     int64_t num_captions;
-    uint64_t hash;             /* of meta, ids and sources: stored in checkpoints */
+    uint64_t hash; /* of meta, ids and sources: stored in checkpoints */
     int64_t num_train, num_valid;
-    int64_t *train, *valid;    /* sample numbers */
+    int64_t *train, *valid; /* sample numbers */
     void *impl;
 };
 /* Opens and checks everything but the payload (whose checksums are checked as it is read).

@@ -9,14 +9,14 @@ struct tables {
     double fps;
     int64_t n, clips, captions, links; /* links: entries of cap_index */
     char **id;
-    int64_t *clip, *start, *frame;           /* [n] */
-    int64_t *crc;                            /* [n] */
-    char **clip_path, **clip_sha;            /* [clips] */
-    int64_t *clip_frames;                    /* [clips] */
-    char **caption;                          /* [captions] */
-    int64_t *text_first;                     /* [captions + 1] */
-    int64_t *text_crc;                       /* [captions + 1]: the last is the empty caption */
-    int64_t *cap_first, *cap_index;          /* [n + 1], [links] */
+    int64_t *clip, *start, *frame;  /* [n] */
+    int64_t *crc;                   /* [n] */
+    char **clip_path, **clip_sha;   /* [clips] */
+    int64_t *clip_frames;           /* [clips] */
+    char **caption;                 /* [captions] */
+    int64_t *text_first;            /* [captions + 1] */
+    int64_t *text_crc;              /* [captions + 1]: the last is the empty caption */
+    int64_t *cap_first, *cap_index; /* [n + 1], [links] */
 };
 uint64_t tables_hash(const struct tables *t);
 #endif

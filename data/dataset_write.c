@@ -10,7 +10,7 @@
 #include "data/codec.h"
 #include "data/dataset.h"
 #include "data/dataset_impl.h"
-#include "data/h5.h"
+#include "data/hdf.h"
 
 struct ints {
     int64_t *v, n, room;
@@ -25,7 +25,7 @@ struct dataset_writer {
     char codec[32], text_codec[32];
     const struct video_codec *video;
     const struct text_codec *text;
-    struct h5 h;
+    struct hdf h;
     hid_t latents, rows;
     int64_t values, num_rows; /* floats of a sample; rows written */
     struct ints clip, start, frame, crc, clip_frames, text_first, text_crc, cap_first, cap_index;
@@ -69,10 +69,7 @@ static void mix(uint64_t *h, const void *p, size_t n)
     for (size_t i = 0; i < n; i++) *h = (*h ^ b[i]) * 0x100000001b3u;
 }
 
-static void mix_ints(uint64_t *h, const int64_t *v, int64_t n)
-{
-    mix(h, v, (size_t)n * sizeof *v);
-}
+static void mix_ints(uint64_t *h, const int64_t *v, int64_t n) { mix(h, v, (size_t)n * sizeof *v); }
 
 static void mix_texts(uint64_t *h, char *const *v, int64_t n)
 {
@@ -82,9 +79,9 @@ static void mix_texts(uint64_t *h, char *const *v, int64_t n)
 uint64_t tables_hash(const struct tables *t)
 {
     uint64_t h = 0xcbf29ce484222325u;
-    const int64_t meta[] = {t->frames, t->height, t->width, t->text_dim, t->text_len,
-                            t->sample_stride, t->window_stride, t->n, t->clips, t->captions,
-                            t->links};
+    const int64_t meta[] = {t->frames,   t->height,        t->width,         t->text_dim,
+                            t->text_len, t->sample_stride, t->window_stride, t->n,
+                            t->clips,    t->captions,      t->links};
     mix(&h, t->codec, strlen(t->codec) + 1);
     mix(&h, t->text_codec, strlen(t->text_codec) + 1);
     mix(&h, &t->fps, sizeof t->fps);
@@ -108,9 +105,9 @@ uint64_t tables_hash(const struct tables *t)
 /* ---- creating ---------------------------------------------------------------------------------*/
 static void release(struct dataset_writer *w)
 {
-    struct ints *const ints[] = {&w->clip,        &w->start,      &w->frame,
-                                 &w->crc,         &w->clip_frames, &w->text_first,
-                                 &w->text_crc,    &w->cap_first,  &w->cap_index};
+    struct ints *const ints[] = {&w->clip,     &w->start,       &w->frame,
+                                 &w->crc,      &w->clip_frames, &w->text_first,
+                                 &w->text_crc, &w->cap_first,   &w->cap_index};
     struct texts *const texts[] = {&w->id,       &w->clip_path, &w->clip_sha,  &w->caption,
                                    &w->bad_path, &w->bad_rule,  &w->bad_detail};
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) free(ints[i]->v);
@@ -141,25 +138,24 @@ static bool make_arrays(struct dataset_writer *w, struct err *e)
     const int64_t rows[2] = {0, s->text_dim}, row_chunk[2] = {some, s->text_dim};
     w->scratch = malloc((size_t)(s->text_len * s->text_dim) * sizeof *w->scratch);
     CHECK(w->scratch, "out of memory");
-    pthread_mutex_lock(&h5_lock);
-    bool ok = h5_create(&w->h, w->temporary, e);
+    pthread_mutex_lock(&hdf_lock);
+    bool ok = hdf_create(&w->h, w->temporary, e);
     if (ok) {
-        w->latents = h5_rows(&w->h, "/latents", 5, dim, chunk, e);
+        w->latents = hdf_rows(&w->h, "/latents", 5, dim, chunk, e);
         ok = w->latents >= 0;
     }
-    ok = ok && h5_group(&w->h, "/meta", e) && h5_group(&w->h, "/text", e) &&
-         h5_group(&w->h, "/source", e) && h5_group(&w->h, "/sample_caption", e) &&
-         h5_group(&w->h, "/rejected", e);
+    ok = ok && hdf_group(&w->h, "/meta", e) && hdf_group(&w->h, "/text", e) &&
+         hdf_group(&w->h, "/source", e) && hdf_group(&w->h, "/sample_caption", e) &&
+         hdf_group(&w->h, "/rejected", e);
     if (ok) {
-        w->rows = h5_rows(&w->h, "/text/rows", 2, rows, row_chunk, e);
+        w->rows = hdf_rows(&w->h, "/text/rows", 2, rows, row_chunk, e);
         ok = w->rows >= 0;
     }
-    pthread_mutex_unlock(&h5_lock);
+    pthread_mutex_unlock(&hdf_lock);
     return ok;
 }
 
-struct dataset_writer *dataset_create(const char *path, const struct dataset_spec *s,
-                                      struct err *e)
+struct dataset_writer *dataset_create(const char *path, const struct dataset_spec *s, struct err *e)
 {
     const struct video_codec *video = video_codec_find(s->codec, e);
     const struct text_codec *text = video ? text_codec_find(s->text_codec, e) : NULL;
@@ -195,9 +191,9 @@ static bool add_rows(struct dataset_writer *w, const char *text, struct err *e)
 {
     const struct dataset_spec *s = &w->spec;
     const int64_t n = w->text->encode(w->scratch, s->text_len, s->text_dim, text);
-    pthread_mutex_lock(&h5_lock);
-    const bool ok = h5_append(&w->h, w->rows, w->num_rows, n, w->scratch, e);
-    pthread_mutex_unlock(&h5_lock);
+    pthread_mutex_lock(&hdf_lock);
+    const bool ok = hdf_append(&w->h, w->rows, w->num_rows, n, w->scratch, e);
+    pthread_mutex_unlock(&hdf_lock);
     w->num_rows += n;
     push(&w->text_crc, io_crc32c(0, w->scratch, (size_t)(n * s->text_dim) * sizeof(float)));
     return ok;
@@ -236,13 +232,12 @@ bool dataset_add_sample(struct dataset_writer *w, int64_t clip, int64_t start, i
 {
     CHECK(clip >= 0 && clip < w->clip_path.n && captions > 0, "sample of clip %lld",
           (long long)clip);
-    pthread_mutex_lock(&h5_lock);
-    const bool ok = h5_append(&w->h, w->latents, w->id.n, 1, latent, e);
-    pthread_mutex_unlock(&h5_lock);
+    pthread_mutex_lock(&hdf_lock);
+    const bool ok = hdf_append(&w->h, w->latents, w->id.n, 1, latent, e);
+    pthread_mutex_unlock(&hdf_lock);
     if (!ok) return false;
     /* the clip number keeps two clips of one file apart */
-    char *id =
-        io_path("%s#%lld@%lld", w->clip_path.v[clip], (long long)clip, (long long)frame);
+    char *id = io_path("%s#%lld@%lld", w->clip_path.v[clip], (long long)clip, (long long)frame);
     push_text(&w->id, id);
     free(id);
     push(&w->clip, clip);
@@ -268,67 +263,84 @@ int64_t dataset_samples(const struct dataset_writer *w) { return w->id.n; }
 static uint64_t hash_of(const struct dataset_writer *w)
 {
     const struct dataset_spec *s = &w->spec;
-    struct tables t = {.frames = s->frames, .height = s->height, .width = s->width,
-        .text_dim = s->text_dim, .text_len = s->text_len, .sample_stride = s->sample_stride,
-        .window_stride = s->window_stride, .fps = s->fps, .n = w->id.n, .clips = w->clip_path.n,
-        .captions = w->caption.n, .links = w->cap_index.n, .id = w->id.v, .clip = w->clip.v,
-        .start = w->start.v, .frame = w->frame.v, .crc = w->crc.v, .clip_path = w->clip_path.v,
-        .clip_sha = w->clip_sha.v, .clip_frames = w->clip_frames.v, .caption = w->caption.v,
-        .text_first = w->text_first.v, .text_crc = w->text_crc.v, .cap_first = w->cap_first.v,
-        .cap_index = w->cap_index.v};
+    struct tables t = {.frames = s->frames,
+                       .height = s->height,
+                       .width = s->width,
+                       .text_dim = s->text_dim,
+                       .text_len = s->text_len,
+                       .sample_stride = s->sample_stride,
+                       .window_stride = s->window_stride,
+                       .fps = s->fps,
+                       .n = w->id.n,
+                       .clips = w->clip_path.n,
+                       .captions = w->caption.n,
+                       .links = w->cap_index.n,
+                       .id = w->id.v,
+                       .clip = w->clip.v,
+                       .start = w->start.v,
+                       .frame = w->frame.v,
+                       .crc = w->crc.v,
+                       .clip_path = w->clip_path.v,
+                       .clip_sha = w->clip_sha.v,
+                       .clip_frames = w->clip_frames.v,
+                       .caption = w->caption.v,
+                       .text_first = w->text_first.v,
+                       .text_crc = w->text_crc.v,
+                       .cap_first = w->cap_first.v,
+                       .cap_index = w->cap_index.v};
     snprintf(t.codec, sizeof t.codec, "%s", w->codec);
     snprintf(t.text_codec, sizeof t.text_codec, "%s", w->text_codec);
     return tables_hash(&t);
 }
 
-static bool put_hash(const struct h5 *h, const char *name, uint64_t v, struct err *e)
+static bool put_hash(const struct hdf *h, const char *name, uint64_t v, struct err *e)
 {
     char text[20];
     snprintf(text, sizeof text, "%016" PRIx64, v);
-    return h5_put_text(h, "/meta", name, text, e);
+    return hdf_put_text(h, "/meta", name, text, e);
 }
 
 static bool put_meta(const struct dataset_writer *w, struct err *e)
 {
     const struct dataset_spec *s = &w->spec;
-    const struct h5 *h = &w->h;
-    return h5_put_text(h, "/meta", "format", "osp-data", e) &&
-           h5_put_int(h, "/meta", "version", DATASET_VERSION, e) &&
-           h5_put_text(h, "/meta", "codec", w->codec, e) &&
-           h5_put_text(h, "/meta", "codec_revision", w->video->revision, e) &&
-           h5_put_text(h, "/meta", "text_codec", w->text_codec, e) &&
-           h5_put_text(h, "/meta", "text_codec_revision", w->text->revision, e) &&
-           h5_put_real(h, "/meta", "fps", s->fps, e) &&
-           h5_put_int(h, "/meta", "frames", s->frames, e) &&
-           h5_put_int(h, "/meta", "height", s->height, e) &&
-           h5_put_int(h, "/meta", "width", s->width, e) &&
-           h5_put_int(h, "/meta", "text_dim", s->text_dim, e) &&
-           h5_put_int(h, "/meta", "text_len", s->text_len, e) &&
-           h5_put_int(h, "/meta", "sample_stride", s->sample_stride, e) &&
-           h5_put_int(h, "/meta", "window_stride", s->window_stride, e) &&
+    const struct hdf *h = &w->h;
+    return hdf_put_text(h, "/meta", "format", "osp-data", e) &&
+           hdf_put_int(h, "/meta", "version", DATASET_VERSION, e) &&
+           hdf_put_text(h, "/meta", "codec", w->codec, e) &&
+           hdf_put_text(h, "/meta", "codec_revision", w->video->revision, e) &&
+           hdf_put_text(h, "/meta", "text_codec", w->text_codec, e) &&
+           hdf_put_text(h, "/meta", "text_codec_revision", w->text->revision, e) &&
+           hdf_put_real(h, "/meta", "fps", s->fps, e) &&
+           hdf_put_int(h, "/meta", "frames", s->frames, e) &&
+           hdf_put_int(h, "/meta", "height", s->height, e) &&
+           hdf_put_int(h, "/meta", "width", s->width, e) &&
+           hdf_put_int(h, "/meta", "text_dim", s->text_dim, e) &&
+           hdf_put_int(h, "/meta", "text_len", s->text_len, e) &&
+           hdf_put_int(h, "/meta", "sample_stride", s->sample_stride, e) &&
+           hdf_put_int(h, "/meta", "window_stride", s->window_stride, e) &&
            put_hash(h, "hash", hash_of(w), e) && put_hash(h, "input_hash", s->input_hash, e);
 }
 
 static bool put_tables(const struct dataset_writer *w, struct err *e)
 {
-    const struct h5 *h = &w->h;
+    const struct hdf *h = &w->h;
     const int64_t n = w->id.n, clips = w->clip_path.n, captions = w->caption.n;
-    return h5_put_texts(h, "/id", w->id.v, n, e) &&
-           h5_put_ints(h, "/latents_crc", w->crc.v, n, e) &&
-           h5_put_ints(h, "/source/clip", w->clip.v, n, e) &&
-           h5_put_ints(h, "/source/start", w->start.v, n, e) &&
-           h5_put_ints(h, "/source/frame", w->frame.v, n, e) &&
-           h5_put_texts(h, "/source/path", w->clip_path.v, clips, e) &&
-           h5_put_texts(h, "/source/sha256", w->clip_sha.v, clips, e) &&
-           h5_put_ints(h, "/source/frames", w->clip_frames.v, clips, e) &&
-           h5_put_texts(h, "/caption", w->caption.v, captions, e) &&
-           h5_put_ints(h, "/text/first", w->text_first.v, captions + 1, e) &&
-           h5_put_ints(h, "/text/crc", w->text_crc.v, captions + 1, e) &&
-           h5_put_ints(h, "/sample_caption/first", w->cap_first.v, n + 1, e) &&
-           h5_put_ints(h, "/sample_caption/index", w->cap_index.v, w->cap_index.n, e) &&
-           h5_put_texts(h, "/rejected/path", w->bad_path.v, w->bad_path.n, e) &&
-           h5_put_texts(h, "/rejected/rule", w->bad_rule.v, w->bad_rule.n, e) &&
-           h5_put_texts(h, "/rejected/detail", w->bad_detail.v, w->bad_detail.n, e);
+    return hdf_put_texts(h, "/id", w->id.v, n, e) &&
+           hdf_put_ints(h, "/latents_crc", w->crc.v, n, e) &&
+           hdf_put_ints(h, "/source/clip", w->clip.v, n, e) &&
+           hdf_put_ints(h, "/source/start", w->start.v, n, e) &&
+           hdf_put_ints(h, "/source/frame", w->frame.v, n, e) &&
+           hdf_put_texts(h, "/source/path", w->clip_path.v, clips, e) &&
+           hdf_put_texts(h, "/source/sha256", w->clip_sha.v, clips, e) &&
+           hdf_put_ints(h, "/source/frames", w->clip_frames.v, clips, e) &&
+           hdf_put_texts(h, "/caption", w->caption.v, captions, e) &&
+           hdf_put_ints(h, "/text/first", w->text_first.v, captions + 1, e) &&
+           hdf_put_ints(h, "/text/crc", w->text_crc.v, captions + 1, e) &&
+           hdf_put_ints(h, "/sample_caption/first", w->cap_first.v, n + 1, e) &&
+           hdf_put_ints(h, "/sample_caption/index", w->cap_index.v, w->cap_index.n, e) &&
+           hdf_put_texts(h, "/rejected/path", w->bad_path.v, w->bad_path.n, e) &&
+           hdf_put_texts(h, "/rejected/rule", w->bad_rule.v, w->bad_rule.n, e) &&
+           hdf_put_texts(h, "/rejected/detail", w->bad_detail.v, w->bad_detail.n, e);
 }
 
 static bool close_file(struct dataset_writer *w, struct err *e)
@@ -337,8 +349,8 @@ static bool close_file(struct dataset_writer *w, struct err *e)
     if (w->latents >= 0) ok = H5Dclose(w->latents) >= 0;
     if (w->rows >= 0) ok = H5Dclose(w->rows) >= 0 && ok;
     w->latents = w->rows = -1;
-    if (!ok && !e->code) h5_err(e, RC_IO, w->temporary, "cannot write the last rows");
-    return h5_close(&w->h, e) && ok;
+    if (!ok && !e->code) hdf_err(e, RC_IO, w->temporary, "cannot write the last rows");
+    return hdf_close(&w->h, e) && ok;
 }
 
 static void sync_folder(const char *path, struct err *e)
@@ -353,11 +365,11 @@ static void sync_folder(const char *path, struct err *e)
 bool dataset_finish(struct dataset_writer *w, struct err *e)
 {
     bool ok = add_rows(w, "", e); /* the empty caption comes last */
-    pthread_mutex_lock(&h5_lock);
-    h5_quiet();
+    pthread_mutex_lock(&hdf_lock);
+    hdf_quiet();
     ok = ok && put_meta(w, e) && put_tables(w, e);
     ok = close_file(w, e) && ok;
-    pthread_mutex_unlock(&h5_lock);
+    pthread_mutex_unlock(&hdf_lock);
     if (ok) io_fsync_path(w->temporary, e);
     if (ok && !e->code) io_rename(w->temporary, w->path, e);
     if (!ok || e->code) {
@@ -372,10 +384,10 @@ bool dataset_finish(struct dataset_writer *w, struct err *e)
 void dataset_abandon(struct dataset_writer *w)
 {
     struct err ignored = {0}; /* the failure that led here is the one to report */
-    pthread_mutex_lock(&h5_lock);
-    h5_quiet();
+    pthread_mutex_lock(&hdf_lock);
+    hdf_quiet();
     close_file(w, &ignored);
-    pthread_mutex_unlock(&h5_lock);
+    pthread_mutex_unlock(&hdf_lock);
     io_unlink(w->temporary, &ignored);
     release(w);
 }
@@ -388,12 +400,12 @@ bool dataset_is_current(const char *path, uint64_t input_hash)
     dataset_close(d);
     char text[32], want[32];
     snprintf(want, sizeof want, "%016" PRIx64, input_hash);
-    pthread_mutex_lock(&h5_lock);
-    struct h5 h;
-    const bool same = h5_open(&h, path, &ignored) &&
-                      h5_get_text(&h, "/meta", "input_hash", text, sizeof text, &ignored) &&
+    pthread_mutex_lock(&hdf_lock);
+    struct hdf h;
+    const bool same = hdf_open(&h, path, &ignored) &&
+                      hdf_get_text(&h, "/meta", "input_hash", text, sizeof text, &ignored) &&
                       strcmp(text, want) == 0;
-    h5_close(&h, &ignored);
-    pthread_mutex_unlock(&h5_lock);
+    hdf_close(&h, &ignored);
+    pthread_mutex_unlock(&hdf_lock);
     return same;
 }

@@ -9,8 +9,8 @@ enum { DETAIL = 256 };
 const char *rule_name(enum rule r)
 {
     static const char *const name[RULE_COUNT] = {
-        "accepted",       "no_caption",  "no_resolution",  "unreadable",   "contradiction",
-        "aspect_ratio",   "too_small",   "too_long",       "fps_too_low",  "motion_too_low",
+        "accepted",        "no_caption", "no_resolution", "unreadable",  "contradiction",
+        "aspect_ratio",    "too_small",  "too_long",      "fps_too_low", "motion_too_low",
         "motion_too_high", "too_short",  "decode_failed"};
     return name[r];
 }
@@ -66,8 +66,8 @@ static enum rule check_container(const struct clip *c, const struct video_info *
                       said, has);
     }
     const struct video_crop r = c->crop;
-    if (c->has_crop && (r.x0 < 0 || r.x0 >= r.x1 || r.x1 > v->width || r.y0 < 0 ||
-                        r.y0 >= r.y1 || r.y1 > v->height))
+    if (c->has_crop && (r.x0 < 0 || r.x0 >= r.x1 || r.x1 > v->width || r.y0 < 0 || r.y0 >= r.y1 ||
+                        r.y1 > v->height))
         return reject(RULE_CONTRADICTION, detail,
                       "crop x [%lld, %lld), y [%lld, %lld) of a picture %lld x %lld",
                       (long long)r.x0, (long long)r.x1, (long long)r.y0, (long long)r.y1,
@@ -86,8 +86,8 @@ static enum rule check_picture(const struct video_info *v, const struct filter_o
     const double least = ceil(o->min_hxw * fmax(q / want, want / q));
     if ((double)(v->height * v->width) < least)
         return reject(RULE_TOO_SMALL, detail, "%lld x %lld = %lld pixels, at least %.0f wanted",
-                      (long long)v->height, (long long)v->width,
-                      (long long)(v->height * v->width), least);
+                      (long long)v->height, (long long)v->width, (long long)(v->height * v->width),
+                      least);
     return RULE_ACCEPTED;
 }
 
@@ -113,8 +113,8 @@ static enum rule check_time(const struct clip *c, const struct clip_plan *p,
     const double ratio = o->train_fps > 0 ? p->fps / o->train_fps : p->step;
     const double most = o->too_long_factor * (double)o->sample_num_frames * ratio;
     if ((double)p->frames > most)
-        return reject(RULE_TOO_LONG, detail, "%lld frames, at most %g wanted",
-                      (long long)p->frames, most);
+        return reject(RULE_TOO_LONG, detail, "%lld frames, at most %g wanted", (long long)p->frames,
+                      most);
     if (p->step < 1)
         return reject(RULE_FPS_TOO_LOW, detail, "%g frames per second, %g wanted", p->fps,
                       o->train_fps);

@@ -6,20 +6,20 @@
 #include "data/video.h"
 
 enum rule { /* in the order of the checks; the first hit rejects */
-    RULE_ACCEPTED,
-    RULE_NO_CAPTION,
-    RULE_NO_RESOLUTION, /* given, but not positive */
-    RULE_UNREADABLE,    /* the container cannot be opened */
-    RULE_CONTRADICTION, /* the record says something else than the container */
-    RULE_ASPECT_RATIO,
-    RULE_TOO_SMALL,
-    RULE_TOO_LONG,
-    RULE_FPS_TOO_LOW,
-    RULE_MOTION_TOO_LOW,
-    RULE_MOTION_TOO_HIGH,
-    RULE_TOO_SHORT,
-    RULE_DECODE_FAILED, /* found later, while decoding */
-    RULE_COUNT
+            RULE_ACCEPTED,
+            RULE_NO_CAPTION,
+            RULE_NO_RESOLUTION, /* given, but not positive */
+            RULE_UNREADABLE,    /* the container cannot be opened */
+            RULE_CONTRADICTION, /* the record says something else than the container */
+            RULE_ASPECT_RATIO,
+            RULE_TOO_SMALL,
+            RULE_TOO_LONG,
+            RULE_FPS_TOO_LOW,
+            RULE_MOTION_TOO_LOW,
+            RULE_MOTION_TOO_HIGH,
+            RULE_TOO_SHORT,
+            RULE_DECODE_FAILED, /* found later, while decoding */
+            RULE_COUNT
 };
 const char *rule_name(enum rule r);
 bool rule_is_failure(enum rule r); /* the clip is broken, as against unsuitable */

@@ -13,8 +13,7 @@ struct grid {
 
 static struct grid grid_of(int64_t rows, int64_t columns, int64_t height, int64_t width)
 {
-    return (struct grid){rows, columns, rows * (height + GAP) - GAP,
-                         columns * (width + GAP) - GAP};
+    return (struct grid){rows, columns, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP};
 }
 
 static struct grid square(int64_t count, int64_t height, int64_t width)

@@ -50,8 +50,8 @@ static bool fill(struct loader *l, struct batch *b, struct err *e)
         b->index[i] = loader_sample(d, l->o.seed, l->o.shuffle, g);
         dataset_latent(l->d, b->index[i], b->latent + i * values, e);
         if (!e->code)
-            dataset_text(l->d, choose_caption(l, g, b->index[i]), l->o.text_len,
-                         b->text + i * text, e);
+            dataset_text(l->d, choose_caption(l, g, b->index[i]), l->o.text_len, b->text + i * text,
+                         e);
     }
     return e->code == 0;
 }

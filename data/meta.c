@@ -65,13 +65,20 @@ struct where { /* for messages */
 static const char *type_name(const json_t *v)
 {
     switch (json_typeof(v)) {
-    case JSON_OBJECT: return "an object";
-    case JSON_ARRAY: return "a list";
-    case JSON_STRING: return "a string";
-    case JSON_INTEGER: return "an integer";
-    case JSON_REAL: return "a number";
-    case JSON_NULL: return "null";
-    default: return "a truth value";
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "a list";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a number";
+    case JSON_NULL:
+        return "null";
+    default:
+        return "a truth value";
     }
 }
 
@@ -164,8 +171,8 @@ static bool get_record(struct clip_list *l, const json_t *r, const char *root,
                        const struct where *at)
 {
     if (!json_is_object(r)) {
-        err_set(at->e, RC_DATA, "%s: record %zu must be an object, but is %s", at->file,
-                at->record, type_name(r));
+        err_set(at->e, RC_DATA, "%s: record %zu must be an object, but is %s", at->file, at->record,
+                type_name(r));
         return false;
     }
     const json_t *path = given(r, "path"), *cap = given(r, "cap");
@@ -207,8 +214,8 @@ static void note_unknown(const char *file, const json_t *list)
     }
 }
 
-static bool parse_json(struct clip_list *out, const char *path, const char *root,
-                       const char *text, size_t n, struct err *e)
+static bool parse_json(struct clip_list *out, const char *path, const char *root, const char *text,
+                       size_t n, struct err *e)
 {
     json_error_t bad;
     json_t *list = json_loadb(text, n, JSON_REJECT_DUPLICATES, &bad);
@@ -217,8 +224,7 @@ static bool parse_json(struct clip_list *out, const char *path, const char *root
         return false;
     }
     bool ok = json_is_array(list);
-    if (!ok)
-        err_set(e, RC_DATA, "%s: must be a list of records, but is %s", path, type_name(list));
+    if (!ok) err_set(e, RC_DATA, "%s: must be a list of records, but is %s", path, type_name(list));
     struct where at = {path, 0, e};
     for (; ok && at.record < json_array_size(list); at.record++) {
         ok = get_record(out, json_array_get(list, at.record), root, &at);

@@ -10,9 +10,9 @@
 #include "core/err.h"
 #include "data/video.h"
 struct clip {
-    char *path;   /* as written */
-    char *file;   /* joined to the root */
-    char **cap;   /* cleaned (data/text.h), none empty */
+    char *path; /* as written */
+    char *file; /* joined to the root */
+    char **cap; /* cleaned (data/text.h), none empty */
     int64_t num_cap;
     bool has_size, has_fps, has_frames, has_cut, has_crop;
     int64_t height, width, num_frames;

@@ -9,7 +9,7 @@
 
 enum { MAX_COLUMNS = 6 };
 enum column { COL_PATH, COL_TEXT, COL_FRAMES, COL_HEIGHT, COL_WIDTH, COL_FPS };
-static const char *const names[MAX_COLUMNS] = {"path", "text", "num_frames",
+static const char *const names[MAX_COLUMNS] = {"path",   "text",  "num_frames",
                                                "height", "width", "fps"};
 struct csv {
     const char *path;
@@ -85,8 +85,8 @@ static bool number(const struct csv *c, int line, int col, const char *text, dou
     char *end;
     *out = strtod(text, &end);
     if (*end == 0 && *out > -1e15 && *out < 1e15) return true;
-    err_set(c->e, RC_DATA, "%s:%d: column %s: \"%.64s\" is not a number", c->path, line,
-            names[col], text);
+    err_set(c->e, RC_DATA, "%s:%d: column %s: \"%.64s\" is not a number", c->path, line, names[col],
+            text);
     return false;
 }
 
@@ -94,8 +94,8 @@ static bool record(struct csv *c, int line, char *const value[MAX_COLUMNS], stru
                    const char *root)
 {
     if (!value[COL_PATH][0] || strlen(value[COL_PATH]) > META_MAX_PATH) {
-        err_set(c->e, RC_DATA, "%s:%d: column path is empty or longer than %d bytes", c->path,
-                line, META_MAX_PATH);
+        err_set(c->e, RC_DATA, "%s:%d: column path is empty or longer than %d bytes", c->path, line,
+                META_MAX_PATH);
         return false;
     }
     struct clip *clip = meta_new_clip(out, value[COL_PATH], root);
@@ -105,8 +105,8 @@ static bool record(struct csv *c, int line, char *const value[MAX_COLUMNS], stru
     }
     clip->has_frames = value[COL_FRAMES] && value[COL_FRAMES][0];
     clip->has_fps = value[COL_FPS] && value[COL_FPS][0];
-    clip->has_size = (value[COL_HEIGHT] && value[COL_HEIGHT][0]) ||
-                     (value[COL_WIDTH] && value[COL_WIDTH][0]);
+    clip->has_size =
+        (value[COL_HEIGHT] && value[COL_HEIGHT][0]) || (value[COL_WIDTH] && value[COL_WIDTH][0]);
     clip->num_frames = (int64_t)x[COL_FRAMES];
     clip->height = (int64_t)x[COL_HEIGHT];
     clip->width = (int64_t)x[COL_WIDTH];

@@ -7,7 +7,8 @@
 
 #include "data/video.h"
 
-struct taps { /* of one axis: output i = sum over j < count[i] of weight[i*most+j] * in[first[i]+j] */
+struct taps { /* of one axis: output i = sum over j < count[i] of weight[i*most+j] * in[first[i]+j]
+               */
     int64_t n, most;
     int64_t *first, *count;
     int16_t *weight;

@@ -24,8 +24,11 @@ char *text_clean(const char *text)
 bool text_is_utf8(const char *text)
 {
     for (const unsigned char *p = (const unsigned char *)text; *p;) {
-        int more = *p < 0x80 ? 0 : *p >= 0xC2 && *p < 0xE0 ? 1 : (*p & 0xF0) == 0xE0 ? 2
-                   : *p >= 0xF0 && *p < 0xF5 ? 3 : -1;
+        int more = *p < 0x80                 ? 0
+                   : *p >= 0xC2 && *p < 0xE0 ? 1
+                   : (*p & 0xF0) == 0xE0     ? 2
+                   : *p >= 0xF0 && *p < 0xF5 ? 3
+                                             : -1;
         if (more < 0) return false;
         /* overlong forms, surrogates, beyond U+10FFFF */
         if ((p[0] == 0xE0 && p[1] < 0xA0) || (p[0] == 0xED && p[1] >= 0xA0) ||

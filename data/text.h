@@ -1,4 +1,5 @@
-/* The one clean-up of captions and prompts: everything that becomes an embedding goes through it. */
+/* The one clean-up of captions and prompts: everything that becomes an embedding goes through it.
+ */
 #ifndef DATA_TEXT_H
 #define DATA_TEXT_H
 #include <stdbool.h>

@@ -280,8 +280,8 @@ static bool shaper_init(struct shaper *s, const struct reader *r, struct video_c
     }
     resize_cover(c.y1 - c.y0, c.x1 - c.x0, height, width, &s->oh, &s->ow, &s->top, &s->left);
     const int flags = SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INT | SWS_BITEXACT;
-    s->sws = sws_getContext(f->width, f->height, (enum AVPixelFormat)f->format, f->width,
-                            f->height, AV_PIX_FMT_RGB24, flags, NULL, NULL, NULL);
+    s->sws = sws_getContext(f->width, f->height, (enum AVPixelFormat)f->format, f->width, f->height,
+                            AV_PIX_FMT_RGB24, flags, NULL, NULL, NULL);
     if (!s->sws) {
         err_set(e, RC_DATA, "%s: pixel format %d cannot be converted to RGB", r->path, f->format);
         return false;
@@ -341,8 +341,7 @@ static bool read_frames(struct reader *r, const int64_t *index, int64_t n, struc
             ok = shaper_init(&s, r, crop, height, width, e);
             format = r->frame->format;
         } else if (!same_picture(&s, r->frame, format)) {
-            err_set(e, RC_DATA, "%s: the frame size changes at frame %lld", r->path,
-                    (long long)at);
+            err_set(e, RC_DATA, "%s: the frame size changes at frame %lld", r->path, (long long)at);
             ok = false;
         }
         /* a frame may be wanted more than once */
@@ -361,8 +360,8 @@ bool video_read(const char *path, const int64_t *index, int64_t n, struct video_
         CHECK(index[i] >= (i ? index[i - 1] : 0), "frame list must be ascending");
     }
     struct reader r;
-    const bool ok = reader_open(&r, path, e) &&
-                    read_frames(&r, index, n, crop, height, width, out, e);
+    const bool ok =
+        reader_open(&r, path, e) && read_frames(&r, index, n, crop, height, width, out, e);
     reader_close(&r);
     return ok;
 }

@@ -99,8 +99,8 @@ static int writer_open(struct writer *w, int64_t height, int64_t width, double f
     w->frame->height = w->codec->height;
     if ((rc = av_frame_get_buffer(w->frame, 0)) < 0) return rc;
     w->sws = sws_getContext((int)width, (int)height, AV_PIX_FMT_RGB24, (int)width, (int)height,
-                            AV_PIX_FMT_YUV420P, SWS_BICUBIC | SWS_ACCURATE_RND | SWS_BITEXACT,
-                            NULL, NULL, NULL);
+                            AV_PIX_FMT_YUV420P, SWS_BICUBIC | SWS_ACCURATE_RND | SWS_BITEXACT, NULL,
+                            NULL, NULL);
     CHECK(w->sws, "no conversion from RGB");
     const int *matrix = sws_getCoefficients(SWS_CS_ITU709);
     sws_setColorspaceDetails(w->sws, matrix, 1, matrix, 0, 0, 1 << 16, 1 << 16);

@@ -77,8 +77,8 @@ static void cover_examples(struct comm *world)
     (void)world;
     static const int64_t row[][8] = {
         /* h, w, H, W -> oh, ow, top, left */
-        {1080, 1920, 720, 1280, 720, 1280, 0, 0},   {1080, 2048, 720, 1280, 720, 1366, 0, 43},
-        {1080, 1440, 720, 1280, 960, 1280, 120, 0}, {1088, 1920, 720, 1280, 726, 1280, 3, 0},
+        {1080, 1920, 720, 1280, 720, 1280, 0, 0},    {1080, 2048, 720, 1280, 720, 1366, 0, 43},
+        {1080, 1440, 720, 1280, 960, 1280, 120, 0},  {1088, 1920, 720, 1280, 726, 1280, 3, 0},
         {1920, 1080, 720, 1280, 2276, 1280, 778, 0}, {100, 203, 100, 200, 100, 203, 0, 2},
         {100, 201, 100, 200, 100, 201, 0, 0},
     };
@@ -105,10 +105,12 @@ static void slow_resize(double *out, int64_t oh, int64_t ow, const uint8_t *in, 
                 for (int64_t i = 0; i < w; i++) {
                     double u = fabs(((double)j + 0.5 - sy * ((double)y + 0.5)) / wy);
                     double v = fabs(((double)i + 0.5 - sx * ((double)x + 0.5)) / wx);
-                    u = u < 1 ? (1.5 * u - 2.5) * u * u + 1
-                        : u < 2 ? ((-0.5 * u + 2.5) * u - 4) * u + 2 : 0;
-                    v = v < 1 ? (1.5 * v - 2.5) * v * v + 1
-                        : v < 2 ? ((-0.5 * v + 2.5) * v - 4) * v + 2 : 0;
+                    u = u < 1   ? (1.5 * u - 2.5) * u * u + 1
+                        : u < 2 ? ((-0.5 * u + 2.5) * u - 4) * u + 2
+                                : 0;
+                    v = v < 1   ? (1.5 * v - 2.5) * v * v + 1
+                        : v < 2 ? ((-0.5 * v + 2.5) * v - 4) * v + 2
+                                : 0;
                     sum += u * v * in[j * w + i];
                     norm += u * v;
                 }
@@ -124,13 +126,15 @@ static void resize_properties(struct comm *world)
     enum { H = 21, W = 34 };
     static uint8_t in[H * W], out[64 * 64];
     static double want[64 * 64];
-    for (int i = 0; i < H * W; i++) in[i] = (uint8_t)(128 + 60 * sin(i % W * 0.5) * cos(i / W * 0.4));
+    for (int i = 0; i < H * W; i++)
+        in[i] = (uint8_t)(128 + 60 * sin(i % W * 0.5) * cos(i / W * 0.4));
     static const int64_t to[][2] = {{21, 34}, {13, 34}, {21, 11}, {10, 16}, {40, 60}, {12, 50}};
     for (size_t k = 0; k < sizeof to / sizeof *to; k++) {
         resize_plane(out, to[k][0], to[k][1], in, H, W);
         slow_resize(want, to[k][0], to[k][1], in, H, W);
         double worst = 0;
-        for (int64_t i = 0; i < to[k][0] * to[k][1]; i++) worst = fmax(worst, fabs(out[i] - want[i]));
+        for (int64_t i = 0; i < to[k][0] * to[k][1]; i++)
+            worst = fmax(worst, fabs(out[i] - want[i]));
         EXPECT(worst < 1.3, "%lld x %lld: off by %g", (long long)to[k][0], (long long)to[k][1],
                worst);
         if (k == 0) EXPECT(memcmp(out, in, sizeof in) == 0, "same size is the identity");
@@ -147,8 +151,10 @@ int main(int argc, char **argv)
 {
     static const struct test tests[] = {
         {"pixel codec gives back every byte and puts channels in order", pixel_is_exact, {0}, 0},
-        {"pixel codec rounds half to even and clamps; bad sizes and names", pixel_rounds_and_clamps,
-         {0}, 0},
+        {"pixel codec rounds half to even and clamps; bad sizes and names",
+         pixel_rounds_and_clamps,
+         {0},
+         0},
         {"hash codec: words, end mark, cut, zero rows", hash_rows, {0}, 0},
         {"resize to cover: the table of examples", cover_examples, {0}, 0},
         {"resize against the formula in floating point", resize_properties, {0}, 0},

@@ -22,11 +22,22 @@ enum { F = 9, H = 32, W = 48, Z = 12 * F * (H / 2) * (W / 2), DIM = 16, LEN = 40
 static struct data_build config(const char *name)
 {
     return (struct data_build){.meta_path = "tests/clips/clips.json",
-        .save_path = io_path("%s/%s", test_dir(), name), .codec = "pixel", .text_codec = "hash",
-        .filter = {.sample_height = H, .sample_width = W, .sample_num_frames = F, .train_fps = 16,
-                   .min_hxw = 1000, .too_long_factor = 100, .max_h_div_w_ratio = 2,
-                   .min_h_div_w_ratio = 0.3, .max_motion_value = 1},
-        .window_stride = 12, .text_dim = DIM, .text_len = LEN, .max_failure_rate = 0.5};
+                               .save_path = io_path("%s/%s", test_dir(), name),
+                               .codec = "pixel",
+                               .text_codec = "hash",
+                               .filter = {.sample_height = H,
+                                          .sample_width = W,
+                                          .sample_num_frames = F,
+                                          .train_fps = 16,
+                                          .min_hxw = 1000,
+                                          .too_long_factor = 100,
+                                          .max_h_div_w_ratio = 2,
+                                          .min_h_div_w_ratio = 0.3,
+                                          .max_motion_value = 1},
+                               .window_stride = 12,
+                               .text_dim = DIM,
+                               .text_len = LEN,
+                               .max_failure_rate = 0.5};
 }
 
 static char *put(const char *name, const void *text, size_t n)
@@ -92,7 +103,8 @@ static void built_from_clips(struct comm *world)
     stat(g.save_path, &b);
     EXPECT(a.st_ino == b.st_ino && a.st_mtim.tv_nsec == b.st_mtim.tv_nsec, "untouched");
     g.window_stride = 0;
-    EXPECT(build_dataset(&g, &r, &e) && !r.kept && r.samples == 6, "one window per clip: %s", e.msg);
+    EXPECT(build_dataset(&g, &r, &e) && !r.kept && r.samples == 6, "one window per clip: %s",
+           e.msg);
     free((char *)g.save_path);
 }
 
@@ -269,8 +281,8 @@ static char *changed(const char *name, const char *object, const char *attribute
     if (attribute) {
         H5Adelete_by_name(f, object, attribute, H5P_DEFAULT);
         const hid_t s = H5Screate(H5S_SCALAR);
-        const hid_t a = H5Acreate_by_name(f, object, attribute, type, s, H5P_DEFAULT, H5P_DEFAULT,
-                                          H5P_DEFAULT);
+        const hid_t a =
+            H5Acreate_by_name(f, object, attribute, type, s, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
         H5Sclose(s);
         EXPECT(a >= 0 && H5Awrite(a, type, value) >= 0, "change %s", attribute);
         H5Aclose(a);
@@ -393,7 +405,10 @@ static void flipped_bytes(struct comm *world)
 int main(int argc, char **argv)
 {
     static const struct test tests[] = {
-        {"built from the demo clips: windows, captions, latents, restart", built_from_clips, {0}, 0},
+        {"built from the demo clips: windows, captions, latents, restart",
+         built_from_clips,
+         {0},
+         0},
         {"embeddings are cut and padded, the empty caption is there", text_rows, {0}, 0},
         {"train and validation windows of a clip do not touch", split_by_window, {0}, 0},
         {"broken clips are counted, too many stop the job", broken_clips, {0}, 0},
@@ -404,7 +419,8 @@ int main(int argc, char **argv)
     };
     struct err e = {0};
     struct video_info info;
-    if (!video_probe("tests/clips/example_3_B.mp4", &info, &e) && strstr(e.msg, "no video support")) {
+    if (!video_probe("tests/clips/example_3_B.mp4", &info, &e) &&
+        strstr(e.msg, "no video support")) {
         printf("  skip data set: built without libav\n0 passed, 0 failed, 1 skipped\n");
         return 0;
     }

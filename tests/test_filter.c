@@ -79,12 +79,15 @@ static void bad_descriptions(struct comm *world)
         {"a.json", "[{\"path\":\"x\",\"path\":\"y\"}]", "not valid JSON: duplicate object key"},
         {"a.json", "{\"path\":\"x\"}", "must be a list of records, but is an object"},
         {"a.json", "[{\"path\":\"x\",\"cap\":\"y\"}, 5]", "record 1 must be an object"},
-        {"a.json", "[{\"cap\":\"y\"}]", "record 0: key \"path\" must be a string of 1 to 4096 bytes,"
-                                        " but is missing"},
+        {"a.json", "[{\"cap\":\"y\"}]",
+         "record 0: key \"path\" must be a string of 1 to 4096 bytes,"
+         " but is missing"},
         {"a.json", "[{\"path\":\"x\",\"cap\":[1]}]", "key \"cap\" must be a string or a list"},
-        {"a.json", "[{\"path\":\"x\",\"fps\":\"24\"}]", "key \"fps\" must be a number, but is a str"},
+        {"a.json", "[{\"path\":\"x\",\"fps\":\"24\"}]",
+         "key \"fps\" must be a number, but is a str"},
         {"a.json", "[{\"path\":\"x\",\"cut\":[0]}]", "key \"cut\" must be two integers"},
-        {"a.json", "[{\"path\":\"x\",\"num_frames\":8.5}]", "key \"num_frames\" must be an integer"},
+        {"a.json", "[{\"path\":\"x\",\"num_frames\":8.5}]",
+         "key \"num_frames\" must be an integer"},
         {"a.json", "[{\"path\":\"x\",\"resolution\":[1,2]}]", "key \"resolution\" must be"},
         {"a.json", "[{\"path\":\"x\",\"crop\":[1,2,3,\"4\"]}]", "key \"crop\" must be four"},
         {"a.json", "[{\"path\":\"x\",\"cap\":\"\xff\"}]", "not valid JSON"},
@@ -119,10 +122,16 @@ static void bad_descriptions(struct comm *world)
 }
 
 /* A clip that passes, and one change per rule. */
-static const struct filter_opts opts = {.sample_height = 720, .sample_width = 1280,
-    .sample_num_frames = 81, .train_fps = 16, .min_hxw = 921600, .too_long_factor = 5,
-    .max_h_div_w_ratio = 1.2, .min_h_div_w_ratio = 0.4, .min_motion_value = 0.1,
-    .max_motion_value = 0.5};
+static const struct filter_opts opts = {.sample_height = 720,
+                                        .sample_width = 1280,
+                                        .sample_num_frames = 81,
+                                        .train_fps = 16,
+                                        .min_hxw = 921600,
+                                        .too_long_factor = 5,
+                                        .max_h_div_w_ratio = 1.2,
+                                        .min_h_div_w_ratio = 0.4,
+                                        .min_motion_value = 0.1,
+                                        .max_motion_value = 0.5};
 static char *captions[] = {"a caption"};
 
 static void one_record_per_rule(struct comm *world)
@@ -130,8 +139,8 @@ static void one_record_per_rule(struct comm *world)
     (void)world;
     const struct clip good = {.cap = captions, .num_cap = 1, .motion = 0.2};
     const struct video_info file = {1280, 720, 200, 24};
-    struct clip c[] = {[0] = good, good, good, good, good, good, good, good, good, good,
-                       good, good, good, good, good, good, good};
+    struct clip c[] = {[0] = good, good, good, good, good, good, good, good, good,
+                       good,       good, good, good, good, good, good, good};
     struct video_info v[17];
     for (int i = 0; i < 17; i++) v[i] = file;
     c[1].num_cap = 0;
@@ -150,17 +159,30 @@ static void one_record_per_rule(struct comm *world)
     v[14].frames = 120;
     c[15].has_cut = true, c[15].cut[0] = 10, c[15].cut[1] = 130; /* its end counts */
     v[16].fps = 16.05, v[16].frames = 80;
-    static const enum rule want[17] = {RULE_ACCEPTED, RULE_NO_CAPTION, RULE_NO_RESOLUTION,
-        RULE_CONTRADICTION, RULE_CONTRADICTION, RULE_CONTRADICTION, RULE_CONTRADICTION,
-        RULE_CONTRADICTION, RULE_ASPECT_RATIO, RULE_TOO_SMALL, RULE_TOO_LONG, RULE_FPS_TOO_LOW,
-        RULE_MOTION_TOO_LOW, RULE_MOTION_TOO_HIGH, RULE_TOO_SHORT, RULE_TOO_SHORT, RULE_TOO_SHORT};
-    static const char *const text[17] = {"", "no caption", "resolution 0 x 1280",
+    static const enum rule want[17] = {
+        RULE_ACCEPTED,       RULE_NO_CAPTION,      RULE_NO_RESOLUTION, RULE_CONTRADICTION,
+        RULE_CONTRADICTION,  RULE_CONTRADICTION,   RULE_CONTRADICTION, RULE_CONTRADICTION,
+        RULE_ASPECT_RATIO,   RULE_TOO_SMALL,       RULE_TOO_LONG,      RULE_FPS_TOO_LOW,
+        RULE_MOTION_TOO_LOW, RULE_MOTION_TOO_HIGH, RULE_TOO_SHORT,     RULE_TOO_SHORT,
+        RULE_TOO_SHORT};
+    static const char *const text[17] = {
+        "",
+        "no caption",
+        "resolution 0 x 1280",
         "resolution 720 x 1281 in the record, 720 x 1280 in the file",
-        "fps 24.11 in the record, 24 in the file", "num_frames 199 in the record, 200 in the file",
-        "cut [100, 201) of a file of 200 frames", "crop x [0, 1280), y [10, 721)",
-        "height / width = 1.201", "pixels, at least", "608 frames, at most 607.5", "15.8 frames per",
-        "motion 0.09, at least 0.1", "motion 0.51, at most 0.5", "80 frames (120 at 24",
-        "80 frames (120 at 24", "80 frames (80 at 16.05"};
+        "fps 24.11 in the record, 24 in the file",
+        "num_frames 199 in the record, 200 in the file",
+        "cut [100, 201) of a file of 200 frames",
+        "crop x [0, 1280), y [10, 721)",
+        "height / width = 1.201",
+        "pixels, at least",
+        "608 frames, at most 607.5",
+        "15.8 frames per",
+        "motion 0.09, at least 0.1",
+        "motion 0.51, at most 0.5",
+        "80 frames (120 at 24",
+        "80 frames (120 at 24",
+        "80 frames (80 at 16.05"};
     for (int i = 0; i < 17; i++) {
         struct clip_plan p;
         char detail[256];
@@ -173,8 +195,13 @@ static void one_record_per_rule(struct comm *world)
 static void frames_of_the_plan(struct comm *world)
 {
     (void)world;
-    struct clip c = {.cap = captions, .num_cap = 1, .motion = 0.2, .has_cut = true,
-                     .cut = {7, 160}, .has_frames = true, .num_frames = 153};
+    struct clip c = {.cap = captions,
+                     .num_cap = 1,
+                     .motion = 0.2,
+                     .has_cut = true,
+                     .cut = {7, 160},
+                     .has_frames = true,
+                     .num_frames = 153};
     const struct video_info v = {1280, 720, 200, 30};
     struct clip_plan p;
     char detail[256];

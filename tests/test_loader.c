@@ -20,8 +20,15 @@ static char *make(const char *name)
 {
     struct err e = {0};
     char *path = io_path("%s/%s-%d.h5", test_dir(), name, rand());
-    const struct dataset_spec spec = {.codec = "pixel", .text_codec = "hash", .frames = F,
-        .height = H, .width = W, .text_dim = DIM, .text_len = LEN, .fps = 16, .window_stride = 1};
+    const struct dataset_spec spec = {.codec = "pixel",
+                                      .text_codec = "hash",
+                                      .frames = F,
+                                      .height = H,
+                                      .width = W,
+                                      .text_dim = DIM,
+                                      .text_len = LEN,
+                                      .fps = 16,
+                                      .window_stride = 1};
     struct dataset_writer *w = dataset_create(path, &spec, &e);
     err_raise(&e);
     int64_t caption[3];
@@ -45,8 +52,13 @@ static struct dataset *open_it(const char *path)
     return d;
 }
 
-static const struct loader_opts base = {.seed = 7, .dp_size = 1, .batch_size = 1, .global_batch = 4,
-                                        .text_len = LEN, .text_drop_ratio = 0.3, .shuffle = true};
+static const struct loader_opts base = {.seed = 7,
+                                        .dp_size = 1,
+                                        .batch_size = 1,
+                                        .global_batch = 4,
+                                        .text_len = LEN,
+                                        .text_drop_ratio = 0.3,
+                                        .shuffle = true};
 
 /* What one sample number must be, from a run on one rank: index, text. */
 struct seen {
@@ -98,7 +110,8 @@ static void same_on_all_ranks(struct comm *world)
     for (int epoch = 0; epoch < TOTAL / N; epoch++) { /* every sample once per epoch */
         int count[N] = {0};
         for (int k = 0; k < N; k++) count[want[epoch * N + k].index]++;
-        for (int k = 0; k < N; k++) EXPECT(count[k] == 1, "epoch %d has %d %d times", epoch, k, count[k]);
+        for (int k = 0; k < N; k++)
+            EXPECT(count[k] == 1, "epoch %d has %d %d times", epoch, k, count[k]);
     }
     EXPECT(memcmp(want, want + N, N * sizeof *want) != 0, "epochs differ");
     for (int dp = 2; dp <= 8; dp *= 2) {
@@ -191,7 +204,7 @@ static void captions(struct comm *world)
     }
     /* 4 standard deviations */
     EXPECT(fabs(drop / (double)TOTAL - 0.3) < 4 * sqrt(0.3 * 0.7 / TOTAL), "%d dropped", drop);
-    EXPECT(fabs(first - second) < 4 * sqrt(first + second), "%d and %d", first, second);
+    EXPECT(abs(first - second) < 4 * sqrt(first + second), "%d and %d", first, second);
     free(got), free(hits), free(path);
     dataset_close(d);
 }

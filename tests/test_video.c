@@ -146,7 +146,8 @@ static void grid_of_videos(struct comm *world)
     uint8_t *all = grid_video(list, 2, F, H, W, &h, &w);
     EXPECT(h % 2 == 0 && w % 2 == 0 && h >= 2 * H + 1 && w >= W, "%lld x %lld", (long long)h,
            (long long)w);
-    for (int64_t t = 0; t < F; t++) EXPECT(all[t * h * w + (H + 1) * w] == 20 + 8 * t, "frame order");
+    for (int64_t t = 0; t < F; t++)
+        EXPECT(all[t * h * w + (H + 1) * w] == 20 + 8 * t, "frame order");
     char *path = io_path("%s/grid.mp4", test_dir());
     EXPECT(video_write(path, all, F, h, w, 16, NULL, &e), "%s", e.msg);
     free(all), free(path), free(v);
@@ -200,7 +201,8 @@ static void expect_bad(char *path, const char *text, int code)
     static uint8_t out[3 * 60 * 16 * 16];
     int64_t index[60];
     for (int i = 0; i < 60; i++) index[i] = i;
-    const bool ok = video_probe(path, &info, &e) && video_read(path, index, 60, whole, 16, 16, out, &e);
+    const bool ok =
+        video_probe(path, &info, &e) && video_read(path, index, 60, whole, 16, 16, out, &e);
     EXPECT(!ok && strstr(e.msg, text) && strstr(e.msg, path) && e.code == code,
            "wanted \"%s\" (%d), got \"%s\" (%d)", text, code, e.msg, e.code);
     free(path);
@@ -239,8 +241,7 @@ static void damaged_bytes(struct comm *world)
         struct err e = {0};
         struct video_info info;
         char *path = copy_of("example_3_B.mp4", "damaged.mp4", 0, at);
-        if (!video_probe(path, &info, &e) ||
-            !video_read(path, index, 60, whole, 16, 16, out, &e)) {
+        if (!video_probe(path, &info, &e) || !video_read(path, index, 60, whole, 16, 16, out, &e)) {
             refused++;
             EXPECT(e.code && strstr(e.msg, path), "an error names the file: \"%s\"", e.msg);
         }
@@ -263,7 +264,8 @@ int main(int argc, char **argv)
     };
     struct err e = {0};
     struct video_info info;
-    if (!video_probe("tests/clips/example_3_B.mp4", &info, &e) && strstr(e.msg, "no video support")) {
+    if (!video_probe("tests/clips/example_3_B.mp4", &info, &e) &&
+        strstr(e.msg, "no video support")) {
         printf("  skip video: built without libav\n0 passed, 0 failed, 1 skipped\n");
         return 0;
     }

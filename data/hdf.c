@@ -1,4 +1,4 @@
-#include "data/h5.h"
+#include "data/hdf.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -9,10 +9,10 @@
 #include "core/io.h"
 
 enum { MAX_RANK = 5, MAX_TEXT = 1 << 16, CHUNK_ITEMS = 4096 };
-pthread_mutex_t h5_lock = PTHREAD_MUTEX_INITIALIZER;
+pthread_mutex_t hdf_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* ---- errors -----------------------------------------------------------------------------------*/
-void h5_quiet(void) { H5Eset_auto2(H5E_DEFAULT, NULL, NULL); }
+void hdf_quiet(void) { H5Eset_auto2(H5E_DEFAULT, NULL, NULL); }
 
 static herr_t innermost(unsigned n, const H5E_error2_t *one, void *out)
 {
@@ -21,26 +21,26 @@ static herr_t innermost(unsigned n, const H5E_error2_t *one, void *out)
     return 0;
 }
 
-void h5_err(struct err *e, int code, const char *path, const char *doing)
+void hdf_err(struct err *e, int code, const char *path, const char *doing)
 {
     char text[256] = "";
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, innermost, text);
     err_set(e, code, "%s: %s%s%s%s", path, doing, text[0] ? " (" : "", text, text[0] ? ")" : "");
 }
 
-static bool bad(const struct h5 *h, const char *name, const char *what, struct err *e)
+static bool bad(const struct hdf *h, const char *name, const char *what, struct err *e)
 {
     char doing[256];
     snprintf(doing, sizeof doing, "damaged data set: %s %s", name, what);
-    h5_err(e, RC_DATA, h->path, doing);
+    hdf_err(e, RC_DATA, h->path, doing);
     return false;
 }
 
-static bool unwritten(const struct h5 *h, const char *name, struct err *e)
+static bool unwritten(const struct hdf *h, const char *name, struct err *e)
 {
     char doing[256];
     snprintf(doing, sizeof doing, "cannot write %s", name);
-    h5_err(e, RC_IO, h->path, doing);
+    hdf_err(e, RC_IO, h->path, doing);
     return false;
 }
 
@@ -53,20 +53,20 @@ static hid_t access_list(void)
     return p;
 }
 
-bool h5_create(struct h5 *h, const char *path, struct err *e)
+bool hdf_create(struct hdf *h, const char *path, struct err *e)
 {
-    h5_quiet();
+    hdf_quiet();
     const hid_t p = access_list();
-    *h = (struct h5){.file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, p), .path = path};
+    *h = (struct hdf){.file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, p), .path = path};
     H5Pclose(p);
-    if (h->file < 0) h5_err(e, RC_CANTCREAT, path, "cannot create the file");
+    if (h->file < 0) hdf_err(e, RC_CANTCREAT, path, "cannot create the file");
     return h->file >= 0;
 }
 
-bool h5_open(struct h5 *h, const char *path, struct err *e)
+bool hdf_open(struct hdf *h, const char *path, struct err *e)
 {
-    h5_quiet();
-    *h = (struct h5){.file = -1, .path = path};
+    hdf_quiet();
+    *h = (struct hdf){.file = -1, .path = path};
     struct stat st;
     if (stat(path, &st) != 0) {
         err_set(e, errno == ENOENT ? RC_NOINPUT : RC_IO, "%s: %s", path, strerror(errno));
@@ -80,20 +80,20 @@ bool h5_open(struct h5 *h, const char *path, struct err *e)
     const hid_t p = access_list();
     h->file = H5Fopen(path, H5F_ACC_RDONLY, p);
     H5Pclose(p);
-    if (h->file < 0) h5_err(e, RC_DATA, path, "not an HDF5 file, or damaged, or cut off");
+    if (h->file < 0) hdf_err(e, RC_DATA, path, "not an HDF5 file, or damaged, or cut off");
     return h->file >= 0;
 }
 
-bool h5_close(struct h5 *h, struct err *e)
+bool hdf_close(struct hdf *h, struct err *e)
 {
-    h5_quiet();
+    hdf_quiet();
     const bool ok = h->file < 0 || H5Fclose(h->file) >= 0;
     h->file = -1;
-    if (!ok && !e->code) h5_err(e, RC_IO, h->path, "cannot write the end of the file");
+    if (!ok && !e->code) hdf_err(e, RC_IO, h->path, "cannot write the end of the file");
     return ok;
 }
 
-bool h5_group(const struct h5 *h, const char *name, struct err *e)
+bool hdf_group(const struct hdf *h, const char *name, struct err *e)
 {
     const hid_t g = H5Gcreate2(h->file, name, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
     if (g < 0) return unwritten(h, name, e);
@@ -111,7 +111,7 @@ static hid_t text_type(size_t n)
     return t;
 }
 
-static bool put_attribute(const struct h5 *h, const char *object, const char *name, hid_t type,
+static bool put_attribute(const struct hdf *h, const char *object, const char *name, hid_t type,
                           const void *v, struct err *e)
 {
     const hid_t space = H5Screate(H5S_SCALAR);
@@ -124,8 +124,8 @@ static bool put_attribute(const struct h5 *h, const char *object, const char *na
     return ok;
 }
 
-bool h5_put_text(const struct h5 *h, const char *object, const char *name, const char *v,
-                 struct err *e)
+bool hdf_put_text(const struct hdf *h, const char *object, const char *name, const char *v,
+                  struct err *e)
 {
     const hid_t t = text_type(strlen(v));
     const bool ok = put_attribute(h, object, name, t, v, e);
@@ -133,18 +133,20 @@ bool h5_put_text(const struct h5 *h, const char *object, const char *name, const
     return ok;
 }
 
-bool h5_put_int(const struct h5 *h, const char *object, const char *name, int64_t v, struct err *e)
+bool hdf_put_int(const struct hdf *h, const char *object, const char *name, int64_t v,
+                 struct err *e)
 {
     return put_attribute(h, object, name, H5T_NATIVE_INT64, &v, e);
 }
 
-bool h5_put_real(const struct h5 *h, const char *object, const char *name, double v, struct err *e)
+bool hdf_put_real(const struct hdf *h, const char *object, const char *name, double v,
+                  struct err *e)
 {
     return put_attribute(h, object, name, H5T_NATIVE_DOUBLE, &v, e);
 }
 
 /* An attribute with one value of this class. */
-static hid_t open_attribute(const struct h5 *h, const char *object, const char *name,
+static hid_t open_attribute(const struct hdf *h, const char *object, const char *name,
                             H5T_class_t class, struct err *e)
 {
     if (H5Aexists_by_name(h->file, object, name, H5P_DEFAULT) <= 0) {
@@ -156,8 +158,8 @@ static hid_t open_attribute(const struct h5 *h, const char *object, const char *
     const hid_t a = H5Aopen_by_name(h->file, object, name, H5P_DEFAULT, H5P_DEFAULT);
     if (a >= 0) {
         const hid_t t = H5Aget_type(a), s = H5Aget_space(a);
-        const bool ok = t >= 0 && s >= 0 && H5Tget_class(t) == class &&
-                        H5Sget_simple_extent_npoints(s) == 1;
+        const bool ok =
+            t >= 0 && s >= 0 && H5Tget_class(t) == class && H5Sget_simple_extent_npoints(s) == 1;
         if (t >= 0) H5Tclose(t);
         if (s >= 0) H5Sclose(s);
         if (ok) return a;
@@ -167,8 +169,8 @@ static hid_t open_attribute(const struct h5 *h, const char *object, const char *
     return -1;
 }
 
-bool h5_get_text(const struct h5 *h, const char *object, const char *name, char *out, size_t room,
-                 struct err *e)
+bool hdf_get_text(const struct hdf *h, const char *object, const char *name, char *out, size_t room,
+                  struct err *e)
 {
     const hid_t a = open_attribute(h, object, name, H5T_STRING, e);
     if (a < 0) return false;
@@ -183,7 +185,7 @@ bool h5_get_text(const struct h5 *h, const char *object, const char *name, char 
     return ok;
 }
 
-static bool get_number(const struct h5 *h, const char *object, const char *name, H5T_class_t class,
+static bool get_number(const struct hdf *h, const char *object, const char *name, H5T_class_t class,
                        hid_t type, void *v, struct err *e)
 {
     const hid_t a = open_attribute(h, object, name, class, e);
@@ -194,21 +196,21 @@ static bool get_number(const struct h5 *h, const char *object, const char *name,
     return ok;
 }
 
-bool h5_get_int(const struct h5 *h, const char *object, const char *name, int64_t *v,
-                struct err *e)
+bool hdf_get_int(const struct hdf *h, const char *object, const char *name, int64_t *v,
+                 struct err *e)
 {
     return get_number(h, object, name, H5T_INTEGER, H5T_NATIVE_INT64, v, e);
 }
 
-bool h5_get_real(const struct h5 *h, const char *object, const char *name, double *v,
-                 struct err *e)
+bool hdf_get_real(const struct hdf *h, const char *object, const char *name, double *v,
+                  struct err *e)
 {
     return get_number(h, object, name, H5T_FLOAT, H5T_NATIVE_DOUBLE, v, e);
 }
 
 /* ---- writing arrays ---------------------------------------------------------------------------*/
-static bool put_array(const struct h5 *h, const char *name, hid_t type, bool deflate, const void *v,
-                      int64_t n, struct err *e)
+static bool put_array(const struct hdf *h, const char *name, hid_t type, bool deflate,
+                      const void *v, int64_t n, struct err *e)
 {
     const hsize_t dim = (hsize_t)n, chunk = n < CHUNK_ITEMS ? (hsize_t)n : CHUNK_ITEMS;
     const hid_t space = H5Screate_simple(1, &dim, NULL), p = H5Pcreate(H5P_DATASET_CREATE);
@@ -226,12 +228,12 @@ static bool put_array(const struct h5 *h, const char *name, hid_t type, bool def
     return ok;
 }
 
-bool h5_put_ints(const struct h5 *h, const char *name, const int64_t *v, int64_t n, struct err *e)
+bool hdf_put_ints(const struct hdf *h, const char *name, const int64_t *v, int64_t n, struct err *e)
 {
     return put_array(h, name, H5T_NATIVE_INT64, false, v, n, e);
 }
 
-bool h5_put_texts(const struct h5 *h, const char *name, char *const *v, int64_t n, struct err *e)
+bool hdf_put_texts(const struct hdf *h, const char *name, char *const *v, int64_t n, struct err *e)
 {
     size_t width = 1;
     for (int64_t i = 0; i < n; i++) {
@@ -248,8 +250,8 @@ bool h5_put_texts(const struct h5 *h, const char *name, char *const *v, int64_t 
     return ok;
 }
 
-hid_t h5_rows(const struct h5 *h, const char *name, int rank, const int64_t *dim,
-              const int64_t *chunk, struct err *e)
+hid_t hdf_rows(const struct hdf *h, const char *name, int rank, const int64_t *dim,
+               const int64_t *chunk, struct err *e)
 {
     hsize_t now[MAX_RANK], most[MAX_RANK], piece[MAX_RANK];
     for (int i = 0; i < rank; i++) {
@@ -260,8 +262,7 @@ hid_t h5_rows(const struct h5 *h, const char *name, int rank, const int64_t *dim
     const hid_t space = H5Screate_simple(rank, now, most), p = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_chunk(p, rank, piece);
     H5Pset_fletcher32(p);
-    const hid_t d =
-        H5Dcreate2(h->file, name, H5T_NATIVE_FLOAT, space, H5P_DEFAULT, p, H5P_DEFAULT);
+    const hid_t d = H5Dcreate2(h->file, name, H5T_NATIVE_FLOAT, space, H5P_DEFAULT, p, H5P_DEFAULT);
     if (d < 0) unwritten(h, name, e);
     H5Pclose(p);
     H5Sclose(space);
@@ -281,8 +282,8 @@ static bool select_rows(hid_t set, int64_t first, int64_t rows, hid_t *file, hid
     return H5Sselect_hyperslab(*file, H5S_SELECT_SET, start, NULL, dim, NULL) >= 0;
 }
 
-bool h5_append(const struct h5 *h, hid_t set, int64_t first, int64_t rows, const float *v,
-               struct err *e)
+bool hdf_append(const struct hdf *h, hid_t set, int64_t first, int64_t rows, const float *v,
+                struct err *e)
 {
     hsize_t dim[MAX_RANK];
     hid_t file = H5Dget_space(set), memory = -1;
@@ -302,13 +303,13 @@ bool h5_append(const struct h5 *h, hid_t set, int64_t first, int64_t rows, const
 
 /* ---- reading arrays ---------------------------------------------------------------------------*/
 /* Deflate shrinks at most about 1030 times: an array that claims more is damaged. */
-static bool plausible(const struct h5 *h, int64_t n, size_t width)
+static bool plausible(const struct hdf *h, int64_t n, size_t width)
 {
     return width > 0 && n >= 0 && n <= (h->bytes * 1100 + (1 << 20)) / (int64_t)width;
 }
 
 /* Opens a one-dimensional array and checks its class and length. */
-static hid_t open_array(const struct h5 *h, const char *name, H5T_class_t class, int64_t want,
+static hid_t open_array(const struct hdf *h, const char *name, H5T_class_t class, int64_t want,
                         int64_t *n, size_t *width, struct err *e)
 {
     const hid_t d = H5Dopen2(h->file, name, H5P_DEFAULT);
@@ -332,7 +333,7 @@ static hid_t open_array(const struct h5 *h, const char *name, H5T_class_t class,
     return -1;
 }
 
-int64_t *h5_get_ints(const struct h5 *h, const char *name, int64_t n, int64_t *got, struct err *e)
+int64_t *hdf_get_ints(const struct hdf *h, const char *name, int64_t n, int64_t *got, struct err *e)
 {
     size_t width;
     int64_t have;
@@ -350,7 +351,7 @@ int64_t *h5_get_ints(const struct h5 *h, const char *name, int64_t n, int64_t *g
     return v;
 }
 
-char **h5_get_texts(const struct h5 *h, const char *name, int64_t n, int64_t *got, struct err *e)
+char **hdf_get_texts(const struct hdf *h, const char *name, int64_t n, int64_t *got, struct err *e)
 {
     size_t width;
     int64_t have;
@@ -381,9 +382,9 @@ char **h5_get_texts(const struct h5 *h, const char *name, int64_t n, int64_t *go
     return v;
 }
 
-void h5_free_texts(char **v) { free(v); }
+void hdf_free_texts(char **v) { free(v); }
 
-hid_t h5_open_rows(const struct h5 *h, const char *name, int rank, int64_t *dim, struct err *e)
+hid_t hdf_open_rows(const struct hdf *h, const char *name, int rank, int64_t *dim, struct err *e)
 {
     const hid_t d = H5Dopen2(h->file, name, H5P_DEFAULT);
     if (d < 0) {
@@ -409,8 +410,8 @@ hid_t h5_open_rows(const struct h5 *h, const char *name, int rank, int64_t *dim,
     return -1;
 }
 
-bool h5_read_rows(const struct h5 *h, hid_t set, const char *name, int64_t first, int64_t rows,
-                  float *out, struct err *e)
+bool hdf_read_rows(const struct hdf *h, hid_t set, const char *name, int64_t first, int64_t rows,
+                   float *out, struct err *e)
 {
     hid_t file, memory;
     const bool ok = select_rows(set, first, rows, &file, &memory) &&
