@@ -200,33 +200,42 @@ static void broken_clips(struct comm *world)
 
 static bool at_once(void) { return true; }
 
+static void expect_failed(const struct data_build *g, const char *text, int code)
+{
+    struct err e = {0};
+    EXPECT(!build_dataset(g, NULL, &e) && strstr(e.msg, text) && e.code == code &&
+               !io_exists(g->save_path),
+           "wanted \"%s\" (%d), got \"%s\" (%d)", text, code, e.msg, e.code);
+}
+
 static void bad_jobs(struct comm *world)
 {
     (void)world;
-    struct err e = {0};
-    struct data_build g = config("bad.h5");
+    struct data_build good = config("bad.h5"), g = good;
     g.codec = "wan";
-    EXPECT(!build_dataset(&g, NULL, &e) && strstr(e.msg, "unknown video codec"), "%s", e.msg);
-    g = config("bad.h5");
+    expect_failed(&g, "unknown video codec", RC_CONFIG);
+    g = good;
+    g.text_codec = "t5";
+    expect_failed(&g, "unknown text codec", RC_CONFIG);
+    g = good;
     g.filter.sample_width = 50;
-    e = (struct err){0};
-    EXPECT(!build_dataset(&g, NULL, &e) && strstr(e.msg, "multiples of 4"), "%s", e.msg);
-    g = config("bad.h5");
+    expect_failed(&g, "multiples of 4", RC_CONFIG);
+    g = good;
+    g.meta_path = NULL;
+    expect_failed(&g, "one of ann_txt_path and meta_path must be set", RC_CONFIG);
     g.meta_path = "no/clips.json";
-    e = (struct err){0};
-    EXPECT(!build_dataset(&g, NULL, &e) && strstr(e.msg, "no/clips.json: No such"), "%s", e.msg);
-    g.meta_path = put("none.json", "[]", 2);
-    e = (struct err){0};
-    EXPECT(!build_dataset(&g, NULL, &e) && strstr(e.msg, "none.json: no records"), "%s", e.msg);
-    g = config("bad.h5");
+    expect_failed(&g, "no/clips.json: No such file", RC_NOINPUT);
+    char *none = put("none.json", "[]", 2);
+    g.meta_path = none;
+    expect_failed(&g, "none.json: no records", RC_DATA);
+    free(none);
+    g = good;
     g.interrupted = at_once;
-    e = (struct err){0};
-    EXPECT(!build_dataset(&g, NULL, &e) && e.code == RC_PREEMPTED && !io_exists(g.save_path), "%s",
-           e.msg);
-    g = config("bad.h5");
+    expect_failed(&g, "interrupted before it was complete", RC_PREEMPTED);
+    g = good;
     g.save_path = "/proc/no/place.h5";
-    e = (struct err){0};
-    EXPECT(!build_dataset(&g, NULL, &e) && strstr(e.msg, "/proc/no"), "%s", e.msg);
+    expect_failed(&g, "/proc/no", RC_CANTCREAT);
+    free((char *)good.save_path);
 }
 
 /* Killed while writing: nothing under the final name, and the next run does the job. */

@@ -209,35 +209,37 @@ static void captions(struct comm *world)
     dataset_close(d);
 }
 
-static void no_training_samples(void *path)
+struct stop_case { /* what a stop leaves open */
+    struct dataset *d;
+    struct loader_opts o;
+    struct loader *l;
+};
+
+static void open_loader(void *arg)
 {
-    struct err e = {0};
-    struct dataset *d = dataset_open(path, 1, &e);
-    err_raise(&e);
-    loader_open(d, base, 0);
+    struct stop_case *c = arg;
+    c->l = loader_open(c->d, c->o, 0);
 }
 
-static void bad_batch(void *path)
+static void read_all(void *arg)
 {
-    struct loader_opts o = base;
-    o.batch_size = 3;
-    loader_open(open_it(path), o, 0);
-}
-
-static void damaged(void *arg)
-{
-    struct loader *l = loader_open(arg, base, 0);
-    for (int i = 0; i < 3 * N; i++) loader_next(l);
+    open_loader(arg);
+    for (int i = 0; i < 3 * N; i++) loader_next(((struct stop_case *)arg)->l);
 }
 
 static void stops(struct comm *world)
 {
     (void)world;
     char *path = make("stops");
-    expect_stop("none of the 23 samples is for training", RC_DATA, no_training_samples, path);
-    expect_stop("global_batch_size 4 is not a multiple of data ranks x batch_size = 1 x 3",
-                RC_CONFIG, bad_batch, path);
     struct err e = {0};
+    struct stop_case c = {dataset_open(path, 1, &e), base, NULL};
+    expect_stop("none of the 23 samples is for training", RC_DATA, open_loader, &c);
+    dataset_close(c.d);
+    c.d = open_it(path);
+    c.o.batch_size = 3;
+    expect_stop("global_batch_size 4 is not a multiple of data ranks x batch_size = 1 x 3",
+                RC_CONFIG, open_loader, &c);
+    dataset_close(c.d);
     size_t n;
     char *p = io_read_file(path, &n, &e);
     const float value[4] = {17, 17, 17, 17}; /* payload of sample 17 */
@@ -245,7 +247,10 @@ static void stops(struct comm *world)
     EXPECT(at, "payload found");
     at[2] ^= 1;
     io_write_file(path, p, n, &e);
-    expect_stop("/latents rows 17 to 17 cannot be read", RC_DATA, damaged, open_it(path));
+    c = (struct stop_case){open_it(path), base, NULL};
+    expect_stop("/latents rows 17 to 17 cannot be read", RC_DATA, read_all, &c);
+    loader_close(c.l);
+    dataset_close(c.d);
     free(p), free(path);
 }
 
