@@ -11,13 +11,23 @@
 enum { MAX_RANK = 5, MAX_TEXT = 1 << 16, CHUNK_ITEMS = 4096 };
 pthread_mutex_t hdf_lock = PTHREAD_MUTEX_INITIALIZER;
 
+/* After a failed write (disk full) HDF5 1.10 cannot close the file, and its own clean-up at exit
+ * then crashes, which would replace our message and exit code. Every file is closed explicitly, so
+ * that clean-up is switched off; this works only before the library's first use. */
+__attribute__((constructor)) static void no_exit_handler(void) { H5dont_atexit(); }
+
 /* ---- errors -----------------------------------------------------------------------------------*/
 void hdf_quiet(void) { H5Eset_auto2(H5E_DEFAULT, NULL, NULL); }
 
+/* The text of one entry; of a long system report only the reason. */
 static herr_t innermost(unsigned n, const H5E_error2_t *one, void *out)
 {
     (void)n;
-    if (one->desc && one->desc[0]) snprintf(out, 256, "%s", one->desc);
+    char *text = out;
+    if (!one->desc || !one->desc[0]) return 0;
+    const char *why = strstr(one->desc, "error message = '");
+    snprintf(text, 256, "%s", why ? why + 17 : one->desc);
+    text[strcspn(text, why ? "'\n" : "\n")] = 0;
     return 0;
 }
 
@@ -45,18 +55,25 @@ static bool unwritten(const struct hdf *h, const char *name, struct err *e)
 }
 
 /* ---- files ------------------------------------------------------------------------------------*/
-static hid_t access_list(void)
+/* A file under its final name never changes, so readers need no lock (and some cluster file systems
+ * have none); a writer takes one where it can. */
+static hid_t access_list(bool lock)
 {
     const hid_t p = H5Pcreate(H5P_FILE_ACCESS);
     H5Pset_libver_bounds(p, H5F_LIBVER_V110, H5F_LIBVER_LATEST);
     H5Pset_fclose_degree(p, H5F_CLOSE_STRONG);
+#if H5_VERSION_GE(1, 10, 7)
+    H5Pset_file_locking(p, lock, true);
+#else
+    (void)lock;
+#endif
     return p;
 }
 
 bool hdf_create(struct hdf *h, const char *path, struct err *e)
 {
     hdf_quiet();
-    const hid_t p = access_list();
+    const hid_t p = access_list(true);
     *h = (struct hdf){.file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, p), .path = path};
     H5Pclose(p);
     if (h->file < 0) hdf_err(e, RC_CANTCREAT, path, "cannot create the file");
@@ -77,7 +94,7 @@ bool hdf_open(struct hdf *h, const char *path, struct err *e)
         return false;
     }
     h->bytes = st.st_size;
-    const hid_t p = access_list();
+    const hid_t p = access_list(false);
     h->file = H5Fopen(path, H5F_ACC_RDONLY, p);
     H5Pclose(p);
     if (h->file < 0) hdf_err(e, RC_DATA, path, "not an HDF5 file, or damaged, or cut off");

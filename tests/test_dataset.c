@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -267,6 +269,39 @@ static void killed(struct comm *world)
     free((char *)g.save_path);
 }
 
+/* A full disk, played by a limit on the size of files: an error, no file, and a normal end. */
+static void disk_full(struct comm *world)
+{
+    (void)world;
+    struct data_build g = config("full.h5");
+    char *tmp = io_path("%s.tmp", g.save_path);
+    for (rlim_t bytes = 1000; bytes <= 600000; bytes = bytes * 5 / 2) {
+        fflush(stdout);
+        const pid_t child = fork();
+        if (child == 0) {
+            const struct rlimit limit = {bytes, bytes};
+            setrlimit(RLIMIT_FSIZE, &limit);
+            signal(SIGXFSZ, SIG_IGN);
+            alarm(20);
+            struct err e = {0};
+            const bool ok = build_dataset(&g, NULL, &e);
+            int rc = ok ? 1 : 0;
+            if (e.code != RC_IO && e.code != RC_CANTCREAT) rc = 2;
+            if (!strstr(e.msg, "full.h5")) rc = 3;
+            if (io_exists(g.save_path) || io_exists(tmp)) rc = 4;
+            setenv("PATH", "/nowhere", 1); /* the harness would remove the parent's files */
+            EXPECT(freopen("/dev/null", "w", stderr), "quiet");
+            exit(rc); /* not _exit: the exit handlers must work too */
+        }
+        int status;
+        waitpid(child, &status, 0);
+        EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "limit %lld: status %x",
+               (long long)bytes, (unsigned)status);
+    }
+    free(tmp);
+    free((char *)g.save_path);
+}
+
 /* ---- damaged files ----------------------------------------------------------------------------*/
 static void expect_refused(const char *path, const char *text, int code)
 {
@@ -423,6 +458,7 @@ int main(int argc, char **argv)
         {"broken clips are counted, too many stop the job", broken_clips, {0}, 0},
         {"bad jobs are refused", bad_jobs, {0}, 0},
         {"a killed build leaves no data set", killed, {0}, 0},
+        {"a full disk is an error and leaves nothing", disk_full, {0}, 0},
         {"files that are not a data set of this version are refused", refused_files, {0}, 0},
         {"flipped bytes never crash the reader", flipped_bytes, {0}, 0},
     };
