@@ -473,3 +473,5 @@ size_t fsdp_slot_bytes(const struct fsdp *f)
     }
     return n;
 }
+
+struct dev *fsdp_device(const struct fsdp *f) { return f->dev; }

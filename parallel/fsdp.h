@@ -55,4 +55,5 @@ void fsdp_get(struct fsdp *f, enum state_kind kind, const char *name, double *ou
 void fsdp_put(struct fsdp *f, enum state_kind kind, const char *name, const double *in);
 const struct param *fsdp_find(struct fsdp *f, const char *name); /* NULL: no such parameter */
 size_t fsdp_slot_bytes(const struct fsdp *f); /* memory of the gather slots */
+struct dev *fsdp_device(const struct fsdp *f);
 #endif

@@ -1,0 +1,19 @@
+/* Folders of checkpoints: listing, rotation (rank 0 only). */
+#ifndef PARALLEL_CHECKPOINT_DIR_H
+#define PARALLEL_CHECKPOINT_DIR_H
+#include "parallel/checkpoint.h"
+struct ckpt_entry {
+    char *path;
+    int64_t step; /* of its manifest */
+    json_t *manifest;
+};
+/* Folders of dir with a manifest that parses, newest step first; the others are described in
+ * *skipped (malloc'ed lines, may be NULL). */
+struct ckpt_entry *ckpt_list(const char *dir, int *n, char **skipped);
+void ckpt_list_free(struct ckpt_entry *list, int n);
+/* Parses and checks the structure of a manifest; NULL with the reason in e. */
+json_t *ckpt_manifest(const char *folder, struct err *e);
+/* Removes old checkpoints, newest `keep_last` and every step that keep_every divides stay. */
+void ckpt_rotate(const struct ckpt_place *place, int64_t newest);
+void ckpt_remove_leftovers(const char *dir);
+#endif

@@ -1,0 +1,298 @@
+/* The whole model: every gradient against finite differences in f64, recompute policies, and
+ * sharded ranks against one rank. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/check.h"
+#include "tests/fixture.h"
+#include "tests/grad.h"
+
+struct problem { /* inputs of one batch, host doubles */
+    int64_t n, out_n, text_n;
+    double *xt, *target, *text, t[16];
+};
+
+static double *draw(int64_t n, uint64_t item)
+{
+    double *x = calloc((size_t)n, sizeof *x);
+    const struct rng_stream s = rng_open((struct rng_key){.seed = 9, .use = RNG_TEST, .item = item});
+    for (int64_t i = 0; i < n; i++) x[i] = rng_normal_at(s, (uint64_t)i);
+    return x;
+}
+
+/* Samples [first, first+batch) of an endless stream, so that ranks can take their own. */
+static struct problem make_problem(const struct model_config *m, int first, int batch, int t, int h, int w)
+{
+    const int64_t per = m->in_dim * t * h * w * 4, out = m->out_dim * t * h * w * 4;
+    const int64_t text = m->text_len * m->text_dim;
+    struct problem p = {.n = per * batch, .out_n = out * batch, .text_n = text * batch};
+    p.xt = calloc((size_t)p.n, sizeof(double));
+    p.target = calloc((size_t)p.out_n, sizeof(double));
+    p.text = calloc((size_t)p.text_n, sizeof(double));
+    for (int b = 0; b < batch; b++) {
+        const uint64_t g = (uint64_t)(first + b);
+        double *parts[3] = {draw(per, 3 * g), draw(out, 3 * g + 1), draw(text, 3 * g + 2)};
+        memcpy(p.xt + b * per, parts[0], (size_t)per * sizeof(double));
+        memcpy(p.target + b * out, parts[1], (size_t)out * sizeof(double));
+        memcpy(p.text + b * text, parts[2], (size_t)text * sizeof(double));
+        for (int k = 0; k < 3; k++) free(parts[k]);
+        p.t[b] = 37.5 + 211.25 * (double)(g % 5);
+    }
+    return p;
+}
+
+static void free_problem(struct problem *p)
+{
+    free(p->xt);
+    free(p->target);
+    free(p->text);
+}
+
+/* Non-trivial values everywhere: weights of normal size, norms around 1. */
+static void fill_params(struct fixture *f)
+{
+    for (int u = 0; u < f->dit->num_units; u++)
+        for (int i = 0; i < f->dit->unit[u].num_params; i++) {
+            const struct param *p = &f->dit->unit[u].param[i];
+            const int64_t n = param_count(p);
+            double *x = draw(n, rng_hash(p->name));
+            const double scale = p->ndim >= 2 ? 1 / sqrt((double)n / (double)p->dim[0]) : 0.2;
+            for (int64_t k = 0; k < n; k++)
+                x[k] = x[k] * scale + (p->init == INIT_ONE ? 1 : 0);
+            fsdp_put(f->fsdp, STATE_MASTER, p->name, x);
+            free(x);
+        }
+}
+
+struct fd {
+    struct fixture *f;
+    struct problem *p;
+    const char *name;
+    double *x;
+};
+
+static double fd_loss(void *arg)
+{
+    struct fd *d = arg;
+    const struct step_io io = {.xt = d->p->xt, .target = d->p->target, .text = d->p->text, .t = d->p->t,
+                               .share = (double)d->p->out_n};
+    return fixture_step(d->f, &io);
+}
+
+static void fd_put(void *arg)
+{
+    struct fd *d = arg;
+    fsdp_put(d->f->fsdp, STATE_MASTER, d->name, d->x);
+}
+
+/* Central difference along a random direction through all parameters at once. */
+static void directions(struct fixture *f, struct problem *p, double *worst)
+{
+    for (uint64_t k = 0; k < 4; k++) {
+        const double h = 1e-4, at[4] = {2, 1, -1, -2};
+        double value[4], want = 0, size = 0;
+        for (int point = 0; point < 4; point++) {
+            for (int u = 0; u < f->dit->num_units; u++)
+                for (int i = 0; i < f->dit->unit[u].num_params; i++) {
+                    const struct param *q = &f->dit->unit[u].param[i];
+                    const int64_t n = param_count(q);
+                    double *d = draw(n, rng_hash(q->name) + k + 1), *x = calloc((size_t)n, sizeof *x);
+                    fsdp_get(f->fsdp, STATE_MASTER, q->name, x);
+                    if (point == 0) {
+                        double *g = calloc((size_t)n, sizeof *g);
+                        fsdp_get(f->fsdp, STATE_GRAD, q->name, g);
+                        for (int64_t e = 0; e < n; e++) want += g[e] * d[e], size += fabs(g[e] * d[e]);
+                        free(g);
+                    }
+                    const double before = point ? at[point - 1] : 0;
+                    for (int64_t e = 0; e < n; e++) x[e] += (at[point] - before) * h * d[e];
+                    fsdp_put(f->fsdp, STATE_MASTER, q->name, x);
+                    free(d);
+                    free(x);
+                }
+            struct fd a = {f, p, NULL, NULL};
+            value[point] = fd_loss(&a);
+        }
+        const double fd = (8 * (value[1] - value[2]) - (value[0] - value[3])) / (12 * h);
+        const double e = fabs(fd - want) / size;
+        if (e > *worst) *worst = e;
+        EXPECT(e < 1e-6, "direction %d: finite difference %.12g, gradient %.12g", (int)k, fd, want);
+        fill_params(f);
+    }
+}
+
+static void check_gradients(const char *name, struct model_config m, int batch, int t, int h, int w)
+{
+    struct fixture f;
+    struct comm *world = comm_self(NULL);
+    fixture_open(&f, world, &(struct fixture_opts){.device = "ref", .compute = DT_F64, .model = m,
+                                                   .recompute = RECOMPUTE_GEMM, .batch = batch,
+                                                   .t = t, .h = h, .w = w, .fsdp = {.optimizer = true}});
+    f.dev->poison = false; /* thousands of passes */
+    fill_params(&f);
+    struct problem p = make_problem(&m, 0, batch, t, h, w);
+    double *dxt = calloc((size_t)p.n, sizeof *dxt), *dtext = calloc((size_t)p.text_n, sizeof *dtext);
+    const struct step_io io = {.xt = p.xt, .target = p.target, .text = p.text, .t = p.t, .dxt = dxt,
+                               .dtext = dtext, .share = (double)p.out_n, .backward = true};
+    fixture_step(&f, &io);
+    double worst = 0;
+    directions(&f, &p, &worst);
+    struct fd d = {.f = &f, .p = &p};
+    struct grad_case c = {.name = name, .loss = fd_loss, .arg = &d, .step = 1e-3, .tol = 1e-6};
+    int tensors = 2;
+    for (int u = 0; u < f.dit->num_units; u++)
+        for (int i = 0; i < f.dit->unit[u].num_params; i++, tensors++) {
+            const struct param *q = &f.dit->unit[u].param[i];
+            double *g = calloc((size_t)param_count(q), sizeof *g);
+            d.x = calloc((size_t)param_count(q), sizeof *d.x);
+            d.name = q->name;
+            fsdp_get(f.fsdp, STATE_GRAD, q->name, g);
+            fsdp_get(f.fsdp, STATE_MASTER, q->name, d.x);
+            worst = fmax(worst, grad_worst(&c, q->name, d.x, g, param_count(q), 8, fd_put));
+            free(g);
+            free(d.x);
+        }
+    worst = fmax(worst, grad_worst(&c, "xt", p.xt, dxt, p.n, 8, NULL));
+    worst = fmax(worst, grad_worst(&c, "text", p.text, dtext, p.text_n, 8, NULL));
+    printf("    %s: %d tensors, worst error %.2g\n", name, tensors, worst);
+    free(dxt);
+    free(dtext);
+    free_problem(&p);
+    fixture_close(&f);
+    comm_free(world);
+}
+
+static void test_differences(struct comm *world)
+{
+    (void)world;
+    struct model_config m = fixture_model();
+    m.num_layers = 2;
+    check_gradients("token and group, odd grid 2x3x5", m, 2, 2, 3, 5);
+    check_gradients("token and group, empty sub-sequences (H < P)", m, 1, 1, 1, 6);
+    struct model_config full = m;
+    full.skiparse_model_type = SKIPARSE_FULL;
+    check_gradients("full attention", full, 1, 2, 2, 3);
+    struct model_config mixed = m;
+    mixed.num_layers = 4;
+    mixed.num_full_blocks = 2;
+    check_gradients("full, token, group, full", mixed, 1, 1, 5, 4);
+    struct model_config odd = m;
+    odd.num_layers = 3;
+    odd.full_block_indices = (struct cfg_ints){1, {1}};
+    check_gradients("explicit schedule: token, full, token", odd, 1, 1, 3, 3);
+    struct model_config padded = m;
+    padded.pad_mode = PAD_REF;
+    check_gradients("padded layout, odd grid", padded, 2, 1, 3, 5);
+    struct model_config one = m;
+    one.skiparse_dim = 0;
+    one.sparse_ratio = 3;
+    check_gradients("1-D, ratio 3", one, 1, 2, 3, 5);
+    one.pad_mode = PAD_REF;
+    check_gradients("1-D, ratio 3, padded layout", one, 1, 1, 3, 5);
+    struct model_config three = m;
+    three.sparse_ratio = 3;
+    check_gradients("2-D, ratio 3, odd grid", three, 1, 1, 4, 7);
+}
+
+/* Gradients of all parameters, in unit order. malloc'ed. */
+static double *all_grads(struct fixture *f, int64_t *n)
+{
+    *n = dit_num_params(f->dit);
+    double *g = calloc((size_t)*n, sizeof *g), *at = g;
+    for (int u = 0; u < f->dit->num_units; u++)
+        for (int i = 0; i < f->dit->unit[u].num_params; i++) {
+            fsdp_get(f->fsdp, STATE_GRAD, f->dit->unit[u].param[i].name, at);
+            at += param_count(&f->dit->unit[u].param[i]);
+        }
+    return g;
+}
+
+static double *run_once(struct comm *world, struct fixture_opts o, int first, double share, double *loss,
+                        int64_t *n)
+{
+    struct fixture f;
+    fixture_open(&f, world, &o);
+    fill_params(&f);
+    struct problem p = make_problem(&o.model, first, o.batch, o.t, o.h, o.w);
+    const struct step_io io = {.xt = p.xt, .target = p.target, .text = p.text, .t = p.t,
+                               .share = share, .backward = true};
+    *loss = fixture_step(&f, &io);
+    comm_sum_f64(world, loss, 1, "loss");
+    double *g = all_grads(&f, n);
+    free_problem(&p);
+    fixture_close(&f);
+    return g;
+}
+
+static void test_policies(struct comm *world)
+{
+    struct model_config m = fixture_model();
+    m.num_full_blocks = 2;
+    struct fixture_opts o = {.device = "ref", .compute = DT_F64, .model = m, .batch = 2, .t = 1,
+                             .h = 5, .w = 3, .fsdp = {.optimizer = true}};
+    double first_loss = 0, loss;
+    int64_t n;
+    double *first = NULL;
+    const struct cfg_ints list = {2, {0, 2}};
+    for (int policy = RECOMPUTE_ALL; policy <= RECOMPUTE_NONE + 1; policy++) {
+        o.recompute = (enum recompute)(policy > RECOMPUTE_NONE ? RECOMPUTE_NONE : policy);
+        o.recompute_blocks = policy > RECOMPUTE_NONE ? &list : NULL;
+        double *g = run_once(world, o, 0, 1000, &loss, &n);
+        if (!first) {
+            first = g;
+            first_loss = loss;
+            continue;
+        }
+        EXPECT(loss == first_loss, "policy %d: loss %.17g against %.17g", policy, loss, first_loss);
+        EXPECT(memcmp(g, first, (size_t)n * sizeof *g) == 0, "policy %d: gradients differ", policy);
+        free(g);
+    }
+    free(first);
+}
+
+/* Every fsdp size that divides the ranks, gather slots with and without prefetch, against one rank
+ * that sees the whole batch. */
+static void test_ranks(struct comm *world)
+{
+    struct model_config m = fixture_model();
+    m.num_full_blocks = 2;
+    enum { GLOBAL = 8 };
+    const double share = GLOBAL * 1000;
+    struct fixture_opts o = {.device = "ref", .compute = DT_F64, .model = m, .batch = GLOBAL, .t = 1,
+                             .h = 3, .w = 5, .fsdp = {.optimizer = true}};
+    struct comm *alone = comm_self(NULL);
+    double want_loss, loss;
+    int64_t n;
+    double *want = run_once(alone, o, 0, share, &want_loss, &n);
+    comm_free(alone);
+    o.batch = GLOBAL / world->size;
+    for (int fsdp = 1; fsdp <= world->size; fsdp++) {
+        if (world->size % fsdp) continue;
+        for (int mode = 0; mode < 3; mode++) {
+            o.degrees = (struct mesh_degrees){1, 1, fsdp};
+            o.fsdp.prefetch = mode;
+            o.fsdp.keep_after_forward = mode == 2;
+            world->check = mode == 1;
+            double *g = run_once(world, o, world->rank * o.batch, share, &loss, &n);
+            EXPECT(fabs(loss / want_loss - 1) < 1e-12, "fsdp %d: loss %.17g against %.17g", fsdp, loss, want_loss);
+            char what[64];
+            snprintf(what, sizeof what, "gradients, fsdp %d mode %d", fsdp, mode);
+            expect_close(what, g, want, n, 1e-12);
+            free(g);
+        }
+    }
+    world->check = false;
+    free(want);
+}
+
+int main(int argc, char **argv)
+{
+    const struct test tests[] = {
+        {.name = "every gradient equals finite differences in f64", .run = test_differences, .flags = TEST_SLOW},
+        {.name = "recompute policies give the same bits", .run = test_policies},
+        {.name = "sharded ranks give the gradients of one rank", .run = test_ranks, .ranks = {1, 2, 4, 8}},
+    };
+    return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
+}
