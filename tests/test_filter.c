@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/io.h"
+#include "core/rng.h"
 #include "data/filter.h"
 #include "data/meta.h"
 #include "data/text.h"
@@ -121,6 +122,57 @@ static void bad_descriptions(struct comm *world)
     meta_free(&l);
 }
 
+/* Descriptions with random bytes changed, cut or doubled: an error with the path, or records. */
+static void mutated(const char *name, const char *text, size_t n, uint64_t item)
+{
+    const struct rng_stream s = rng_open((struct rng_key){.use = RNG_TEST, .item = item});
+    char *p = malloc(2 * n + 1);
+    memcpy(p, text, n);
+    static const char special[] = "\"\\{}[],:\n\r\t 0-9e.\xff\0u";
+    for (uint64_t k = 0; k < 1 + item % 5; k++) {
+        const size_t at = rng_word(s, 3 * k) % n;
+        const uint32_t what = rng_word(s, 3 * k + 1), v = rng_word(s, 3 * k + 2);
+        if (what % 4 == 0 && n > 20) n = at + 1; /* cut */
+        if (what % 4 == 1) p[at] = special[v % sizeof special];
+        if (what % 4 == 2) p[at] ^= (char)(1 << v % 8);
+        if (what % 4 == 3) memmove(p + at, p + v % (at + 1), n - at);
+    }
+    struct err e = {0};
+    struct clip_list l = {0};
+    char *path = io_path("%s/%s", test_dir(), name);
+    FILE *f = fopen(path, "wb");
+    fwrite(p, 1, n, f);
+    fclose(f);
+    const bool ok = meta_read(&l, path, NULL, &e);
+    EXPECT(ok != (e.code != 0) && (ok || strstr(e.msg, path)), "%d: %s", ok, e.msg);
+    for (int64_t i = 0; i < l.n; i++) {
+        EXPECT(l.clip[i].path[0], "a path");
+        for (int64_t k = 0; k < l.clip[i].num_cap; k++)
+            EXPECT(text_is_utf8(l.clip[i].cap[k]) && l.clip[i].cap[k][0], "a caption");
+    }
+    meta_free(&l);
+    free(path);
+    free(p);
+}
+
+static void random_damage(struct comm *world)
+{
+    (void)world;
+    struct err e = {0};
+    size_t n;
+    char *json = io_read_file("tests/clips/clips.json", &n, &e);
+    err_raise(&e);
+    static const char csv[] =
+        "path,text,num_frames,height,width,fps\r\n"
+        "a.mp4,\"one \"\"two\"\", three\",81,480,832,16\r\nb.mp4,four,,,,\r\n";
+    const uint64_t times = test_fast() ? 500 : 5000;
+    for (uint64_t i = 0; i < times; i++) {
+        mutated("mutated.json", json, n, i);
+        mutated("mutated.csv", csv, sizeof csv - 1, i);
+    }
+    free(json);
+}
+
 /* A clip that passes, and one change per rule. */
 static const struct filter_opts opts = {.sample_height = 720,
                                         .sample_width = 1280,
@@ -227,6 +279,7 @@ int main(int argc, char **argv)
         {"official JSON and the index file", demo_records, {0}, 0},
         {"CSV: quotes, byte order mark, missing values", csv_records, {0}, 0},
         {"bad descriptions are refused with place and key", bad_descriptions, {0}, 0},
+        {"randomly damaged descriptions never crash", random_damage, {0}, 0},
         {"one record per rule", one_record_per_rule, {0}, 0},
         {"frames of a cut, by rate and by stride", frames_of_the_plan, {0}, 0},
     };

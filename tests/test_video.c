@@ -3,7 +3,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "core/io.h"
 #include "data/grid.h"
@@ -108,6 +112,29 @@ static void writing(struct comm *world)
                strstr(e.msg, "/no/such/folder/x.mp4: cannot write the video"),
            "%s", e.msg);
     free(v), free(a), free(b), free(pa), free(pb), free(tmp);
+}
+
+/* A full disk, played by a limit on the size of files. */
+static void disk_full(struct comm *world)
+{
+    (void)world;
+    for (rlim_t bytes = 100; bytes <= 1600; bytes *= 2) {
+        fflush(stdout);
+        const pid_t child = fork();
+        if (child == 0) {
+            const struct rlimit limit = {bytes, bytes};
+            setrlimit(RLIMIT_FSIZE, &limit);
+            signal(SIGXFSZ, SIG_IGN);
+            alarm(20);
+            struct err e = {0};
+            char *path = write_ramp("full.mp4", &e), *tmp = io_path("%s.tmp", path);
+            _exit(!e.code || !strstr(e.msg, path) || io_exists(path) || io_exists(tmp));
+        }
+        int status;
+        waitpid(child, &status, 0);
+        EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "limit %lld: status %x",
+               (long long)bytes, (unsigned)status);
+    }
 }
 
 static void pictures(struct comm *world)
@@ -256,6 +283,7 @@ int main(int argc, char **argv)
         {"chosen frames are decoded exactly", frames_are_exact, {0}, 0},
         {"colours survive, crop is applied and checked", colours_and_crop, {0}, 0},
         {"mp4: same bytes twice, comment, faststart, bad sizes", writing, {0}, 0},
+        {"a full disk leaves no video", disk_full, {0}, 0},
         {"contact sheet, strip and png", pictures, {0}, 0},
         {"grid of videos", grid_of_videos, {0}, 0},
         {"the demo clips are what clips.json says", real_clips, {0}, 0},
