@@ -268,6 +268,7 @@ static bool make_folder(const char *path, struct err *e)
     CHECK(folder, "out of memory");
     io_mkdir(folder, e);
     free(folder);
+    if (e->code == RC_NOINPUT) e->code = RC_CANTCREAT; /* it is an output */
     return e->code == 0;
 }
 

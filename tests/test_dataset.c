@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
 #include "data/build.h"
@@ -205,8 +206,8 @@ static bool at_once(void) { return true; }
 static void expect_failed(const struct data_build *g, const char *text, int code)
 {
     struct err e = {0};
-    EXPECT(!build_dataset(g, NULL, &e) && strstr(e.msg, text) && e.code == code &&
-               !io_exists(g->save_path),
+    const bool ok = build_dataset(g, NULL, &e);
+    EXPECT(!ok && strstr(e.msg, text) && e.code == code && !io_exists(g->save_path),
            "wanted \"%s\" (%d), got \"%s\" (%d)", text, code, e.msg, e.code);
 }
 
@@ -298,6 +299,36 @@ static void disk_full(struct comm *world)
         EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "limit %lld: status %x",
                (long long)bytes, (unsigned)status);
     }
+    free(tmp);
+    free((char *)g.save_path);
+}
+
+/* Every file operation made to fail in turn: no data set, or (after the rename) a complete one. */
+static void failing_operations(struct comm *world)
+{
+    (void)world;
+    struct data_build g = config("fault.h5");
+    char *tmp = io_path("%s.tmp", g.save_path);
+    int n = 1;
+    for (bool ok = false; !ok && n < 50; n++) {
+        struct err e = {0}, e2 = {0};
+        char spec[32];
+        snprintf(spec, sizeof spec, "io:%d", n);
+        fault_set(spec);
+        ok = build_dataset(&g, NULL, &e);
+        fault_set(NULL);
+        EXPECT(ok || strstr(e.msg, "injected fault"), "%s", e.msg);
+        EXPECT(!io_exists(tmp), "operation %d leaves no temporary file", n);
+        if (io_exists(g.save_path)) {
+            struct dataset *d = dataset_open(g.save_path, 0, &e2);
+            EXPECT(d, "operation %d: %s", n, e2.msg);
+            dataset_close(d);
+            io_unlink(g.save_path, &e2);
+        } else {
+            EXPECT(!ok, "a success without a file");
+        }
+    }
+    EXPECT(n > 4 && n < 50, "%d operations", n);
     free(tmp);
     free((char *)g.save_path);
 }
@@ -459,6 +490,7 @@ int main(int argc, char **argv)
         {"bad jobs are refused", bad_jobs, {0}, 0},
         {"a killed build leaves no data set", killed, {0}, 0},
         {"a full disk is an error and leaves nothing", disk_full, {0}, 0},
+        {"every file operation failing in turn", failing_operations, {0}, 0},
         {"files that are not a data set of this version are refused", refused_files, {0}, 0},
         {"flipped bytes never crash the reader", flipped_bytes, {0}, 0},
     };
