@@ -76,8 +76,8 @@ LINK    := $(OMP) $(SAN) $(LDFLAGS)
 # ---- sources -----------------------------------------------------------------------------------
 DIRS := core core/ref core/cpu core/null parallel model optim data train rl
 SRCS := $(foreach d,$(DIRS),$(wildcard $(d)/*.c))
-# one of two files, by what the probe found
-SRCS := $(filter-out $(if $(AV_OK),data/video_none.c,data/video_av.c),$(SRCS))
+# one implementation of data/video.h, by what the probe found
+SRCS := $(filter-out $(if $(AV_OK),data/video_none.c,$(wildcard data/video_av*.c)),$(SRCS))
 OBJS := $(SRCS:%.c=$(BUILD)/%.o)
 LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)

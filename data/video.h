@@ -10,6 +10,7 @@ struct video_info {
     int64_t width, height, frames; /* frames: counted by decoding when the container does not say */
     double fps;
 };
+/* RC_NOINPUT: no such file; RC_DATA: not a video, damaged, or it took too long. */
 bool video_probe(const char *path, struct video_info *info, struct err *e);
 struct video_crop { /* pixels; x1 = 0: no crop */
     int64_t x0, x1, y0, y1;
@@ -18,7 +19,11 @@ struct video_crop { /* pixels; x1 = 0: no crop */
  * antialiased bicubic rule, centre-crops: out [3, n, height, width]. */
 bool video_read(const char *path, const int64_t *index, int64_t n, struct video_crop crop,
                 int64_t height, int64_t width, uint8_t *out, struct err *e);
-/* frames [3, n, height, width]; H.264 yuv420p, faststart; comment: metadata tag. The file appears
+/* How long one probe or read on this thread may take (600 s at the start), so that a broken clip
+ * cannot hang the program. Returns the old limit. */
+double video_time_limit(double seconds);
+/* frames [3, n, height, width], height and width even; H.264 (MPEG-4 part 2 with a notice in the
+ * log where libav comes without x264), yuv420p, faststart; comment: metadata tag. The file appears
  * under its name only when it is complete. */
 bool video_write(const char *path, const uint8_t *frames, int64_t n, int64_t height, int64_t width,
                  double fps, const char *comment, struct err *e);

@@ -1,0 +1,24 @@
+/* `osp data`: descriptions of clips -> filter -> decode -> encode -> data set file. */
+#ifndef DATA_BUILD_H
+#define DATA_BUILD_H
+#include "data/filter.h"
+
+struct data_build {
+    const char *ann_txt_path; /* index file, or NULL and */
+    const char *meta_path;    /* one JSON or CSV */
+    const char *save_path;    /* the data set to write; its folder is made */
+    const char *codec, *text_codec;
+    struct filter_opts filter;
+    int64_t window_stride;      /* resampled frames between windows of a clip; 0: one window */
+    int64_t text_dim, text_len; /* of the model */
+    double max_failure_rate;    /* broken clips, as a share of all, that are put up with */
+    bool (*interrupted)(void);  /* NULL, or asked before every clip */
+};
+struct build_report {
+    int64_t clips, samples, count[RULE_COUNT];
+    bool kept; /* the file was there already, made from the same input */
+};
+/* Broken clips are counted, reported and left out, never replaced by others. False: e is filled and
+ * there is no new file under save_path. report may be NULL. */
+bool build_dataset(const struct data_build *cfg, struct build_report *report, struct err *e);
+#endif
