@@ -82,7 +82,7 @@ OBJS := $(SRCS:%.c=$(BUILD)/%.o)
 LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
-TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o
+TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/ops_case.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
         check format tests campaign
@@ -109,9 +109,11 @@ $(BUILD)/osp: $(BUILD)/osp.o $(LIBA)
 	$(CC) $(LINK) -o $@ $(BUILD)/osp.o $(LIBA) $(LIBS)
 
 # vector kernels: one source per instruction set, chosen at run time
+ifneq ($(filter x86_64%,$(MULTI)),)
 $(BUILD)/core/cpu/%_avx2.o: ALLC += -O3 -mavx2 -mfma -mf16c
 $(BUILD)/core/cpu/%_avx512.o: ALLC += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
 $(BUILD)/core/cpu/%_amx.o: ALLC += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mamx-tile -mamx-bf16
+endif
 $(BUILD)/core/cpu/%.o: ALLC += -O3
 
 $(BUILD)/%.o: %.c
