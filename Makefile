@@ -122,6 +122,8 @@ $(BUILD)/%.o: %.c
 
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(TESTLIB) $(LIBA)
 	$(CC) $(LINK) -o $@ $< $(TESTLIB) $(LIBA) $(LIBS)
+$(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)
+	$(CC) $(LINK) -o $@ $< $(LIBA) $(LIBS)
 tests: probe $(TESTS) $(BUILD)/osp
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 

@@ -185,10 +185,9 @@ static void compare(const struct ops_case *c, const struct var *v, double *got, 
                                     : 5e-6;
     for (int64_t i = 0; i < v->count; i++)
         if (isinf(got[i]) && got[i] == want[i]) got[i] = want[i] = 0;
-    double diff = 0; /* a NaN fails in expect_close */
-    for (int64_t i = 0; i < v->count; i++)
-        diff = fabs(got[i] - want[i]) <= diff ? diff : fabs(got[i] - want[i]);
-    if (diff <= tol * v->floor) return;
+    bool close = true; /* false for a NaN */
+    for (int64_t i = 0; i < v->count; i++) close &= fabs(got[i] - want[i]) <= tol * v->floor;
+    if (close) return;
     char name[256];
     snprintf(name, sizeof name, "%s: %s", c->what, v->name);
     expect_close(name, got, want, v->count, tol);
