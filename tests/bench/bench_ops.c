@@ -68,6 +68,7 @@ static const struct bench table[] = {
     LINEAR(2, "bf16", DT_BF16, 8960, 1536),
     {"attn_f32_4096_fwd", 3, DT_F32, attn, 4096, 12, 128},
     {"attn_bf16_4096_fwd", 4, DT_BF16, attn, 4096, 12, 128},
+    {"attn_f32_1024_fwd", 0, DT_F32, attn, 1024, 12, 128},
     {"attn_f32_2048_fwdbwd", 5, DT_F32, attn_both, 2048, 12, 128},
     {"attn_bf16_2048_fwdbwd", 5, DT_BF16, attn_both, 2048, 12, 128},
 };
