@@ -158,7 +158,7 @@ static const struct row model[] = {
     ROW_INT(TSP, M "text_dim", model.text_dim, "4096", 1, 65536, "length of a text vector"),
     ROW_REAL(TSP, M "eps", model.eps, "1e-6", 1e-30, 1, "of the norms"),
     ROW_BOOL(TSP, M "qk_norm", model.qk_norm, "true", "RMS norm of queries and keys"),
-    ROW_BOOL(TSP, M "cross_attn_norm", model.cross_attn_norm, "true", "norm before cross attention"),
+    ROW_BOOL(TSP, M "cross_attn_norm", model.cross_attn_norm, "true", "before cross attention"),
     ROW_ENUM(TSP, M "skiparse_model_type", model.skiparse_model_type, "full", skiparse_types,
              "which blocks are sparse"),
     ROW_INT(TSP, M "sparse_ratio", model.sparse_ratio, "1", 1, 64, "P: in 2d, 1/P^2 of the keys"),
