@@ -120,10 +120,11 @@ static void make_noisy(struct trainer *t, const float *latent, const float *text
                           .sigma = n->sigma, .noise = n->noise};
     s->dev->ops->flow_rows(s->dev, &a);
     if (first != last) { /* the target follows the rows of the last stage */
-        struct tensor unused = arena_like(&s->keep, xt);
-        a.xt = unused;
+        const size_t mark = arena_mark(&s->tmp);
+        a.xt = arena_like(&s->tmp, xt); /* not used */
         a.pos = last->pos;
         s->dev->ops->flow_rows(s->dev, &a);
+        arena_release(&s->tmp, mark);
     }
     n->in = (struct dit_input){xt, text_t, n->t};
 }
