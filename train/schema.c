@@ -294,10 +294,14 @@ static int table_rows[VERBS];
 static const char *const verb_names[VERBS] = {"osp train", "osp data", "osp sample", "osp plan"};
 static const char *foreign[1 << VERBS]; /* reason, by the verbs that do have the key */
 
+/* As a key or as a section ("checkpoint" is a path for sample and a section for train). */
 static bool has(const struct cfg_field *table, int n, const char *key)
 {
+    const size_t len = strlen(key);
     for (int i = 0; i < n; i++)
-        if (strcmp(table[i].key, key) == 0) return true;
+        if (strncmp(table[i].key, key, len) == 0 &&
+            (table[i].key[len] == 0 || table[i].key[len] == '.'))
+            return true;
     return false;
 }
 

@@ -88,7 +88,8 @@ static void rule_model(struct rules *r)
     rule_blocks(r);
 }
 
-/* ---- what the table knows and the program cannot do yet: everything of this kind is here --------*/
+/* ---- what the table knows and the program cannot do yet -----------------------------------------*/
+/* The only place that refuses such keys. */
 static void refuse_unbuilt(struct rules *r)
 {
     const struct settings *s = r->s;
@@ -304,8 +305,8 @@ static void rule_batch(struct rules *r, int64_t dp)
     const int64_t one = dp * d->batch_size, steps = r->s->gradient_accumulation_steps;
     if (!d->global_batch_size) return;
     if (d->global_batch_size % one)
-        blame(r, "data_config.global_batch_size", "%lld is not a multiple of %lld = %lld data ranks "
-              "x batch_size %lld", ll(d->global_batch_size), ll(one), ll(dp), ll(d->batch_size));
+        blame(r, "data_config.global_batch_size",
+              "%lld is not a multiple of %lld = %lld data ranks x batch_size %lld", ll(d->global_batch_size), ll(one), ll(dp), ll(d->batch_size));
     else if (steps > 1 && d->global_batch_size != one * steps)
         blame(r, "gradient_accumulation_steps", "%lld contradicts global_batch_size %lld = %lld "
               "data ranks x batch_size %lld x %lld", ll(steps), ll(d->global_batch_size), ll(dp),
