@@ -82,7 +82,8 @@ OBJS := $(SRCS:%.c=$(BUILD)/%.o)
 LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
-TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o
+TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
+           $(BUILD)/tests/ops_case.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
         check format tests campaign
@@ -109,9 +110,11 @@ $(BUILD)/osp: $(BUILD)/osp.o $(LIBA)
 	$(CC) $(LINK) -o $@ $(BUILD)/osp.o $(LIBA) $(LIBS)
 
 # vector kernels: one source per instruction set, chosen at run time
+ifneq ($(filter x86_64%,$(MULTI)),)
 $(BUILD)/core/cpu/%_avx2.o: ALLC += -O3 -mavx2 -mfma -mf16c
 $(BUILD)/core/cpu/%_avx512.o: ALLC += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma
 $(BUILD)/core/cpu/%_amx.o: ALLC += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mamx-tile -mamx-bf16
+endif
 $(BUILD)/core/cpu/%.o: ALLC += -O3
 
 $(BUILD)/%.o: %.c
@@ -120,6 +123,8 @@ $(BUILD)/%.o: %.c
 
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(TESTLIB) $(LIBA)
 	$(CC) $(LINK) -o $@ $< $(TESTLIB) $(LIBA) $(LIBS)
+$(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)
+	$(CC) $(LINK) -o $@ $< $(LIBA) $(LIBS)
 tests: probe $(TESTS) $(BUILD)/osp
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 

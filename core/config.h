@@ -2,7 +2,7 @@
  * value. All problems are found and reported together, each with file:line:column, the key and a
  * suggestion; nothing is adjusted silently. Keys are dotted paths ("model_config.dim"). Overrides
  * split at the first '='; their values are YAML flow ("optimizer_config.betas=[0.9,0.95]") and go
- * through the same table. */
+ * through the same table; of two overrides of one key the later wins. */
 #ifndef CORE_CONFIG_H
 #define CORE_CONFIG_H
 #include <stdbool.h>
@@ -20,7 +20,12 @@ enum cfg_type {
     CFG_REALS, /* struct cfg_reals */
     CFG_INTS,  /* struct cfg_ints */
     CFG_TEXTS, /* struct cfg_texts */
-    CFG_IGNORED /* official key that means nothing here: accepted with one notice naming it */
+    CFG_WORD_OR_INTS, /* int: index into choices, -1: a list (struct cfg_ints at list_offset),
+                       * -2: null */
+    CFG_ONLY,    /* no member: nothing but the fallback is accepted; help says why */
+    CFG_IGNORED, /* no member: official key that means nothing here, with anything below it:
+                  * accepted with one notice naming it */
+    CFG_REFUSED  /* no member: never accepted; help is the reason ("was renamed to sp_size") */
 };
 enum { CFG_MAX_ITEMS = 128 };
 struct cfg_reals {
@@ -42,18 +47,23 @@ struct cfg_field {
     size_t offset;              /* into the config struct */
     const char *fallback;       /* YAML text of the default; NULL: the file must say it */
     double min, max;            /* for CFG_INT, CFG_REAL and their lists; both 0: no limit */
-    const char *const *choices; /* CFG_ENUM, NULL-terminated; CFG_INT: extra words, see word */
+    /* NULL-terminated. "bf16|bfloat16": other spellings of one choice, the first is printed;
+     * "!fp16: reason": known, and refused with the reason. CFG_INT: extra words, see word. */
+    const char *const *choices;
     const char *help;
     int64_t word; /* CFG_INT: value of choices[0] ("auto"), choices[1] is word - 1, ... */
+    size_t list_offset; /* CFG_WORD_OR_INTS */
 };
 struct cfg_origin {
     const char *file; /* path, "default" or "command line" */
-    int line, column; /* 1-based; command line: line = number of the argument */
+    int line, column; /* 1-based, of the value (0: default); command line: line = number of the
+                       * argument */
 };
 /* Fills out and origin[n]. Returns the number of problems; their text, a line each, is written to
  * *report (malloc'ed). Notices (ignored keys) are lines in *notices. path NULL: defaults only. */
 int cfg_load(const struct cfg_field *schema, int n, void *out, struct cfg_origin *origin,
              const char *path, char *const *sets, int num_sets, char **report, char **notices);
+/* Rows of one section must stand together in the table (the text is nested). */
 /* The effective configuration as YAML that cfg_load reads back, each line with its origin as a
  * comment when origin is not NULL. malloc'ed. */
 char *cfg_text(const struct cfg_field *schema, int n, const void *cfg,

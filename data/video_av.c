@@ -213,10 +213,12 @@ static int reader_next(struct reader *r, int64_t frame, struct err *e)
 }
 
 /* ---- probe ------------------------------------------------------------------------------------*/
-/* The container's count, or 0 where it has none or contradicts its own duration and rate. */
+/* The container's count, or 0 where it has none or contradicts its own duration and rate. Of the
+ * containers only mp4 counts frames; AVI counts packets or fields. */
 static int64_t declared_frames(const struct reader *r, double fps)
 {
     const AVStream *s = r->stream;
+    if (!strstr(r->format->iformat->name, "mp4")) return 0;
     if (s->nb_frames <= 0 || s->nb_frames > INT32_MAX) return 0;
     if (s->duration <= 0) return s->nb_frames;
     const double by_time = (double)s->duration * av_q2d(s->time_base) * fps;

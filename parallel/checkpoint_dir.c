@@ -35,7 +35,7 @@ static const char *bad_tensor(const json_t *t)
     json_t *v;
     json_array_foreach(shape, i, v)
     {
-        if (!is_count(v) || json_integer_value(v) == 0 || json_integer_value(v) > (json_int_t)1 << 40 / count)
+        if (!is_count(v) || json_integer_value(v) == 0 || json_integer_value(v) > ((json_int_t)1 << 40) / count)
             return "a tensor of impossible shape";
         count *= json_integer_value(v);
     }
@@ -47,6 +47,18 @@ static const char *bad_tensor(const json_t *t)
         seen += json_integer_value(json_object_get(v, "count"));
     }
     return seen == count ? NULL : "a tensor whose pieces do not cover it";
+}
+
+uint32_t ckpt_manifest_crc(json_t *manifest)
+{
+    json_t *rest = json_copy(manifest);
+    json_object_del(rest, "crc");
+    char *text = json_dumps(rest, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    CHECK(text, "the manifest cannot be encoded");
+    const uint32_t crc = io_crc32c(0, text, strlen(text));
+    free(text);
+    json_decref(rest);
+    return crc;
 }
 
 json_t *ckpt_manifest(const char *folder, struct err *e)
@@ -74,6 +86,8 @@ json_t *ckpt_manifest(const char *folder, struct err *e)
         else if (!is_count(json_object_get(m, "step")) || !json_is_object(json_object_get(m, "meta")) ||
                  !json_is_array(json_object_get(m, "files")) || !json_is_array(json_object_get(m, "tensors")))
             why = "keys are missing";
+        else if ((uint32_t)json_integer_value(json_object_get(m, "crc")) != ckpt_manifest_crc(m))
+            why = "its content does not match its checksum";
         if (!why) json_array_foreach(json_object_get(m, "files"), i, v) if (!why) why = bad_file(v);
         if (!why) json_array_foreach(json_object_get(m, "tensors"), i, v) if (!why) why = bad_tensor(v);
         if (why) {

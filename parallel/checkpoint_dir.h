@@ -11,6 +11,8 @@ struct ckpt_entry {
  * *skipped (malloc'ed lines, may be NULL). */
 struct ckpt_entry *ckpt_list(const char *dir, int *n, char **skipped);
 void ckpt_list_free(struct ckpt_entry *list, int n);
+/* CRC-32C of the manifest's content without its own "crc" member. */
+uint32_t ckpt_manifest_crc(json_t *manifest);
 /* Parses and checks the structure of a manifest; NULL with the reason in e. */
 json_t *ckpt_manifest(const char *folder, struct err *e);
 /* Removes old checkpoints, newest `keep_last` and every step that keep_every divides stay. */

@@ -171,6 +171,7 @@ static void finish_folder(const char *tmp, json_t *manifest, json_t *meta, struc
     if (!e->code) io_fsync_path(state, e);
     if (!e->code) json_array_append_new(json_object_get(manifest, "files"), describe_file(tmp, "state.h5", e));
     if (!e->code) io_fsync_path(tmp, e);
+    json_object_set_new(manifest, "crc", json_integer(ckpt_manifest_crc(manifest)));
     char *text = json_dumps(manifest, JSON_INDENT(1) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
     CHECK(text, "the manifest cannot be encoded");
     if (!e->code) io_write_file(path, text, strlen(text), e);

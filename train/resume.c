@@ -43,9 +43,13 @@ static json_t *meta_of(const struct trainer *t, const struct loaded_settings *l)
 {
     const struct session *s = t->ses;
     char *text = settings_text(l, false);
-    json_t *meta = json_pack("{s:I, s:o, s:o, s:s, s:{s:i, s:i, s:i, s:i}, s:s}", "step",
+    const struct dataset *d = t->data;
+    json_t *data = json_pack("{s:s, s:s, s:f, s:I, s:I, s:I}", "codec", d->codec, "text_codec",
+                             d->text_codec, "fps", d->fps, "frames", (json_int_t)d->frames, "height",
+                             (json_int_t)d->height, "width", (json_int_t)d->width);
+    json_t *meta = json_pack("{s:I, s:o, s:o, s:o, s:s, s:{s:i, s:i, s:i, s:i}, s:s}", "step",
                              (json_int_t)t->state.step, "state", state_json(&t->state), "structure",
-                             structure_of(t), "config", text, "layout", "ranks", s->world->size,
+                             structure_of(t), "data", data, "config", text, "layout", "ranks", s->world->size,
                              "fsdp_size", s->mesh.degrees.fsdp, "skiparse_sp_size",
                              s->mesh.degrees.ssp, "sp_size", s->mesh.degrees.sp, "stage", "sft");
     CHECK(meta, "the checkpoint's description cannot be built");

@@ -1,5 +1,5 @@
 /* The whole configuration of train, sample, plan and data: one struct, one schema table
- * (settings.c). Key names and nesting are the official ones where those exist (docs/spec/sft.md 5,
+ * (schema.c). Key names and nesting are the official ones where those exist (docs/spec/sft.md 5,
  * docs/spec/model.md 4). */
 #ifndef TRAIN_SETTINGS_H
 #define TRAIN_SETTINGS_H
@@ -20,7 +20,6 @@ struct scheduler_config { /* scheduler_config.* */
 };
 struct data_config { /* data_config.* */
     int64_t batch_size, global_batch_size; /* per data rank; ours: whole, 0 = null */
-    int64_t num_workers;
     bool drop_last, shuffle;
     int dataset_name;         /* wan_t2v (our HDF5 file), t2v_random (smoke test: needs smoke) */
     char *metafile_or_dir;    /* dataset_config.metafile_or_dir_path: the HDF5 data set */
@@ -56,7 +55,7 @@ struct data_job { /* `osp data` */
     char *ann_txt_path; /* official index file: "root,meta.json" lines */
     char *meta_path;    /* or one meta JSON/CSV; paths in it are relative to its folder */
     char *save_path;    /* the HDF5 data set to write */
-    struct filter_config filter;
+    struct filter_config filter; /* lets everything pass for the other verbs */
 };
 struct sample_config { /* `osp sample` (docs/spec/sft.md 5.3) */
     char *checkpoint;  /* run folder, checkpoint folder or its parent */
@@ -114,10 +113,13 @@ struct settings {
 enum settings_verb { SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE, SETTINGS_PLAN };
 struct loaded_settings {
     struct settings s;
-    struct cfg_origin *origin;
+    enum settings_verb verb;
+    struct cfg_origin *origin; /* one per row of the verb's schema */
     char *path;
 };
-const struct cfg_field *settings_schema(int *n);
+/* The rows of one verb (train and plan share theirs). Keys of other verbs are in it as CFG_REFUSED
+ * with a reason that names their verb, so one file cannot silently mean less than it says. */
+const struct cfg_field *settings_schema(enum settings_verb verb, int *n);
 /* Loads, applies the cross-field rules that need no rank count, prints notices (rank 0) and stops
  * with RC_CONFIG and the list of all problems. */
 void settings_load(struct loaded_settings *out, enum settings_verb verb, const char *path,

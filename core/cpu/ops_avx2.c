@@ -1,0 +1,11 @@
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define VW 8
+#define MR 6
+#define VMAX(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define KERNELS cpu_kernels_avx2
+#define ISA_NAME "AVX2"
+#include "core/cpu/ops.inc"
+#else
+typedef int not_for_this_machine;
+#endif

@@ -1,0 +1,238 @@
+#include "tests/ops_case.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/bf16.h"
+#include "core/rng.h"
+
+enum { GUARD = 64 };
+
+static void add_cpu(void (*f)(const struct target *), enum dtype t)
+{
+    const char *isa[] = {"plain", "avx2", "avx512"};
+    const char *gemm[] = {"own", "blas", "dnnl"};
+    for (int i = 0; i < 3; i++) {
+        bool here = i == 0;
+#if defined(__x86_64__)
+        __builtin_cpu_init();
+        if (i == 1) here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        if (i == 2) here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+#endif
+        if (!here) continue;
+        for (int g = 0; g < (i ? 3 : 1); g++) {
+            if (test_fast() && i != 1 && i != 0) continue;
+            struct target x = {.dev = "cpu", .compute = t, .isa = isa[i], .gemm = gemm[g]};
+            snprintf(x.name, sizeof x.name, "cpu %s %s gemm=%s", dtype_name(t), isa[i], gemm[g]);
+            f(&x);
+        }
+    }
+}
+
+void each_target(void (*f)(const struct target *))
+{
+    const enum dtype types[] = {DT_F32, DT_BF16};
+    for (const char *const *n = dev_names(); *n; n++) {
+        if (strcmp(*n, "null") == 0) continue;
+        for (int i = 0; i < 2; i++) {
+            if (!dev_supports(*n, types[i])) continue;
+            if (strcmp(*n, "cpu") == 0) {
+                add_cpu(f, types[i]);
+                continue;
+            }
+            struct target t = {.dev = *n, .compute = types[i]};
+            snprintf(t.name, sizeof t.name, "%s %s", *n, dtype_name(types[i]));
+            f(&t);
+        }
+    }
+}
+
+void case_begin(struct ops_case *c, const struct target *t, const char *fmt, ...)
+{
+    memset(c, 0, sizeof *c);
+    c->target = *t;
+    const int n = snprintf(c->what, sizeof c->what, "%s: ", t->name);
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(c->what + n, sizeof c->what - (size_t)n, fmt, ap);
+    va_end(ap);
+}
+
+static enum dtype type_of(enum kind k, enum dtype compute)
+{
+    switch (k) {
+    case K_T: return compute;
+    case K_S: return dtype_state(compute);
+    case K_F64: return DT_F64;
+    case K_I16: return DT_I16;
+    default: return DT_I32;
+    }
+}
+
+static double rounded(double x, enum dtype t)
+{
+    return t == DT_BF16 ? (double)bf16_to(bf16_from((float)x)) : t == DT_F32 ? (double)(float)x : x;
+}
+
+int case_var(struct ops_case *c, const char *name, enum kind kind, enum role role, int64_t gap,
+             double lo, double hi, int ndim, const int64_t *dim)
+{
+    CHECK(c->n < MAXVAR, "too many arrays");
+    struct var *v = &c->var[c->n];
+    snprintf(v->name, sizeof v->name, "%s", name);
+    v->kind = kind;
+    v->role = role;
+    v->ndim = ndim;
+    v->width = 1;
+    for (int i = 0; i < ndim; i++) {
+        v->dim[i] = dim[i];
+        if (i) v->width *= dim[i];
+    }
+    v->ld = v->width + gap;
+    v->count = v->dim[0] * v->width;
+    v->value = malloc((size_t)(v->count + 1) * sizeof *v->value);
+    CHECK(v->value, "out of memory");
+    const struct rng_stream s = rng_open(
+        (struct rng_key){.seed = 11, .use = RNG_TEST, .step = (uint32_t)c->n, .item = rng_hash(name)});
+    const enum dtype t = type_of(kind, c->target.compute);
+    for (int64_t i = 0; i < v->count; i++) {
+        const double x = lo + (hi - lo) * rng_uniform_at(s, (uint64_t)i);
+        v->value[i] = t == DT_I16 || t == DT_I32 ? floor(x) : rounded(x, t);
+    }
+    return c->n++;
+}
+
+static void store(unsigned char *at, enum dtype t, double x)
+{
+    const float f = (float)x;
+    const uint16_t h = bf16_from(f);
+    const int16_t s = (int16_t)(t == DT_I16 ? x : 0);
+    const int32_t i = (int32_t)(t == DT_I32 ? x : 0);
+    memcpy(at, t == DT_F64 ? (const void *)&x
+               : t == DT_F32 ? (const void *)&f
+               : t == DT_BF16 ? (const void *)&h
+               : t == DT_I16 ? (const void *)&s : (const void *)&i, dtype_size(t));
+}
+
+static double load(const unsigned char *at, enum dtype t)
+{
+    double x;
+    float f;
+    uint16_t h;
+    switch (t) {
+    case DT_F64: memcpy(&x, at, 8); return x;
+    case DT_F32: memcpy(&f, at, 4); return (double)f;
+    case DT_BF16: memcpy(&h, at, 2); return (double)bf16_to(h);
+    default: return 0;
+    }
+}
+
+/* One array on one side: the bytes before and after, guards included. */
+struct copy {
+    struct tensor t;
+    void *base;
+    unsigned char *bytes;
+    size_t size;
+};
+
+static void copy_open(struct copy *k, struct dev *d, const struct var *v, enum dtype t)
+{
+    const size_t e = dtype_size(t);
+    k->size = ((size_t)(v->dim[0] * v->ld) + 2 * GUARD) * e;
+    k->bytes = malloc(k->size);
+    CHECK(k->bytes, "out of memory");
+    memset(k->bytes, 0xA5, k->size);
+    for (int64_t i = 0; i < v->count; i++)
+        store(k->bytes + (GUARD + (size_t)(i / v->width * v->ld + i % v->width)) * e, t,
+              v->value[i]);
+    k->base = dev_alloc(d, k->size);
+    d->ops->from_host(d, k->base, k->bytes, k->size);
+    k->t = tensor_make((char *)k->base + GUARD * e, t, v->ndim, v->dim);
+    if (v->ld != v->width) k->t.ld = v->ld;
+}
+
+/* Reads the array back: checks guards (and everything, for an input), returns its values. */
+static double *copy_close(struct copy *k, struct dev *d, const struct var *v, const char *what,
+                          int side)
+{
+    unsigned char *after = malloc(k->size);
+    double *out = malloc((size_t)(v->count + 1) * sizeof *out);
+    CHECK(after && out, "out of memory");
+    d->ops->to_host(d, after, k->base, k->size);
+    dev_free(d, k->base);
+    const enum dtype t = k->t.dtype;
+    const size_t e = dtype_size(t);
+    for (int64_t i = 0; i < v->count; i++) {
+        const size_t at = (GUARD + (size_t)(i / v->width * v->ld + i % v->width)) * e;
+        out[i] = load(after + at, t);
+        if (v->role == OUT) memcpy(k->bytes + at, after + at, e);
+    }
+    EXPECT(memcmp(after, k->bytes, k->size) == 0, "%s: side %d changed %s", what, side,
+           v->role == OUT ? "the guards of an output" : "an input");
+    memcpy(k->bytes, after, k->size);
+    free(after);
+    return out;
+}
+
+static void compare(const struct ops_case *c, const struct var *v, double *got, double *want)
+{
+    const enum dtype t = type_of(v->kind, c->target.compute);
+    const double tol = t == DT_BF16 ? (v->tol > 4e-3 ? v->tol : 4e-3)
+                       : v->tol > 0 ? v->tol
+                                    : 5e-6;
+    for (int64_t i = 0; i < v->count; i++)
+        if (isinf(got[i]) && got[i] == want[i]) got[i] = want[i] = 0;
+    bool close = true; /* false for a NaN */
+    for (int64_t i = 0; i < v->count; i++) close &= fabs(got[i] - want[i]) <= tol * v->floor;
+    if (close) return;
+    char name[256];
+    snprintf(name, sizeof name, "%s: %s", c->what, v->name);
+    expect_close(name, got, want, v->count, tol);
+}
+
+static struct dev *open_side(const struct target *t, int side)
+{
+    if (side == 0) return dev_open("ref", DT_F64, 1);
+    if (t->isa) setenv("CPU_ISA", t->isa, 1);
+    if (t->gemm) setenv("CPU_GEMM", t->gemm, 1);
+    struct dev *d = dev_open(t->dev, t->compute, side == 1 ? 2 : side == 2 ? 1 : 3);
+    unsetenv("CPU_ISA");
+    unsetenv("CPU_GEMM");
+    return d;
+}
+
+void case_check(struct ops_case *c, void (*run)(struct dev *, const struct tensor *, void *),
+                void *arg)
+{
+    struct copy copy[SIDES][MAXVAR];
+    double *out[SIDES][MAXVAR];
+    for (int s = 0; s < SIDES; s++) {
+        struct dev *d = open_side(&c->target, s);
+        struct tensor t[MAXVAR];
+        for (int i = 0; i < c->n; i++) {
+            copy_open(&copy[s][i], d, &c->var[i], type_of(c->var[i].kind, s ? c->target.compute : DT_F64));
+            t[i] = copy[s][i].t;
+        }
+        run(d, t, arg);
+        d->ops->sync(d);
+        for (int i = 0; i < c->n; i++)
+            out[s][i] = copy_close(&copy[s][i], d, &c->var[i], c->what, s);
+        dev_close(d);
+    }
+    for (int i = 0; i < c->n; i++) {
+        if (c->var[i].role == OUT) {
+            compare(c, &c->var[i], out[1][i], out[0][i]);
+            for (int s = 2; s < SIDES; s++)
+                EXPECT(memcmp(copy[1][i].bytes, copy[s][i].bytes, copy[1][i].size) == 0,
+                       "%s: %s depends on the number of threads", c->what, c->var[i].name);
+        }
+        for (int s = 0; s < SIDES; s++) {
+            free(out[s][i]);
+            free(copy[s][i].bytes);
+        }
+        free(c->var[i].value);
+    }
+}

@@ -1,0 +1,369 @@
+/* Checkpoints: written by N ranks and read by M, killed at every file operation, damaged in every
+ * way; what is loaded is always one of the states that were saved, bit for bit. */
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "core/fault.h"
+#include "core/io.h"
+#include "core/log.h"
+#include "parallel/checkpoint.h"
+#include "tests/check.h"
+#include "tests/fixture.h"
+
+enum { KINDS = 1 << STATE_MASTER | 1 << STATE_M | 1 << STATE_V | 1 << STATE_EMA };
+
+static void open_small(struct fixture *f, struct comm *world, enum dtype t)
+{
+    struct model_config m = fixture_model();
+    m.num_layers = 2;
+    fixture_open(f, world, &(struct fixture_opts){.device = "ref", .compute = t, .model = m, .batch = 1,
+                                                  .t = 1, .h = 2, .w = 2,
+                                                  .fsdp = {.optimizer = true, .ema = true}});
+}
+
+struct value_arg {
+    struct dev *dev;
+    int kind, step;
+    bool check;
+    int wrong;
+};
+
+/* A value that names its place: parameter, element, kind and step. */
+static double value_at(const char *name, int64_t i, int kind, int step)
+{
+    return (double)(float)(1e-3 * (double)(rng_hash(name) % 1000) + (double)i + 0.25 * kind + 1000.0 * step);
+}
+
+static void each_value(void *arg, const struct piece *p)
+{
+    struct value_arg *a = arg;
+    double *x = malloc((size_t)p->count * sizeof *x);
+    if (a->check) dev_get_f64(a->dev, x, p->data);
+    for (int64_t i = 0; i < p->count; i++) {
+        const double want = value_at(p->param->name, p->first + i, a->kind, a->step);
+        if (a->check)
+            a->wrong += x[i] != want;
+        else
+            x[i] = want;
+    }
+    if (!a->check) dev_put_f64(a->dev, p->data, x);
+    free(x);
+}
+
+static void fill(struct fixture *f, int step)
+{
+    for (int k = 0; k < STATE_KINDS; k++)
+        if (KINDS & 1 << k) {
+            struct value_arg a = {f->dev, k, step, false, 0};
+            fsdp_each_piece(f->fsdp, (enum state_kind)k, each_value, &a);
+        }
+}
+
+static int wrong_values(struct fixture *f, int step)
+{
+    struct value_arg a = {f->dev, 0, step, true, 0};
+    for (int k = 0; k < STATE_KINDS; k++)
+        if (KINDS & 1 << k) {
+            a.kind = k;
+            fsdp_each_piece(f->fsdp, (enum state_kind)k, each_value, &a);
+        }
+    return a.wrong;
+}
+
+static void save(struct fixture *f, const char *dir, int step, int64_t keep_last, struct err *e)
+{
+    struct ckpt_snapshot *s = ckpt_snapshot(f->fsdp, &f->mesh, KINDS);
+    json_t *meta = json_pack("{s:i, s:s}", "step", step, "config", "a: 1\n");
+    const struct ckpt_place place = {dir, keep_last, 0};
+    ckpt_write(f->mesh.axis[AXIS_WORLD], &place, s, meta, e);
+    json_decref(meta);
+    ckpt_snapshot_free(s);
+}
+
+/* Loads the newest; returns its step, -1 when there is none. */
+static int load(struct fixture *f, const char *dir)
+{
+    struct ckpt *c = ckpt_latest(f->mesh.axis[AXIS_WORLD], dir);
+    if (!c) return -1;
+    for (int k = 0; k < STATE_KINDS; k++)
+        if (KINDS & 1 << k) ckpt_load(c, f->fsdp, (enum state_kind)k, (enum state_kind)k);
+    const int step = (int)ckpt_step(c);
+    ckpt_close(c);
+    return step;
+}
+
+static char *fresh_dir(const char *name) { return io_path("%s/%s", test_dir(), name); }
+
+struct reshard {
+    const char *dir;
+    int step;
+    bool write;
+};
+
+static void reshard_rank(struct comm *world, void *arg)
+{
+    const struct reshard *r = arg;
+    struct fixture f;
+    open_small(&f, world, DT_F32);
+    struct err e = {0};
+    if (r->write) {
+        fill(&f, r->step);
+        save(&f, r->dir, r->step, 0, &e);
+        EXPECT(!e.code, "%s", e.msg);
+    } else {
+        EXPECT(load(&f, r->dir) == r->step, "another step");
+        EXPECT(wrong_values(&f, r->step) == 0, "values differ after resharding");
+    }
+    fixture_close(&f);
+}
+
+static void test_reshard(struct comm *world)
+{
+    (void)world;
+    char *dir = fresh_dir("reshard");
+    const int sizes[] = {1, 2, 3, 4, 6, 8};
+    int step = 0;
+    for (int w = 0; w < 6; w++) {
+        struct reshard r = {dir, ++step, true};
+        comm_thread_run(sizes[w], reshard_rank, &r);
+        r.write = false;
+        for (int m = 0; m < 6; m++) comm_thread_run(sizes[m], reshard_rank, &r);
+    }
+    free(dir);
+}
+
+/* Every file operation of one save, killed or failing: what loads afterwards is the old state or
+ * the new one, and the next save works. */
+static void every_operation(const char *action, const char *name)
+{
+    char *dir = fresh_dir(name);
+    struct comm *world = comm_self(NULL);
+    struct fixture f;
+    open_small(&f, world, DT_F32);
+    struct err e = {0};
+    fill(&f, 1);
+    save(&f, dir, 1, 2, &e);
+    EXPECT(!e.code, "%s", e.msg);
+    int k = 1, old_states = 0, new_states = 0;
+    bool complete = false;
+    log_set_level(LOG_WARN + 1);
+    for (; !complete && k < 2000; k++) {
+        fflush(stdout);
+        const pid_t pid = fork();
+        if (pid == 0) {
+            char spec[64];
+            snprintf(spec, sizeof spec, "io:%d:%s", k, action);
+            fill(&f, 2);
+            fault_set(spec);
+            struct err ce = {0};
+            save(&f, dir, 2, 2, &ce);
+            _exit(fault_count("io") < k ? 3 : ce.code ? 4 : 0);
+        }
+        int status;
+        waitpid(pid, &status, 0);
+        complete = WIFEXITED(status) && WEXITSTATUS(status) == 3;
+        const int step = load(&f, dir);
+        EXPECT(step == 1 || step == 2, "operation %d: step %d is left", k, step);
+        EXPECT(wrong_values(&f, step) == 0, "operation %d: step %d has wrong values", k, step);
+        if (step == 2) { /* back to the start for the next round */
+            new_states++;
+            char *two = io_path("%s/iter_%09d", dir, 2);
+            struct err re = {0};
+            io_remove_tree(two, &re);
+            free(two);
+        } else {
+            old_states++;
+        }
+    }
+    log_set_level(LOG_WARN);
+    EXPECT(complete && old_states > 10 && new_states >= 1, "%d operations, %d old, %d new", k, old_states, new_states);
+    printf("    %s at each of %d operations: old state %d times, new state %d times\n", action, k - 1, old_states, new_states);
+    fixture_close(&f);
+    comm_free(world);
+    free(dir);
+}
+
+static void test_kill(struct comm *world)
+{
+    (void)world;
+    every_operation("kill", "kill");
+}
+
+static void test_fail(struct comm *world)
+{
+    (void)world;
+    every_operation("fail", "fail");
+}
+
+static void flip(const char *path, long at, unsigned char with)
+{
+    FILE *f = fopen(path, "r+b");
+    fseek(f, at, SEEK_SET);
+    const int c = fgetc(f);
+    fseek(f, at, SEEK_SET);
+    fputc(c ^ with, f);
+    fclose(f);
+}
+
+static long size_of(const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    fseek(f, 0, SEEK_END);
+    const long n = ftell(f);
+    fclose(f);
+    return n;
+}
+
+/* A damaged newest checkpoint is passed over, whatever byte is hit; the one before is loaded. */
+static void test_damage(struct comm *world)
+{
+    char *dir = fresh_dir("damage");
+    struct fixture f;
+    open_small(&f, world, DT_F32);
+    struct err e = {0};
+    for (int step = 1; step <= 2; step++) {
+        fill(&f, step);
+        save(&f, dir, step, 0, &e);
+    }
+    const char *names[] = {"rank_00000.h5", "state.h5", "manifest.json"};
+    const struct rng_stream s = rng_open((struct rng_key){.seed = 3, .use = RNG_TEST});
+    uint64_t draw = 0;
+    log_set_level(LOG_WARN + 1);
+    int detected = 0;
+    for (int n = 0; n < 3; n++) {
+        char *path = io_path("%s/iter_%09d/%s", dir, 2, names[n]);
+        for (int k = 0; k < 60; k++) {
+            const long at = (long)(rng_uniform_at(s, draw++) * (double)size_of(path));
+            const unsigned char bit = (unsigned char)(1 << (int)(rng_uniform_at(s, draw++) * 8));
+            flip(path, at, bit);
+            const int step = load(&f, dir);
+            /* a flip in the manifest's white space or in a comment-like value may be harmless */
+            EXPECT(step == 1 || n == 2, "%s byte %ld bit %d was not noticed", names[n], at, bit);
+            EXPECT(step == 1 || step == 2 || n == 2, "step %d", step);
+            if (step > 0 && step <= 2) EXPECT(wrong_values(&f, step) == 0, "%s byte %ld: wrong values", names[n], at);
+            detected += step == 1;
+            flip(path, at, bit);
+        }
+        free(path);
+    }
+    EXPECT(load(&f, dir) == 2, "the restored checkpoint is not valid");
+    char *path = io_path("%s/iter_%09d/rank_00000.h5", dir, 2);
+    EXPECT(truncate(path, size_of(path) - 1) == 0, "truncate");
+    EXPECT(load(&f, dir) == 1, "a truncated file was not noticed");
+    free(path);
+    log_set_level(LOG_WARN);
+    printf("    %d of 180 bit flips noticed\n", detected);
+    fixture_close(&f);
+    free(dir);
+}
+
+static void test_rotation(struct comm *world)
+{
+    char *dir = fresh_dir("rotation");
+    struct fixture f;
+    open_small(&f, world, DT_F64);
+    struct err e = {0};
+    for (int step = 1; step <= 7; step++) {
+        struct ckpt_snapshot *s = ckpt_snapshot(f.fsdp, &f.mesh, 1 << STATE_MASTER);
+        json_t *meta = json_pack("{s:i}", "step", step);
+        const struct ckpt_place place = {dir, 2, 3};
+        ckpt_write(world, &place, s, meta, &e);
+        json_decref(meta);
+        ckpt_snapshot_free(s);
+        EXPECT(!e.code, "%s", e.msg);
+    }
+    for (int step = 1; step <= 7; step++) {
+        char *path = io_path("%s/iter_%09d", dir, step);
+        const bool want = step >= 6 || step == 3;
+        EXPECT(io_exists(path) == want, "step %d %s", step, want ? "is gone" : "is still there");
+        free(path);
+    }
+    fixture_close(&f);
+    free(dir);
+}
+
+struct wrong_model {
+    const char *dir;
+    int64_t dim;
+};
+
+static void load_wrong(void *arg)
+{
+    const struct wrong_model *w = arg;
+    struct model_config m = fixture_model();
+    m.num_layers = w->dim == 24 ? 3 : 2;
+    m.dim = w->dim;
+    m.full_block_indices = (struct cfg_ints){1, {0}};
+    struct fixture f;
+    struct comm *world = comm_self(NULL);
+    fixture_open(&f, world, &(struct fixture_opts){.device = "ref", .compute = DT_F32, .model = m,
+                                                   .batch = 1, .t = 1, .h = 2, .w = 2,
+                                                   .fsdp = {.optimizer = true, .ema = true}});
+    load(&f, w->dir);
+}
+
+static void open_missing(void *arg) { ckpt_open(arg, "/nonexistent/run", true); }
+
+static void test_errors(struct comm *world)
+{
+    char *dir = fresh_dir("errors");
+    struct fixture f;
+    open_small(&f, world, DT_F32);
+    struct err e = {0};
+    fill(&f, 1);
+    save(&f, dir, 1, 0, &e);
+    struct wrong_model narrow = {dir, 32}, deep = {dir, 24};
+    expect_stop("the model wants [32", RC_CONFIG, load_wrong, &narrow);
+    expect_stop("has no model/blocks.2.", RC_DATA, load_wrong, &deep);
+    expect_stop("/nonexistent/run: no checkpoint here", RC_NOINPUT, open_missing, world);
+    fault_set("io_space:1");
+    save(&f, dir, 2, 0, &e);
+    EXPECT(e.code == RC_IO && strstr(e.msg, "GB are free"), "no room: %s", e.msg);
+    fault_set(NULL);
+    EXPECT(load(&f, dir) == 1, "the old checkpoint was lost");
+    fixture_close(&f);
+    free(dir);
+}
+
+/* h5dump and h5py see every tensor whole, although it lies in pieces. */
+static void test_readable(struct comm *world)
+{
+    (void)world;
+    char *dir = fresh_dir("readable");
+    struct reshard r = {dir, 1, true};
+    comm_thread_run(3, reshard_rank, &r);
+    char *cmd = io_path("cd %s/iter_000000001 && h5dump -d /model/blocks.0.modulation -s 0,0,0 -c 1,1,3 state.h5 2>&1", dir);
+    FILE *p = popen(cmd, "r");
+    char text[4096];
+    const size_t n = fread(text, 1, sizeof text - 1, p);
+    text[n] = 0;
+    const int rc = pclose(p);
+    if (rc == 127 << 8) {
+        test_skip("h5dump is not installed");
+    } else {
+        char want[64];
+        snprintf(want, sizeof want, "%g", value_at("blocks.0.modulation", 1, STATE_MASTER, 1));
+        EXPECT(rc == 0 && strstr(text, "( 1, 6, 24 )") && strstr(text, want), "h5dump says: %s", text);
+    }
+    free(cmd);
+    free(dir);
+}
+
+int main(int argc, char **argv)
+{
+    const struct test tests[] = {
+        {.name = "N ranks write, M read: 36 pairs of 1,2,3,4,6,8", .run = test_reshard},
+        {.name = "killed at every file operation of a save", .run = test_kill},
+        {.name = "every file operation of a save fails once", .run = test_fail},
+        {.name = "bit flips and truncation are noticed", .run = test_damage},
+        {.name = "rotation keeps the last two and every third", .run = test_rotation},
+        {.name = "wrong model, missing folder, full disk", .run = test_errors},
+        {.name = "h5dump reads every tensor in full shape", .run = test_readable},
+    };
+    return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
+}

@@ -1,0 +1,97 @@
+#include "train/build.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core/io.h"
+#include "core/log.h"
+#include "data/build.h"
+#include "parallel/launch.h"
+#include "train/args.h"
+#include "train/verbs.h"
+
+static const char usage[] =
+    "osp data CONFIG [key=value ...] [--print-config] [--help-config]\n"
+    "Reads clip descriptions (JSON, CSV or an index of them), filters, decodes and encodes the clips\n"
+    "and writes one HDF5 data set with latents and text embeddings.";
+
+static bool interrupted(void) { return launch_signal() != 0; }
+
+static struct data_build build_of(const struct settings *s)
+{
+    const struct filter_config *f = &s->job.filter;
+    return (struct data_build){
+        .ann_txt_path = s->job.ann_txt_path, .meta_path = s->job.meta_path,
+        .save_path = s->job.save_path, .codec = s->data.codec, .text_codec = s->data.text_codec,
+        .filter = {.sample_height = s->data.sample_height, .sample_width = s->data.sample_width,
+                   .sample_num_frames = s->data.sample_num_frames, .train_fps = s->data.train_fps,
+                   .sample_stride = s->data.sample_stride, .min_hxw = f->min_hxw,
+                   .too_long_factor = f->too_long_factor,
+                   .max_h_div_w_ratio = f->max_h_div_w_ratio,
+                   .min_h_div_w_ratio = f->min_h_div_w_ratio,
+                   .min_motion_value = f->min_motion_value,
+                   .max_motion_value = f->max_motion_value},
+        .window_stride = s->data.window_stride, .text_dim = s->model.text_dim,
+        .text_len = s->model.text_len, .max_failure_rate = f->max_failure_rate,
+        .interrupted = interrupted};
+}
+
+/* A training configuration builds with filter rules that let its own source pass. */
+static struct data_build build_for_training(const struct settings *s)
+{
+    struct data_build b = build_of(s);
+    b.ann_txt_path = NULL;
+    b.meta_path = s->data.source;
+    b.save_path = s->data.metafile_or_dir;
+    b.filter.min_hxw = (double)(s->data.sample_height * s->data.sample_width);
+    b.filter.too_long_factor = 1e9;
+    b.filter.max_h_div_w_ratio = 10;
+    b.filter.min_h_div_w_ratio = 0.1;
+    b.filter.min_motion_value = 0;
+    b.filter.max_motion_value = 1e9;
+    b.max_failure_rate = 0;
+    return b;
+}
+
+struct dataset *build_or_open(struct comm *world, const struct settings *s)
+{
+    struct err e = {0};
+    const char *path = s->data.metafile_or_dir;
+    if (!path)
+        err_stop(RC_CONFIG, "data_config.dataset_config.metafile_or_dir_path: name the data set (made by osp data)");
+    if (world->rank == 0 && s->data.source) {
+        launch_catch_signals();
+        const struct data_build b = build_for_training(s);
+        build_dataset(&b, NULL, &e);
+    } else if (world->rank == 0 && !io_exists(path)) {
+        err_set(&e, RC_NOINPUT, "%s: no such data set; make it with osp data, or name its clips in "
+                                "data_config.dataset_config.source",
+                path);
+    }
+    comm_broadcast_bytes(world, &e, sizeof e, 0, "data set");
+    err_raise(&e);
+    struct dataset *d = dataset_open(path, s->validation.window, &e);
+    err_raise(&e);
+    if (d->num_train == 0)
+        err_stop(RC_DATA, "%s: no training windows; lower validation.window (%g) or window_stride", path,
+                 s->validation.window);
+    return d;
+}
+
+int verb_data(int argc, char **argv)
+{
+    struct args a;
+    args_parse(&a, argc, argv, usage);
+    if (a.help_config || a.print_config) return verb_print_config(argc, argv);
+    if (!a.config) err_stop(RC_USAGE, "%s", usage);
+    struct loaded_settings l;
+    settings_load(&l, SETTINGS_DATA, a.config, a.sets, a.num_sets);
+    launch_catch_signals();
+    const struct data_build b = build_of(&l.s);
+    struct err e = {0};
+    build_dataset(&b, NULL, &e);
+    err_raise(&e);
+    settings_free(&l);
+    args_free(&a);
+    return RC_OK;
+}

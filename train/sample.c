@@ -1,0 +1,364 @@
+/* Verb sample: prompts to mp4 files, a contact sheet and a manifest. Items already in the manifest
+ * with the same parameters are not made again. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/io.h"
+#include "core/log.h"
+#include "data/codec.h"
+#include "data/dataset.h"
+#include "data/grid.h"
+#include "data/video.h"
+#include "model/flow.h"
+#include "model/sampler.h"
+#include "parallel/launch.h"
+#include "train/args.h"
+#include "train/compare.h"
+#include "train/prompts.h"
+#include "train/session.h"
+#include "train/stored_model.h"
+#include "train/verbs.h"
+
+static const char usage[] =
+    "osp sample CONFIG [key=value ...] [--print-config] [--help-config]\n"
+    "Samples videos from a checkpoint: mp4 files, contact sheet (sheet.png) and samples.json in\n"
+    "output_dir. Run it again after an interruption: finished items are kept.";
+
+struct sampling {
+    struct loaded_settings l;
+    struct prompts prompts;
+    struct session *ses;
+    struct stored_model model;
+    const struct video_codec *codec;
+    const struct text_codec *text_codec;
+    struct sampler sampler;
+    struct compare *compare; /* NULL: not asked for */
+    double *sigma;
+    int items, per_prompt;
+    json_t *manifest;        /* rank 0's, shared: what is done already */
+    bool *todo;              /* [items] */
+    double started;
+    int done, pending;
+};
+
+static int prompt_of(const struct sampling *s, int item) { return item / s->per_prompt; }
+static int seed_of(const struct sampling *s, int item) { return item % s->per_prompt; }
+
+static char *item_path(const struct sampling *s, int item)
+{
+    return io_path("%s/video_%06d_%02d.mp4", s->l.s.output_dir, prompt_of(s, item), seed_of(s, item));
+}
+
+/* Everything that decides the result of an item. */
+static json_t *item_json(const struct sampling *s, int item)
+{
+    const struct settings *c = &s->l.s;
+    return json_pack("{s:i, s:s, s:i, s:s, s:I, s:I, s:f, s:f, s:s, s:I, s:b, s:b, s:I, s:I, s:I}", "item", item,
+                     "prompt", s->prompts.text[prompt_of(s, item)], "sample", seed_of(s, item),
+                     "negative_prompt", c->sample.negative_prompt ? c->sample.negative_prompt : "",
+                     "seed", (json_int_t)c->seed, "steps",
+                     (json_int_t)c->scheduler.num_inference_steps, "shift", c->scheduler.shift,
+                     "guidance", c->scheduler.guidance_scale, "checkpoint", s->model.path,
+                     "checkpoint_step", (json_int_t)s->model.step, "ema", c->sample.use_ema,
+                     "same_noise", c->sample.same_noise, "frames", (json_int_t)s->model.frames,
+                     "height", (json_int_t)s->model.height, "width", (json_int_t)s->model.width);
+}
+
+static char *manifest_path(const struct sampling *s) { return io_path("%s/samples.json", s->l.s.output_dir); }
+
+/* Rank 0 decides what is left to do. */
+static void find_todo(struct sampling *s, struct comm *world)
+{
+    struct err e = {0};
+    unsigned char *todo = calloc((size_t)s->items, 1);
+    CHECK(todo, "out of memory");
+    if (world->rank == 0) {
+        io_mkdir(s->l.s.output_dir, &e);
+        char *path = manifest_path(s);
+        json_t *old = !e.code && io_exists(path) ? json_load_file(path, 0, NULL) : NULL;
+        free(path);
+        s->manifest = json_array();
+        for (int i = 0; i < s->items; i++) {
+            json_t *want = item_json(s, i), *was = json_array_get(json_object_get(old, "items"), (size_t)i);
+            char *video = item_path(s, i);
+            const bool same = was && json_equal(json_object_get(was, "parameters"), want) && io_exists(video);
+            todo[i] = !same;
+            json_array_append_new(s->manifest, same ? json_deep_copy(was) : json_null());
+            json_decref(want);
+            free(video);
+        }
+        if (old) json_decref(old);
+    }
+    comm_broadcast_bytes(world, &e, sizeof e, 0, "output folder");
+    err_raise(&e);
+    comm_broadcast_bytes(world, todo, (size_t)s->items, 0, "items");
+    s->todo = calloc((size_t)s->items, sizeof *s->todo);
+    CHECK(s->todo, "out of memory");
+    for (int i = 0; i < s->items; i++) {
+        s->todo[i] = todo[i];
+        s->pending += todo[i];
+    }
+    free(todo);
+}
+
+static void write_manifest(struct sampling *s, bool complete)
+{
+    json_t *all = json_pack("{s:s, s:b, s:O}", "format", "osp-samples", "complete", complete, "items", s->manifest);
+    char *text = json_dumps(all, JSON_INDENT(1) | JSON_REAL_PRECISION(9)), *path = manifest_path(s);
+    CHECK(text, "the manifest cannot be encoded");
+    struct err e = {0};
+    io_write_file(path, text, strlen(text), &e);
+    err_raise(&e);
+    free(text);
+    free(path);
+    json_decref(all);
+}
+
+/* Text rows of the items of a pass, or of the negative prompt. */
+static struct tensor text_rows(struct sampling *s, const int *item, int n, bool negative)
+{
+    struct ctx *c = &s->ses->ctx;
+    const struct model_config *m = &s->ses->dit->config;
+    const int64_t per = m->text_len * m->text_dim;
+    float *rows = calloc((size_t)(per * n), sizeof *rows);
+    double *wide = calloc((size_t)(per * n), sizeof *wide);
+    CHECK(rows && wide, "out of memory");
+    for (int i = 0; i < n; i++) {
+        const char *negative_text = s->l.s.sample.negative_prompt;
+        const char *text = negative ? (negative_text ? negative_text : "") : s->prompts.text[prompt_of(s, item[i])];
+        s->text_codec->encode(rows + i * per, m->text_len, m->text_dim, text);
+    }
+    for (int64_t i = 0; i < per * n; i++) wide[i] = (double)rows[i];
+    struct tensor t = arena_new(c->keep, ctx_compute(c), 2, DIMS(n * m->text_len, m->text_dim));
+    dev_put_f64(c->dev, t, wide);
+    free(rows);
+    free(wide);
+    return t;
+}
+
+static void on_step(void *arg, int step)
+{
+    const struct sampling *s = arg;
+    const double share = (s->done + (double)step / (double)s->l.s.scheduler.num_inference_steps) /
+                         (s->pending > 0 ? s->pending : 1);
+    const double spent = log_seconds() - s->started;
+    if (step % 5 == 0)
+        log_progress("sampling %d of %d videos, step %d  ETA %.0f s", s->done + 1, s->pending, step,
+                     share > 0 ? spent * (1 - share) / (share < 1 ? share : 1) : 0.0);
+}
+
+/* Decodes and writes one latent; its distances go into the comparison. */
+static void finish_item(struct sampling *s, int item, const double *latent, int64_t n)
+{
+    const struct stored_model *m = &s->model;
+    float *z = calloc((size_t)n, sizeof *z);
+    uint8_t *rgb = malloc((size_t)(3 * m->frames * m->height * m->width));
+    CHECK(z && rgb, "out of memory");
+    for (int64_t i = 0; i < n; i++) z[i] = (float)latent[i];
+    if (s->compare) compare_item(s->compare, item, z);
+    s->codec->decode(rgb, z, m->frames, m->height, m->width);
+    json_t *parameters = item_json(s, item);
+    char *comment = json_dumps(parameters, JSON_COMPACT), *path = item_path(s, item);
+    struct err e = {0};
+    video_write(path, rgb, m->frames, m->height, m->width, s->l.s.sample.save_fps, comment, &e);
+    err_raise(&e);
+    json_decref(parameters);
+    free(comment);
+    free(path);
+    free(rgb);
+    free(z);
+}
+
+/* One pass over up to B items of this data rank; idle ranks (no item left) take part in it. */
+static void run_pass(struct sampling *s, const int *item, const bool *own, int B)
+{
+    struct session *ses = s->ses;
+    struct ctx *c = &ses->ctx;
+    struct rng_key noise[64];
+    CHECK(B <= 64, "batch of %d", B);
+    for (int i = 0; i < B; i++)
+        noise[i] = (struct rng_key){.seed = (uint64_t)s->l.s.seed, .use = RNG_SAMPLE,
+                                    .step = (uint32_t)seed_of(s, item[i]),
+                                    .item = s->l.s.sample.same_noise ? 0 : (uint64_t)prompt_of(s, item[i])};
+    arena_release(c->keep, 0);
+    const struct sampler_job job = {.sigma = s->sigma, .steps = (int)s->l.s.scheduler.num_inference_steps,
+                                    .guidance = s->l.s.scheduler.guidance_scale,
+                                    .text = text_rows(s, item, B, false),
+                                    .null = text_rows(s, item, B, true), .noise = noise,
+                                    .progress = on_step, .arg = s};
+    struct tensor latent = sampler_run(&s->sampler, &job);
+    comm_all_reduce(ses->mesh.axis[AXIS_SEQ], latent, "latents", NULL);
+    const int64_t n = tensor_width(latent);
+    double *host = malloc((size_t)(n * B) * sizeof *host);
+    CHECK(host, "out of memory");
+    dev_get_f64(ses->dev, host, latent);
+    for (int i = 0; i < B; i++)
+        if (own[i] && ses->mesh.axis[AXIS_SEQ]->rank == 0) finish_item(s, item[i], host + i * n, n);
+    free(host);
+}
+
+static void record_done(struct sampling *s, struct comm *world, int first, int last, const int *order)
+{
+    comm_barrier(world, "videos written");
+    if (s->compare) compare_share(s->compare, world);
+    if (world->rank == 0) {
+        for (int k = first; k < last; k++) {
+            json_t *entry = json_pack("{s:o}", "parameters", item_json(s, order[k]));
+            if (s->compare) json_object_set_new(entry, "distances", compare_json(s->compare, order[k]));
+            json_array_set_new(s->manifest, (size_t)order[k], entry);
+        }
+        write_manifest(s, last == s->pending);
+    }
+    s->done = last;
+}
+
+static void run_all(struct sampling *s, struct comm *world)
+{
+    const int B = (int)s->l.s.sample.batch_size, dp = s->ses->mesh.dp;
+    const int rank = s->ses->mesh.axis[AXIS_DP]->rank;
+    int *order = calloc((size_t)s->items + 1, sizeof *order), n = 0;
+    CHECK(order, "out of memory");
+    for (int i = 0; i < s->items; i++)
+        if (s->todo[i]) order[n++] = i;
+    s->started = log_seconds();
+    for (int base = 0; base < n; base += dp * B) {
+        int item[64];
+        bool own[64];
+        for (int i = 0; i < B; i++) {
+            const int k = base + rank * B + i;
+            own[i] = k < n;
+            item[i] = order[own[i] ? k : base];
+        }
+        run_pass(s, item, own, B);
+        record_done(s, world, base, base + dp * B < n ? base + dp * B : n, order);
+        double stop = launch_signal() != 0;
+        comm_sum_f64(world, &stop, 1, "signals");
+        if (stop > 0) err_stop(RC_PREEMPTED, "stopped by a signal after %d of %d videos; run again to go on", s->done, n);
+    }
+    free(order);
+}
+
+static void write_sheet(struct sampling *s)
+{
+    const struct stored_model *m = &s->model;
+    const size_t bytes = (size_t)(3 * m->frames * m->height * m->width);
+    uint8_t **videos = calloc((size_t)s->items, sizeof *videos);
+    int64_t *index = calloc((size_t)m->frames, sizeof *index);
+    CHECK(videos && index, "out of memory");
+    for (int64_t f = 0; f < m->frames; f++) index[f] = f;
+    struct err e = {0};
+    for (int i = 0; i < s->items && !e.code; i++) {
+        char *path = item_path(s, i);
+        videos[i] = malloc(bytes);
+        CHECK(videos[i], "out of memory");
+        video_read(path, index, m->frames, (struct video_crop){0}, m->height, m->width, videos[i], &e);
+        free(path);
+    }
+    err_raise(&e);
+    int64_t h, w;
+    uint8_t *sheet = grid_sheet((const uint8_t *const *)videos, s->items, m->frames, m->height, m->width, &h, &w);
+    char *path = io_path("%s/sheet.png", s->l.s.output_dir), *grid = io_path("%s/video_grid.mp4", s->l.s.output_dir);
+    png_write(path, sheet, h, w, &e);
+    err_raise(&e);
+    free(sheet);
+    uint8_t *all = grid_video((const uint8_t *const *)videos, s->items, m->frames, m->height, m->width, &h, &w);
+    video_write(grid, all, m->frames, h, w, s->l.s.sample.save_fps, "osp sample", &e);
+    err_raise(&e);
+    free(all);
+    log_info("%d videos in %s; contact sheet %s, all in one %s", s->items, s->l.s.output_dir, path, grid);
+    for (int i = 0; i < s->items; i++) free(videos[i]);
+    free(videos);
+    free(index);
+    free(path);
+    free(grid);
+}
+
+/* Sizes of the configuration that contradict the checkpoint are errors, not adjusted. */
+static void require_size(const char *key, int64_t asked, int64_t stored)
+{
+    if (asked && asked != stored)
+        err_stop(RC_CONFIG, "%s: %lld, but the checkpoint was trained with %lld; leave the key out", key,
+                 (long long)asked, (long long)stored);
+}
+
+static void open_model(struct sampling *s, struct comm *world)
+{
+    struct settings *c = &s->l.s;
+    struct ckpt *k = ckpt_open(world, c->sample.checkpoint, true);
+    struct err e = {0};
+    stored_model_read(&s->model, k, &e);
+    err_raise(&e);
+    require_size("num_frames", c->sample.num_frames, s->model.frames);
+    require_size("height", c->sample.height, s->model.height);
+    require_size("width", c->sample.width, s->model.width);
+    if (c->sample.use_ema && !ckpt_has(k, STATE_EMA))
+        err_stop(RC_CONFIG, "use_ema: %s holds no EMA weights; set use_ema: false", ckpt_path(k));
+    if (!(c->sample.save_fps > 0)) c->sample.save_fps = s->model.fps > 0 ? s->model.fps : 16;
+    s->codec = video_codec_find(s->model.codec, &e);
+    err_raise(&e);
+    s->text_codec = text_codec_find(s->model.text_codec, &e);
+    err_raise(&e);
+    int64_t z[4];
+    s->codec->shape(s->model.frames, s->model.height, s->model.width, z, &e);
+    err_raise(&e);
+    c->model = s->model.config;
+    c->ema_decay = 0;
+    const int B = (int)c->sample.batch_size * (c->sample.batched_cfg ? 2 : 1);
+    session_open(s->ses, c, world, (struct session_shape){B, z[1], z[2], z[3], z[0]}, false);
+    ckpt_load(k, s->ses->fsdp, STATE_MASTER, c->sample.use_ema ? STATE_EMA : STATE_MASTER);
+    ckpt_close(k);
+}
+
+static void prepare(struct sampling *s, struct comm *world)
+{
+    const struct settings *c = &s->l.s;
+    struct err e = {0};
+    prompts_read(&s->prompts, c->sample.prompt_txt, &e);
+    err_raise(&e);
+    s->per_prompt = (int)c->sample.samples_per_prompt;
+    s->items = s->prompts.n * s->per_prompt;
+    open_model(s, world);
+    const int steps = (int)c->scheduler.num_inference_steps;
+    s->sigma = calloc((size_t)steps + 1, sizeof *s->sigma);
+    CHECK(s->sigma, "out of memory");
+    flow_sampling_sigmas(s->sigma, steps, c->scheduler.shift);
+    sampler_init(&s->sampler, &s->ses->ctx, s->ses->dit, s->ses->plan, s->ses->mesh.axis[AXIS_SSP],
+                 c->sample.batched_cfg);
+    find_todo(s, world);
+    if (c->sample.compare) s->compare = compare_open(c->sample.compare, &s->prompts, s->items, s->manifest);
+}
+
+int verb_sample(int argc, char **argv)
+{
+    struct args a;
+    args_parse(&a, argc, argv, usage);
+    if (a.help_config || a.print_config) return verb_print_config(argc, argv);
+    if (!a.config) err_stop(RC_USAGE, "%s", usage);
+    struct comm *world = launch_start(&argc, &argv);
+    struct sampling s = {.ses = calloc(1, sizeof *s.ses)};
+    CHECK(s.ses, "out of memory");
+    settings_load(&s.l, SETTINGS_SAMPLE, a.config, a.sets, a.num_sets);
+    settings_check_ranks(&s.l, world->size);
+    prepare(&s, world);
+    log_info("%d videos asked for, %d to make: %lld steps, guidance %g, %s weights of step %lld", s.items,
+             s.pending, (long long)s.l.s.scheduler.num_inference_steps, s.l.s.scheduler.guidance_scale,
+             s.l.s.sample.use_ema ? "EMA" : "raw", (long long)s.model.step);
+    launch_catch_signals();
+    run_all(&s, world);
+    if (world->rank == 0) write_sheet(&s);
+    if (s.compare && world->rank == 0) compare_print(s.compare, s.per_prompt);
+    compare_close(s.compare);
+    sampler_free(&s.sampler);
+    session_close(s.ses);
+    free(s.ses);
+    free(s.sigma);
+    free(s.todo);
+    if (s.manifest) json_decref(s.manifest);
+    prompts_free(&s.prompts);
+    stored_model_free(&s.model);
+    settings_free(&s.l);
+    args_free(&a);
+    launch_end(world);
+    return RC_OK;
+}

@@ -1,0 +1,346 @@
+/* The one table of all keys. A row is: verbs, key, member, default, limits, help. Rows of one
+ * section stand together. */
+#include <math.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "train/settings.h"
+
+enum {
+    T = 1 << SETTINGS_TRAIN, D = 1 << SETTINGS_DATA, S = 1 << SETTINGS_SAMPLE,
+    P = 1 << SETTINGS_PLAN, TP = T | P, TSP = T | S | P, ALL = T | D | S | P
+};
+struct row {
+    unsigned verbs;
+    struct cfg_field f;
+};
+#define AT(m) offsetof(struct settings, m)
+#define BIG INFINITY
+#define ROW_BOOL(v, k, m, d, h) {v, {k, CFG_BOOL, AT(m), d, 0, 0, NULL, h, 0, 0}}
+#define ROW_INT(v, k, m, d, lo, hi, h) {v, {k, CFG_INT, AT(m), d, lo, hi, NULL, h, 0, 0}}
+#define ROW_NULL0(v, k, m, d, h) {v, {k, CFG_INT, AT(m), d, 1, BIG, null_word, h, 0, 0}}
+#define ROW_REAL(v, k, m, d, lo, hi, h) {v, {k, CFG_REAL, AT(m), d, lo, hi, NULL, h, 0, 0}}
+#define ROW_TEXT(v, k, m, d, h) {v, {k, CFG_TEXT, AT(m), d, 0, 0, NULL, h, 0, 0}}
+#define ROW_ENUM(v, k, m, d, c, h) {v, {k, CFG_ENUM, AT(m), d, 0, 0, c, h, 0, 0}}
+#define ROW_ONLY(v, k, d, h) {v, {k, CFG_ONLY, 0, d, 0, 0, NULL, h, 0, 0}}
+#define ROW_IGNORED(v, k) {v, {k, CFG_IGNORED, 0, "null", 0, 0, NULL, "", 0, 0}}
+#define ROW_OLD(v, k, h) {v, {k, CFG_REFUSED, 0, "null", 0, 0, NULL, h, 0, 0}}
+#define WORDS(name, ...) static const char *const name[] = {__VA_ARGS__, NULL}
+
+WORDS(auto_word, "auto");
+WORDS(null_word, "null");
+WORDS(model_names, "osp_next", "wan_t2v");
+WORDS(reshards, "null", "true", "false");
+WORDS(recomputes, "all", "attention", "gemm", "none");
+WORDS(clips, "adaptive", "fixed", "adaptive_capped");
+WORDS(dtypes, "bf16|bfloat16", "fp32|float|float32", "fp64|double",
+      "!fp16|float16: its range needs loss scaling, which is not built; use bf16");
+WORDS(devices, "auto", "ref", "cpu", "cuda", "null");
+WORDS(skiparse_types, "full", "dual_end",
+      "!uniform: it is not defined; list the full blocks in model_config.full_block_indices");
+WORDS(skiparse_dims, "1d", "2d");
+WORDS(pad_modes, "none", "ref");
+WORDS(schedulers, "flow_matching");
+WORDS(datasets, "wan_t2v", "t2v_random");
+WORDS(lr_kinds, "constant", "cosine");
+
+static const struct row general[] = {
+    ROW_ENUM(TSP, "model_name", model_name, "osp_next", model_names, "the kind of model"),
+    ROW_INT(TSP, "seed", seed, "42", 0, 9007199254740992.0, "of everything that is random"),
+    ROW_TEXT(TSP, "output_dir", output_dir, "./output", "folder for everything that is written"),
+    ROW_INT(TP, "training_iteration", training_iteration, "1000000", 1, BIG, "optimizer steps"),
+    ROW_REAL(T | P, "max_seconds", max_seconds, "0", 0, BIG,
+             "stop after so long by the clock, with a checkpoint; 0: never"),
+    {TSP, {"fsdp_size", CFG_INT, AT(fsdp_size), "auto", 1, BIG, auto_word,
+           "ranks that share one copy of the model; auto: all", FSDP_AUTO, 0}},
+    ROW_BOOL(TSP, "use_sequence_parallel", use_sequence_parallel, "false",
+             "split sequences by heads (Ulysses)"),
+    ROW_INT(TSP, "sp_size", sp_size, "1", 1, 4096, "ranks per sequence, when switched on"),
+    ROW_BOOL(TSP, "use_skiparse_sequence_parallel", use_skiparse_sequence_parallel, "false",
+             "split by sub-sequences (SSP)"),
+    ROW_INT(TSP, "skiparse_sp_size", skiparse_sp_size, "1", 1, 4096,
+            "ranks per sample, when switched on"),
+    ROW_ENUM(TSP, "reshard_after_forward", reshard_after_forward, "null", reshards,
+             "drop gathered weights after use; null: those of blocks, not of the root"),
+    ROW_INT(TSP, "explicit_prefetching_num_blocks", explicit_prefetching_num_blocks, "0", 0, 64,
+            "blocks whose weights are gathered ahead"),
+    ROW_BOOL(TP, "gradient_checkpointing", gradient_checkpointing, "false",
+             "official name of recompute: all"),
+    {TP, {"recompute", CFG_WORD_OR_INTS, AT(recompute), "null", 0, 127, recomputes,
+          "what the backward pass computes again, or the blocks that recompute all; null: as "
+          "gradient_checkpointing says", 0, AT(recompute_blocks)}},
+    ROW_INT(TP, "gradient_accumulation_steps", gradient_accumulation_steps, "1", 1, 65536,
+            "micro-steps per optimizer step (follows from global_batch_size when that is given)"),
+    ROW_REAL(TP, "init_max_grad_norm", init_max_grad_norm, "1.0", 0, BIG,
+             "gradient norm limit: the first one when adaptive"),
+    ROW_ENUM(TP, "grad_clip", grad_clip, "adaptive", clips, "how the limit moves"),
+    ROW_BOOL(TP, "grad_scale_ref", grad_scale_ref, "false",
+             "scale gradients as the reference does under sequence parallelism"),
+    ROW_INT(TP, "max_skipped_steps", max_skipped_steps, "10", 0, BIG,
+            "steps with a non-finite loss or norm before the run stops"),
+    ROW_INT(TP, "log_interval", log_interval, "1", 1, BIG, "steps between log lines"),
+    ROW_INT(TP, "save_interval", save_interval, "1000", 1, BIG, "steps between checkpoints"),
+    ROW_TEXT(TP, "resume", resume, "auto", "auto (newest valid checkpoint), never, or a path"),
+    ROW_ENUM(TSP, "weight_dtype", weight_dtype, "bfloat16", dtypes, "type of the computation"),
+    ROW_ENUM(TSP, "device", device, "auto", devices, "where the computation runs"),
+    ROW_REAL(TP, "ema_decay", ema_decay, "0.9999", 0, 1, "average of the weights; 0: none"),
+    ROW_INT(TP, "ema_update_interval", ema_update_interval, "1", 1, BIG, "steps between updates"),
+    ROW_BOOL(TP, "ema_warmup", ema_warmup, "false", "decay min(d, (1+n)/(10+n)) at update n"),
+    ROW_BOOL(TSP, "check_comm", check_comm, "false", "compare every collective across ranks first"),
+    ROW_REAL(TSP, "comm_deadline_s", comm_deadline_s, "600", 0, BIG,
+             "seconds until a collective counts as hung; 0: never"),
+    ROW_REAL(TP, "stop_before_end_s", stop_before_end_s, "120", 0, BIG,
+             "checkpoint and stop so long before the time limit of the job"),
+    ROW_BOOL(TSP, "deterministic_training", deterministic_training, "false",
+             "the same bits in every run"),
+    ROW_BOOL(TP, "smoke", smoke, "false", "allow t2v_random: a run on noise that trains nothing"),
+};
+
+static const struct row sampling[] = {
+    ROW_TEXT(S, "checkpoint", sample.checkpoint, NULL,
+             "run folder, checkpoint folder or its parent"),
+    ROW_TEXT(S, "prompt_txt", sample.prompt_txt, NULL,
+             "file with a prompt per line, or the prompt itself"),
+    ROW_TEXT(S, "negative_prompt", sample.negative_prompt, "\"\"", "what guidance leads away from"),
+    ROW_BOOL(S, "use_ema", sample.use_ema, "true", "averaged weights when the checkpoint has them"),
+    ROW_INT(S, "num_frames", sample.num_frames, "49", 1, 65536, "frames of a sample"),
+    ROW_INT(S, "height", sample.height, "480", 4, 65536, "pixels"),
+    ROW_INT(S, "width", sample.width, "832", 4, 65536, "pixels"),
+    ROW_REAL(S, "save_fps", sample.save_fps, "16", 0.01, 1000, "frames per second of the file"),
+    ROW_INT(S, "batch_size", sample.batch_size, "1", 1, 65536, "samples at a time"),
+    ROW_INT(S, "samples_per_prompt", sample.samples_per_prompt, "1", 1, 65536,
+            "samples that differ by their noise"),
+    ROW_BOOL(S, "batched_cfg", sample.batched_cfg, "true",
+             "both branches of guidance in one batch: faster, more memory"),
+};
+
+static const struct row filtering[] = {
+    ROW_TEXT(D, "ann_txt_path", job.ann_txt_path, "null", "index file, \"root,meta.json\" a line"),
+    ROW_TEXT(D, "meta_path", job.meta_path, "null", "one meta JSON or CSV file"),
+    ROW_TEXT(D, "save_path", job.save_path, NULL, "the HDF5 data set to write"),
+    ROW_INT(D, "sample_height", data.sample_height, "480", 4, 65536, "pixels"),
+    ROW_INT(D, "sample_width", data.sample_width, "832", 4, 65536, "pixels"),
+    ROW_INT(D, "sample_num_frames", data.sample_num_frames, "49", 1, 65536, "frames of a window"),
+    ROW_REAL(D, "train_fps", data.train_fps, "16", 0.01, 1000, "frames per second of a window"),
+    ROW_NULL0(D, "sample_stride", data.sample_stride, "null", "instead of train_fps: frame step"),
+    ROW_NULL0(D, "window_stride", data.window_stride, "null",
+              "frames between windows of a clip; null: one window"),
+    ROW_TEXT(D, "codec", data.codec, "pixel", "from pixels to latents: pixel"),
+    ROW_TEXT(D, "text_codec", data.text_codec, "hash", "from captions to vectors: hash"),
+    ROW_INT(D, "text_dim", model.text_dim, "4096", 1, 65536, "length of a text vector"),
+    ROW_INT(D, "text_max_length", data.text_max_length, "512", 1, 65536, "vectors of a caption"),
+    ROW_REAL(D, "min_hxw", job.filter.min_hxw, "399360", 0, BIG, "least area of the source"),
+    ROW_REAL(D, "too_long_factor", job.filter.too_long_factor, "5.0", 0, BIG,
+             "longest clip, in windows"),
+    ROW_REAL(D, "max_h_div_w_ratio", job.filter.max_h_div_w_ratio, "2.0", 0, BIG, "of the source"),
+    ROW_REAL(D, "min_h_div_w_ratio", job.filter.min_h_div_w_ratio, "0.5", 0, BIG, "of the source"),
+    ROW_REAL(D, "min_motion_value", job.filter.min_motion_value, "0.0", -BIG, BIG,
+             "of the record's motion"),
+    ROW_REAL(D, "max_motion_value", job.filter.max_motion_value, "1.0", -BIG, BIG,
+             "of the record's motion"),
+    ROW_REAL(D, "max_failure_rate", job.filter.max_failure_rate, "0.1", 0, 1,
+             "share of clips that may fail to decode"),
+};
+
+#define M "model_config."
+static const struct row model[] = {
+    ROW_INT(TSP, M "dim", model.dim, "2048", 2, 1 << 20, "width"),
+    ROW_INT(TSP, M "ffn_dim", model.ffn_dim, "8192", 1, 1 << 22, "width inside the MLP"),
+    ROW_INT(TSP, M "freq_dim", model.freq_dim, "256", 2, 65536, "width of the time features"),
+    ROW_INT(TSP, M "in_dim", model.in_dim, "16", 1, 4096, "latent channels"),
+    ROW_INT(TSP, M "out_dim", model.out_dim, "16", 1, 4096, "latent channels"),
+    ROW_INT(TSP, M "num_heads", model.num_heads, "16", 1, 4096, "attention heads"),
+    ROW_INT(TSP, M "num_layers", model.num_layers, "32", 1, 128, "blocks"),
+    ROW_INT(TSP, M "text_len", model.text_len, "512", 1, 65536, "text vectors the model sees"),
+    ROW_INT(TSP, M "text_dim", model.text_dim, "4096", 1, 65536, "length of a text vector"),
+    ROW_REAL(TSP, M "eps", model.eps, "1e-6", 1e-30, 1, "of the norms"),
+    ROW_BOOL(TSP, M "qk_norm", model.qk_norm, "true", "RMS norm of queries and keys"),
+    ROW_BOOL(TSP, M "cross_attn_norm", model.cross_attn_norm, "true", "before cross attention"),
+    ROW_ENUM(TSP, M "skiparse_model_type", model.skiparse_model_type, "full", skiparse_types,
+             "which blocks are sparse"),
+    ROW_INT(TSP, M "sparse_ratio", model.sparse_ratio, "1", 1, 64, "P: in 2d, 1/P^2 of the keys"),
+    ROW_INT(TSP, M "num_full_blocks", model.num_full_blocks, "0", 0, 128,
+            "dual_end: full blocks, half at each end"),
+    ROW_ENUM(TSP, M "skiparse_dim", model.skiparse_dim, "2d", skiparse_dims, "sparse in 1d or 2d"),
+    ROW_BOOL(TSP, M "skiparse_strict", model.skiparse_strict, "true",
+             "the official rules on num_full_blocks"),
+    {TSP, {M "full_block_indices", CFG_INTS, AT(model.full_block_indices), "[]", 0, 127, NULL,
+           "the full blocks, one by one", 0, 0}},
+    ROW_ENUM(TSP, M "pad_mode", model.pad_mode, "none", pad_modes,
+             "ref: pad the grid as the reference does"),
+    ROW_BOOL(TSP, M "timestep_bf16_round", model.timestep_bf16_round, "false",
+             "round time to bf16: true for the released weights"),
+    ROW_TEXT(TSP, M "pretrained_model_dir_or_checkpoint", model.pretrained, "null",
+             "weights to start from"),
+    ROW_ONLY(TSP, M "patch_size", "[1, 2, 2]", "the kernels are written for it"),
+    ROW_ONLY(TSP, M "window_size", "[-1, -1]", "windowed attention is not built"),
+    ROW_ONLY(TSP, M "model_type", "t2v", "only text to video is built"),
+    ROW_ONLY(TSP, M "quant", "null", "quantised training is not built"),
+    ROW_ONLY(TSP, M "quant_attn", "null", "quantised attention is not built"),
+    ROW_IGNORED(TSP, M "scale_max_forward"),
+    ROW_IGNORED(TSP, M "scale_max_backward"),
+    ROW_IGNORED(TSP, M "lock_main_parameters"),
+    ROW_IGNORED(TSP, M "training_with_full"),
+};
+
+#define C "scheduler_config."
+static const struct row scheduler[] = {
+    ROW_ENUM(TSP, C "scheduler_name", scheduler.scheduler_name, "flow_matching", schedulers, ""),
+    ROW_REAL(TSP, C "shift", scheduler.shift, "1.0", 1e-6, 1e6,
+             "of the noise level, when it is not dynamic"),
+    ROW_BOOL(TSP, C "use_dynamic_shifting", scheduler.use_dynamic_shifting, "false",
+             "shift by the number of tokens"),
+    ROW_INT(TSP, C "base_image_seq", scheduler.base_image_seq, "256", 1, BIG, "dynamic shift"),
+    ROW_INT(TSP, C "max_image_seq", scheduler.max_image_seq, "4096", 1, BIG, "dynamic shift"),
+    ROW_REAL(TSP, C "base_shift", scheduler.base_shift, "0.5", -BIG, BIG, "dynamic shift"),
+    ROW_REAL(TSP, C "max_shift", scheduler.max_shift, "1.15", -BIG, BIG, "dynamic shift"),
+    ROW_BOOL(TP, C "use_logitnorm_time_sampling", scheduler.use_logitnorm_time_sampling, "false",
+             "draw noise levels from a logit-normal law"),
+    ROW_REAL(TP, C "logit_mean", scheduler.logit_mean, "0", -BIG, BIG, "of that law"),
+    ROW_REAL(TP, C "logit_std", scheduler.logit_std, "1", 1e-6, BIG, "of that law"),
+    ROW_INT(S, C "num_inference_steps", scheduler.num_inference_steps, "50", 1, 100000, "steps"),
+    ROW_REAL(S, C "guidance_scale", scheduler.guidance_scale, "0", 0, 1000,
+             "classifier-free guidance when above 1"),
+};
+
+#define A "data_config."
+#define B "data_config.dataset_config."
+static const struct row data[] = {
+    ROW_INT(TP, A "batch_size", data.batch_size, "1", 1, 65536, "samples per data rank and step"),
+    ROW_NULL0(TP, A "global_batch_size", data.global_batch_size, "null",
+              "samples per optimizer step of all ranks; accumulation follows"),
+    ROW_BOOL(TP, A "drop_last", data.drop_last, "true", "skip the incomplete batch of an epoch"),
+    ROW_BOOL(TP, A "shuffle", data.shuffle, "true", "a new order every epoch"),
+    ROW_ENUM(TP, A "dataset_name", data.dataset_name, "wan_t2v", datasets,
+             "t2v_random: noise, for a smoke test"),
+    ROW_IGNORED(TP, A "num_workers"),
+    ROW_IGNORED(TP, A "pin_memory"),
+    ROW_IGNORED(TP, A "sampler_name"),
+    ROW_IGNORED(TP, A "collator_name"),
+    ROW_IGNORED(TP, A "collator_config"),
+    ROW_TEXT(TP, B "metafile_or_dir_path", data.metafile_or_dir, "null", "the HDF5 data set"),
+    ROW_TEXT(TP, B "source", data.source, "null", "meta JSON/CSV to build it from when absent"),
+    ROW_TEXT(TP, B "codec", data.codec, "pixel", "from pixels to latents: pixel"),
+    ROW_TEXT(TP, B "text_codec", data.text_codec, "hash", "from captions to vectors: hash"),
+    ROW_INT(TP, B "sample_height", data.sample_height, "480", 4, 65536, "pixels"),
+    ROW_INT(TP, B "sample_width", data.sample_width, "832", 4, 65536, "pixels"),
+    ROW_INT(TP, B "sample_num_frames", data.sample_num_frames, "49", 1, 65536, "frames"),
+    ROW_REAL(TP, B "train_fps", data.train_fps, "16", 0.01, 1000, "frames per second"),
+    ROW_NULL0(TP, B "sample_stride", data.sample_stride, "null", "instead of train_fps: step"),
+    ROW_NULL0(TP, B "window_stride", data.window_stride, "null",
+              "frames between windows of a clip; null: one window"),
+    ROW_REAL(TP, B "text_drop_ratio", data.text_drop_ratio, "0.1", 0, 1,
+             "share of samples with the empty caption"),
+    ROW_INT(TP, B "text_max_length", data.text_max_length, "512", 1, 65536, "vectors of a caption"),
+    ROW_IGNORED(TP, B "text_tokenizer_path"),
+    ROW_IGNORED(TP, B "tokenizer_max_length"),
+    ROW_IGNORED(TP, B "return_prompt_mask"),
+    ROW_IGNORED(TP, B "timeout"),
+};
+
+static const struct row rest[] = {
+    ROW_REAL(TP, "optimizer_config.lr", optimizer.lr, "1e-4", 0, 1e3, "peak learning rate"),
+    ROW_REAL(TP, "optimizer_config.weight_decay", optimizer.weight_decay, "1e-2", 0, 1e3,
+             "decoupled"),
+    {TP, {"optimizer_config.betas", CFG_REALS, AT(optimizer.betas), "[0.9, 0.999]", 0, 1, NULL,
+          "two decays", 0, 0}},
+    ROW_REAL(TP, "optimizer_config.eps", optimizer.eps, "1e-15", 1e-300, 1, "of the division"),
+    ROW_ENUM(TP, "lr_schedule.kind", lr_schedule.kind, "constant", lr_kinds, "after the warm-up"),
+    ROW_INT(TP, "lr_schedule.warmup_steps", lr_schedule.warmup_steps, "0", 0, BIG, "linear"),
+    ROW_REAL(TP, "lr_schedule.min_lr_ratio", lr_schedule.min_lr_ratio, "0", 0, 1,
+             "cosine: last rate over the peak"),
+    ROW_INT(TP, "validation.interval", validation.interval, "0", 0, BIG, "steps; 0: never"),
+    ROW_INT(TP, "validation.sigmas", validation.sigmas, "8", 1, 1024, "noise levels"),
+    ROW_INT(TP, "validation.samples", validation.samples, "0", 0, BIG, "held-out windows; 0: all"),
+    ROW_REAL(TP, "validation.window", validation.window, "0", 0, 0.9,
+             "share of every clip, at its end, that is never trained on"),
+    ROW_INT(TP, "checkpoint.keep_last", checkpoint.keep_last, "3", 1, BIG, "newest that stay"),
+    ROW_INT(TP, "checkpoint.keep_every", checkpoint.keep_every, "0", 0, BIG,
+            "steps whose multiples stay for good; 0: none"),
+    ROW_INT(TP, "plan.ranks", plan.ranks, "8", 1, 1 << 20, "ranks to plan for"),
+    ROW_REAL(TP, "plan.nvlink_gbps", plan.nvlink_gbps, "400", 1e-3, 1e6,
+             "GB/s inside a node, each way"),
+    ROW_REAL(TP, "plan.ib_gbps", plan.ib_gbps, "50", 1e-3, 1e6, "GB/s between nodes, each way"),
+    ROW_IGNORED(TSP, "ddp_size"),
+    ROW_IGNORED(TSP, "save_with_dcp_api"),
+    ROW_IGNORED(TSP, "model_cpu_offload"),
+    ROW_IGNORED(TSP, "encoder_cpu_offload"),
+    ROW_IGNORED(TSP, "profiling"),
+    ROW_IGNORED(TSP, "wandb_config"),
+    ROW_IGNORED(TSP, "vae_config"),
+    ROW_IGNORED(TSP, "text_encoder_config"),
+    ROW_IGNORED(S, "pipeline_name"),
+    ROW_IGNORED(S, "text_tokenizer_path"),
+    ROW_IGNORED(D, "save_absolute_path"),
+    ROW_OLD(ALL, "cp_size", "was renamed to sp_size"),
+    ROW_OLD(ALL, "skiparse_cp_size", "was renamed to skiparse_sp_size"),
+    ROW_OLD(ALL, "use_context_parallel", "was renamed to use_sequence_parallel"),
+    ROW_OLD(ALL, "use_skiparse_context_parallel", "was renamed to use_skiparse_sequence_parallel"),
+};
+
+/* ---- one table per verb -----------------------------------------------------------------------*/
+#define GROUP(g) {g, sizeof(g) / sizeof((g)[0])}
+static const struct {
+    const struct row *row;
+    size_t n;
+} groups[] = {GROUP(general), GROUP(sampling), GROUP(filtering), GROUP(model),
+              GROUP(scheduler), GROUP(data), GROUP(rest)};
+enum { VERBS = 4, GROUPS = sizeof groups / sizeof groups[0], MAX_ROWS = 256 };
+static struct cfg_field tables[VERBS][MAX_ROWS];
+static int table_rows[VERBS];
+static const char *const verb_names[VERBS] = {"osp train", "osp data", "osp sample", "osp plan"};
+static const char *foreign[1 << VERBS]; /* reason, by the verbs that do have the key */
+
+static bool has(const struct cfg_field *table, int n, const char *key)
+{
+    for (int i = 0; i < n; i++)
+        if (strcmp(table[i].key, key) == 0) return true;
+    return false;
+}
+
+/* Own rows first; then the keys of other verbs, which get a reason instead of "unknown key". */
+static void build_verb(int verb)
+{
+    struct cfg_field *table = tables[verb];
+    int n = 0;
+    for (int pass = 0; pass < 2; pass++)
+        for (size_t g = 0; g < GROUPS; g++)
+            for (size_t i = 0; i < groups[g].n; i++) {
+                const struct row *r = &groups[g].row[i];
+                const bool own = r->verbs >> verb & 1;
+                if (own == !!pass || (pass && has(table, n, r->f.key))) continue;
+                CHECK(n < MAX_ROWS, "MAX_ROWS is too small");
+                table[n++] = own ? r->f : (struct cfg_field){.key = r->f.key, .type = CFG_REFUSED,
+                                                             .fallback = "null",
+                                                             .help = foreign[r->verbs]};
+            }
+    table_rows[verb] = n;
+}
+
+static void build(void)
+{
+    static char text[1 << VERBS][128];
+    for (int mask = 1; mask < 1 << VERBS; mask++) {
+        size_t n = (size_t)snprintf(text[mask], sizeof text[0], "does not belong here: it is a "
+                                    "key of");
+        for (int v = 0, first = 1; v < VERBS; v++)
+            if (mask >> v & 1) {
+                n += (size_t)snprintf(text[mask] + n, sizeof text[0] - n, "%s %s",
+                                      first ? "" : " and", verb_names[v]);
+                first = 0;
+            }
+        foreign[mask] = text[mask];
+    }
+    for (int v = 0; v < VERBS; v++) build_verb(v);
+}
+
+const struct cfg_field *settings_schema(enum settings_verb verb, int *n)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, build);
+    *n = table_rows[verb];
+    return tables[verb];
+}

@@ -1,0 +1,367 @@
+#include "train/settings.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/log.h"
+#include "model/plan.h"
+
+/* The problems found so far; a rule blames the key whose line the user has to change. */
+struct rules {
+    const struct loaded_settings *l;
+    const struct settings *s;
+    const struct cfg_field *schema;
+    int n, problems;
+    FILE *report;
+};
+
+static void blame(struct rules *r, const char *key, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+static void blame(struct rules *r, const char *key, const char *fmt, ...)
+{
+    char where[512];
+    cfg_where(r->schema, r->n, r->l->origin, key, where, sizeof where);
+    fputs(where, r->report);
+    va_list ap;
+    va_start(ap, fmt);
+    vfprintf(r->report, fmt, ap);
+    va_end(ap);
+    fputc('\n', r->report);
+    r->problems++;
+}
+
+static long long ll(int64_t v) { return (long long)v; }
+
+/* ---- model ------------------------------------------------------------------------------------*/
+static void rule_blocks(struct rules *r)
+{
+    const struct model_config *m = &r->s->model;
+    const struct cfg_ints *list = &m->full_block_indices;
+    for (int i = 1; i < list->n; i++)
+        if (list->v[i] <= list->v[i - 1]) {
+            blame(r, "model_config.full_block_indices", "must rise: %lld stands after %lld",
+                  ll(list->v[i]), ll(list->v[i - 1]));
+            return;
+        }
+    enum block_kind kind[MAX_BLOCKS];
+    struct err e = {0};
+    if (plan_blocks(m, kind, &e)) return;
+    char key[128];
+    const char *colon = strstr(e.msg, ": "); /* the message starts with the key */
+    if (!colon) {
+        blame(r, "model_config.num_layers", "%s", e.msg);
+        return;
+    }
+    snprintf(key, sizeof key, "%.*s", (int)(colon - e.msg), e.msg);
+    blame(r, key, "%s", colon + 2);
+}
+
+static void rule_model(struct rules *r)
+{
+    const struct settings *s = r->s;
+    const struct model_config *m = &s->model;
+    const int64_t head = m->dim / m->num_heads;
+    if (m->dim % m->num_heads)
+        blame(r, "model_config.num_heads", "%lld heads do not divide dim %lld", ll(m->num_heads),
+              ll(m->dim));
+    else if (head % 2 || head > 256)
+        blame(r, "model_config.num_heads", "dim / num_heads is %lld; it must be even and at most "
+              "256", ll(head));
+    if (m->freq_dim % 2)
+        blame(r, "model_config.freq_dim", "%lld is odd; it holds pairs of sine and cosine",
+              ll(m->freq_dim));
+    if (m->in_dim != m->out_dim)
+        blame(r, "model_config.out_dim", "%lld differs from in_dim %lld; the model predicts a "
+              "velocity of its input", ll(m->out_dim), ll(m->in_dim));
+    if (s->use_sequence_parallel && m->num_heads % s->sp_size)
+        blame(r, "sp_size", "%lld does not divide num_heads %lld", ll(s->sp_size),
+              ll(m->num_heads));
+    if (s->scheduler.use_dynamic_shifting &&
+        s->scheduler.base_image_seq >= s->scheduler.max_image_seq)
+        blame(r, "scheduler_config.max_image_seq", "%lld must be above base_image_seq %lld",
+              ll(s->scheduler.max_image_seq), ll(s->scheduler.base_image_seq));
+    rule_blocks(r);
+}
+
+/* ---- what the table knows and the program cannot do yet: everything of this kind is here --------*/
+static void refuse_unbuilt(struct rules *r)
+{
+    const struct settings *s = r->s;
+    if (s->use_sequence_parallel && s->sp_size > 1)
+        blame(r, "sp_size", "sequence parallelism (%lld ranks) is not built yet; set "
+              "use_sequence_parallel: false", ll(s->sp_size));
+    if (s->use_skiparse_sequence_parallel && s->skiparse_sp_size > 1 && plan_ratio(&s->model) > 1)
+        blame(r, "skiparse_sp_size", "skiparse sequence parallelism (%lld ranks) is not built yet; "
+              "set use_skiparse_sequence_parallel: false", ll(s->skiparse_sp_size));
+    const char *weights = s->model.pretrained;
+    if (weights && access(weights, R_OK) != 0)
+        blame(r, "model_config.pretrained_model_dir_or_checkpoint", "%s: %s", weights,
+              strerror(errno));
+    else if (weights)
+        blame(r, "model_config.pretrained_model_dir_or_checkpoint", "conversion of other "
+              "checkpoints is not built yet; set null");
+}
+
+/* ---- data -------------------------------------------------------------------------------------*/
+/* prefix: "" for the data job, the dataset section for training. */
+static void rule_codec(struct rules *r, const char *prefix)
+{
+    const struct data_config *d = &r->s->data;
+    char key[128];
+    snprintf(key, sizeof key, "%scodec", prefix);
+    if (!d->codec || strcmp(d->codec, "pixel") != 0) {
+        blame(r, key, "the codec %s is not built yet; known: pixel", d->codec ? d->codec : "null");
+        return;
+    }
+    const int64_t size[2] = {d->sample_height, d->sample_width};
+    for (int i = 0; i < 2; i++) {
+        snprintf(key, sizeof key, "%ssample_%s", prefix, i ? "width" : "height");
+        if (size[i] % 4)
+            blame(r, key, "%lld is not a multiple of 4 (codec pixel, patches of 2 x 2)",
+                  ll(size[i]));
+    }
+}
+
+static void rule_text_codec(struct rules *r, const char *key)
+{
+    const char *name = r->s->data.text_codec;
+    if (!name || strcmp(name, "hash") != 0)
+        blame(r, key, "the text codec %s is not built yet; known: hash", name ? name : "null");
+}
+
+static void rule_dataset(struct rules *r)
+{
+    const struct settings *s = r->s;
+    const struct data_config *d = &s->data;
+    if (d->dataset_name == 1) { /* t2v_random */
+        if (!s->smoke)
+            blame(r, "data_config.dataset_name", "t2v_random is noise and trains nothing; say "
+                  "smoke: true if that is meant");
+        return;
+    }
+    if (!d->metafile_or_dir)
+        blame(r, "data_config.dataset_config.metafile_or_dir_path", "is required for wan_t2v");
+    rule_codec(r, "data_config.dataset_config.");
+    rule_text_codec(r, "data_config.dataset_config.text_codec");
+    if (d->codec && strcmp(d->codec, "pixel") == 0 && s->model.in_dim != 12)
+        blame(r, "model_config.in_dim", "is %lld, but codec pixel makes 12 channels",
+              ll(s->model.in_dim));
+    if (d->text_max_length > s->model.text_len)
+        blame(r, "data_config.dataset_config.text_max_length", "%lld is above "
+              "model_config.text_len %lld", ll(d->text_max_length), ll(s->model.text_len));
+}
+
+static void rule_data_job(struct rules *r)
+{
+    const struct data_job *j = &r->s->job;
+    const struct filter_config *f = &j->filter;
+    if (!j->ann_txt_path == !j->meta_path)
+        blame(r, "meta_path", "give one of ann_txt_path and meta_path%s",
+              j->meta_path ? ", not both" : "");
+    if (f->min_h_div_w_ratio > f->max_h_div_w_ratio)
+        blame(r, "min_h_div_w_ratio", "%g is above max_h_div_w_ratio %g", f->min_h_div_w_ratio,
+              f->max_h_div_w_ratio);
+    if (f->min_motion_value > f->max_motion_value)
+        blame(r, "min_motion_value", "%g is above max_motion_value %g", f->min_motion_value,
+              f->max_motion_value);
+    rule_codec(r, "");
+    rule_text_codec(r, "text_codec");
+}
+
+/* ---- training ---------------------------------------------------------------------------------*/
+static void rule_optimizer(struct rules *r)
+{
+    const struct settings *s = r->s;
+    const struct cfg_reals *b = &s->optimizer.betas;
+    if (b->n != 2 || b->v[0] >= 1 || b->v[1] >= 1)
+        blame(r, "optimizer_config.betas", "expects two values in [0, 1)");
+    if (s->ema_decay >= 1) blame(r, "ema_decay", "must be below 1");
+    if (s->lr_schedule.warmup_steps > s->training_iteration)
+        blame(r, "lr_schedule.warmup_steps", "%lld is above training_iteration %lld",
+              ll(s->lr_schedule.warmup_steps), ll(s->training_iteration));
+    if (s->init_max_grad_norm <= 0) blame(r, "init_max_grad_norm", "must be above 0");
+}
+
+static void rule_training(struct rules *r)
+{
+    const struct settings *s = r->s;
+    const struct data_config *d = &s->data;
+    if (s->gradient_checkpointing && s->recompute != -2)
+        blame(r, "gradient_checkpointing", "and recompute say the same thing twice; give one");
+    for (int i = 0; s->recompute == -1 && i < s->recompute_blocks.n; i++)
+        if (s->recompute_blocks.v[i] >= s->model.num_layers)
+            blame(r, "recompute", "there is no block %lld of %lld", ll(s->recompute_blocks.v[i]),
+                  ll(s->model.num_layers));
+    if (d->global_batch_size && d->global_batch_size % d->batch_size)
+        blame(r, "data_config.global_batch_size", "%lld is not a multiple of batch_size %lld",
+              ll(d->global_batch_size), ll(d->batch_size));
+    if (s->validation.interval && s->validation.window == 0)
+        blame(r, "validation.window", "is 0: nothing is held out to validate on");
+    if (!s->output_dir || !*s->output_dir) blame(r, "output_dir", "must name a folder");
+    if (!s->resume || !*s->resume) blame(r, "resume", "expects auto, never or a path");
+    rule_optimizer(r);
+}
+
+static void rule_sampling(struct rules *r)
+{
+    const struct sample_config *p = &r->s->sample;
+    if (p->height % 2) blame(r, "height", "%lld is odd", ll(p->height));
+    if (p->width % 2) blame(r, "width", "%lld is odd", ll(p->width));
+    if (!p->checkpoint || !*p->checkpoint) blame(r, "checkpoint", "must name a checkpoint");
+    if (!p->prompt_txt) blame(r, "prompt_txt", "must be a file or a prompt");
+}
+
+static void apply_rules(struct rules *r, enum settings_verb verb)
+{
+    if (verb == SETTINGS_DATA) {
+        rule_data_job(r);
+        return;
+    }
+    rule_model(r);
+    if (verb == SETTINGS_SAMPLE) rule_sampling(r);
+    else rule_training(r);
+    if (verb == SETTINGS_TRAIN) rule_dataset(r);
+    if (verb != SETTINGS_PLAN) refuse_unbuilt(r);
+}
+
+/* ---- loading ----------------------------------------------------------------------------------*/
+/* What a verb has no keys for must still mean "no limit", not zero. */
+static void neutral(struct settings *s)
+{
+    *s = (struct settings){.recompute = -2};
+    s->job.filter = (struct filter_config){.too_long_factor = INFINITY,
+                                           .max_h_div_w_ratio = INFINITY,
+                                           .min_motion_value = -INFINITY,
+                                           .max_motion_value = INFINITY, .max_failure_rate = 1};
+}
+
+/* A message holds 4 KB; a longer list is printed before it. */
+static _Noreturn void stop(int problems, char *report)
+{
+    const size_t len = strlen(report);
+    if (len && report[len - 1] == '\n') report[len - 1] = 0;
+    char text[3600];
+    snprintf(text, sizeof text, "%s", report);
+    if (len >= sizeof text) {
+        fprintf(stderr, "%s\n", report);
+        snprintf(text, sizeof text, "they are listed above");
+    }
+    free(report);
+    err_stop(RC_CONFIG, "%d problem%s in the configuration:\n%s", problems,
+             problems == 1 ? "" : "s", text);
+}
+
+void settings_load(struct loaded_settings *out, enum settings_verb verb, const char *path,
+                   char *const *sets, int num_sets)
+{
+    int n;
+    const struct cfg_field *schema = settings_schema(verb, &n);
+    if (path && access(path, R_OK) != 0)
+        err_stop(RC_NOINPUT, "configuration %s: %s", path, strerror(errno));
+    *out = (struct loaded_settings){.verb = verb, .path = path ? strdup(path) : NULL,
+                                    .origin = calloc((size_t)n, sizeof *out->origin)};
+    CHECK(out->origin && (out->path || !path), "out of memory");
+    neutral(&out->s);
+    char *report = NULL, *notices = NULL;
+    int problems = cfg_load(schema, n, &out->s, out->origin, out->path, sets, num_sets, &report,
+                            &notices);
+    if (*notices) log_info("%.*s", (int)strcspn(notices, "\n"), notices);
+    free(notices);
+    if (!problems) { /* rules over values that were refused would blame the wrong keys */
+        size_t size;
+        free(report);
+        struct rules r = {.l = out, .s = &out->s, .schema = schema, .n = n};
+        r.report = open_memstream(&report, &size);
+        CHECK(r.report, "out of memory");
+        apply_rules(&r, verb);
+        fclose(r.report);
+        problems = r.problems;
+    }
+    if (!problems) {
+        free(report);
+        return;
+    }
+    settings_free(out);
+    stop(problems, report);
+}
+
+/* ---- rules that need the number of ranks ------------------------------------------------------*/
+static void list_divisors(int ranks, char *out, size_t size)
+{
+    size_t n = 0;
+    for (int f = 1; f <= ranks && n < size; f++)
+        if (ranks % f == 0) n += (size_t)snprintf(out + n, size - n, "%s%d", n ? ", " : "", f);
+}
+
+static void rule_batch(struct rules *r, int64_t dp)
+{
+    const struct data_config *d = &r->s->data;
+    const int64_t one = dp * d->batch_size, steps = r->s->gradient_accumulation_steps;
+    if (!d->global_batch_size) return;
+    if (d->global_batch_size % one)
+        blame(r, "data_config.global_batch_size", "%lld is not a multiple of %lld = %lld data ranks "
+              "x batch_size %lld", ll(d->global_batch_size), ll(one), ll(dp), ll(d->batch_size));
+    else if (steps > 1 && d->global_batch_size != one * steps)
+        blame(r, "gradient_accumulation_steps", "%lld contradicts global_batch_size %lld = %lld "
+              "data ranks x batch_size %lld x %lld", ll(steps), ll(d->global_batch_size), ll(dp),
+              ll(d->batch_size), ll(d->global_batch_size / one));
+}
+
+void settings_check_ranks(const struct loaded_settings *l, int ranks)
+{
+    const struct settings *s = &l->s;
+    struct rules r = {.l = l, .s = s};
+    r.schema = settings_schema(l->verb, &r.n);
+    char *report = NULL;
+    size_t size;
+    r.report = open_memstream(&report, &size);
+    CHECK(r.report, "out of memory");
+    if (l->verb != SETTINGS_DATA) {
+        if (s->fsdp_size != FSDP_AUTO && ranks % s->fsdp_size) {
+            char legal[256];
+            list_divisors(ranks, legal, sizeof legal);
+            blame(&r, "fsdp_size", "%lld does not divide %d ranks; possible: %s", ll(s->fsdp_size),
+                  ranks, legal);
+        }
+        const bool sparse = plan_ratio(&s->model) > 1;
+        const int64_t ssp = s->use_skiparse_sequence_parallel && sparse ? s->skiparse_sp_size : 1;
+        const int64_t sp = s->use_sequence_parallel ? s->sp_size : 1;
+        if (ranks % (ssp * sp))
+            blame(&r, ssp > 1 ? "skiparse_sp_size" : "sp_size", "%lld ranks per sample do not "
+                  "divide %d ranks", ll(ssp * sp), ranks);
+        else if (l->verb != SETTINGS_SAMPLE)
+            rule_batch(&r, ranks / (ssp * sp));
+    }
+    fclose(r.report);
+    if (r.problems) stop(r.problems, report);
+    free(report);
+}
+
+char *settings_text(const struct loaded_settings *l, bool with_origins)
+{
+    int n;
+    const struct cfg_field *schema = settings_schema(l->verb, &n);
+    return cfg_text(schema, n, &l->s, with_origins ? l->origin : NULL);
+}
+
+void settings_free(struct loaded_settings *l)
+{
+    int n;
+    const struct cfg_field *schema = settings_schema(l->verb, &n);
+    cfg_free(schema, n, &l->s);
+    free(l->origin);
+    free(l->path);
+    l->origin = NULL;
+    l->path = NULL;
+}
+
+enum dtype settings_dtype(const struct settings *s)
+{
+    static const enum dtype types[] = {DT_BF16, DT_F32, DT_F64};
+    return types[s->weight_dtype];
+}
