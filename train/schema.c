@@ -113,6 +113,10 @@ static const struct row sampling[] = {
     ROW_INT(S, "batch_size", sample.batch_size, "1", 1, 65536, "samples at a time"),
     ROW_INT(S, "samples_per_prompt", sample.samples_per_prompt, "1", 1, 65536,
             "samples that differ by their noise"),
+    ROW_BOOL(S, "same_noise", sample.same_noise, "false",
+             "noise by sample number only, the same for every prompt"),
+    ROW_TEXT(S, "compare", sample.compare, "null",
+             "data set: distances between samples and the clips of each prompt"),
     ROW_BOOL(S, "batched_cfg", sample.batched_cfg, "true",
              "both branches of guidance in one batch: faster, more memory"),
 };
@@ -209,7 +213,8 @@ static const struct row scheduler[] = {
 #define A "data_config."
 #define B "data_config.dataset_config."
 static const struct row data[] = {
-    ROW_INT(TP, A "batch_size", data.batch_size, "1", 1, 65536, "samples per data rank and step"),
+    ROW_NULL0(TP, A "batch_size", data.batch_size, "1",
+              "samples per data rank and pass; null: global_batch_size shared out in one pass"),
     ROW_NULL0(TP, A "global_batch_size", data.global_batch_size, "null",
               "samples per optimizer step of all ranks; accumulation follows"),
     ROW_BOOL(TP, A "drop_last", data.drop_last, "true", "skip the incomplete batch of an epoch"),
