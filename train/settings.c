@@ -88,7 +88,7 @@ static void rule_model(struct rules *r)
     rule_blocks(r);
 }
 
-/* ---- what the table knows and the program cannot do yet -----------------------------------------*/
+/* ---- what the table knows and the program cannot do yet ---------------------------------------*/
 /* The only place that refuses such keys. */
 static void refuse_unbuilt(struct rules *r)
 {
@@ -309,11 +309,14 @@ static void rule_batch(struct rules *r, int64_t dp)
     if (!d->global_batch_size) return;
     if (d->global_batch_size % one)
         blame(r, "data_config.global_batch_size",
-              "%lld is not a multiple of %lld = %lld data ranks x batch_size %lld", ll(d->global_batch_size), ll(one), ll(dp), ll(d->batch_size));
+              "%lld is not a multiple of %lld = %lld data ranks x batch_size %lld",
+              ll(d->global_batch_size), ll(one), ll(dp), ll(d->batch_size));
     else if (steps > 1 && d->batch_size && d->global_batch_size != one * steps)
-        blame(r, "gradient_accumulation_steps", "%lld contradicts global_batch_size %lld = %lld "
-              "data ranks x batch_size %lld x %lld", ll(steps), ll(d->global_batch_size), ll(dp),
-              ll(d->batch_size), ll(d->global_batch_size / one));
+        blame(r, "gradient_accumulation_steps",
+              "%lld contradicts global_batch_size %lld = "
+              "%lld data ranks x batch_size %lld x %lld",
+              ll(steps), ll(d->global_batch_size), ll(dp), ll(d->batch_size),
+              ll(d->global_batch_size / one));
 }
 
 void settings_check_ranks(const struct loaded_settings *l, int ranks)
