@@ -48,7 +48,7 @@ static char *member(const json_t *meta, const char *object, const char *key)
 static void print_members(FILE *out, const char *title, const json_t *meta, const char *object,
                           const char *const *key, int n)
 {
-    fprintf(out, "%-10s", title);
+    fprintf(out, "%s", title);
     for (int i = 0; i < n; i++) {
         char *v = member(meta, object, key[i]);
         const char *short_name = strrchr(key[i], '.') ? strrchr(key[i], '.') + 1 : key[i];
@@ -65,7 +65,7 @@ static void print_sparsity(FILE *out, const json_t *meta)
                                        "model_config.dim"};
     const json_t *type = json_object_get(json_object_get(meta, "structure"),
                                          "model_config.skiparse_model_type");
-    fprintf(out, "%-10s %s;", "blocks",
+    fprintf(out, "%-10s %s,", "blocks",
             !type                                          ? "-"
             : json_integer_value(type) == SKIPARSE_DUAL_END ? "dual_end"
                                                             : "full");
@@ -76,7 +76,7 @@ static void print_clip(FILE *out, const json_t *meta)
 {
     static const char *const keys[] = {"mean", "var", "limit", "decay", "init_max"};
     const json_t *state = json_object_get(meta, "state");
-    print_members(out, "clip", state, "clip", keys, sizeof keys / sizeof *keys);
+    print_members(out, "clip      ", state, "clip", keys, sizeof keys / sizeof *keys);
 }
 
 static void print_head(FILE *out, struct ckpt *c, const char *when, bool verified)
@@ -88,10 +88,10 @@ static void print_head(FILE *out, struct ckpt *c, const char *when, bool verifie
     json_t *meta = ckpt_meta(c);
     fprintf(out, "checkpoint %s\nstep       %lld\nwritten    %s\n", ckpt_path(c),
             (long long)ckpt_step(c), when);
-    print_members(out, "layout", meta, "layout", layout, 4);
-    print_members(out, "run", meta, NULL, stage, 1);
+    print_members(out, "layout    ", meta, "layout", layout, 4);
+    print_members(out, "run       ", meta, NULL, stage, 1);
     print_sparsity(out, meta);
-    print_members(out, "state", meta, "state", state, 5);
+    print_members(out, "state     ", meta, "state", state, 5);
     print_clip(out, meta);
     fprintf(out, "checksums  %s\n", verified ? "every byte of every file matches"
                                              : "not compared (--verify)");
