@@ -83,7 +83,7 @@ LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
-           $(BUILD)/tests/ops_case.o
+           $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
         check format tests campaign
