@@ -41,7 +41,7 @@ static const char *duration(double s, char out[32])
     else if (t >= 60)
         snprintf(out, 32, "%ld min %02ld s", t / 60, t % 60);
     else
-        snprintf(out, 32, "%.1f s", s);
+        snprintf(out, 32, isfinite(s) ? "%.3g s" : "–", s);
     return out;
 }
 

@@ -17,7 +17,8 @@ static void add(struct chart *c, const struct series *s, const char *label, int 
 }
 
 /* The curve as measured, faint, under its smooth form. *room keeps the smooth values: free it. */
-static void add_smooth(struct chart *c, const struct series *s, const char *label, double **room)
+static void add_smooth(struct chart *c, const struct series *s, const char *label, bool median,
+                       double **room)
 {
     *room = NULL;
     if (!s) return;
@@ -27,9 +28,10 @@ static void add_smooth(struct chart *c, const struct series *s, const char *labe
     }
     *room = malloc((size_t)s->n * sizeof **room);
     CHECK(*room, "out of memory");
-    smooth(*room, s->value, s->n);
+    (median ? running_median : smooth)(*room, s->value, s->n);
     add(c, s, label, 0, CURVE_FAINT);
-    c->curve[c->n++] = (struct curve){"smoothed", s->step, *room, s->n, 0, CURVE_LINE};
+    c->curve[c->n++] = (struct curve){median ? "running median" : "running mean", s->step, *room,
+                                        s->n, 0, CURVE_LINE};
 }
 
 static void loss(FILE *out, const struct runlog *l)
@@ -37,7 +39,7 @@ static void loss(FILE *out, const struct runlog *l)
     struct chart c = {.title = "Training loss", .note = "logarithmic", .y_label = "loss",
                       .log_y = true};
     double *room;
-    add_smooth(&c, runlog_find(l, "train/loss"), "per log interval", &room);
+    add_smooth(&c, runlog_find(l, "train/loss"), "per log interval", false, &room);
     if (c.n) svg_chart(out, &c);
     free(room);
 }
@@ -78,7 +80,7 @@ static void gradients(FILE *out, const struct runlog *l)
     struct chart c = {.title = "Gradient norm", .note = "before clipping", .y_label = "norm",
                       .log_y = true};
     double *room;
-    add_smooth(&c, runlog_find(l, "train/grad_norm"), "norm", &room);
+    add_smooth(&c, runlog_find(l, "train/grad_norm"), "norm", true, &room);
     add(&c, runlog_find(l, "train/clip_limit"), "clip limit", 3, CURVE_LIMIT);
     if (c.n) svg_chart(out, &c);
     free(room);
@@ -107,12 +109,15 @@ void report_charts(FILE *out, const struct runlog *l)
     validation(out, l);
     sigma(out, l);
     gradients(out, l);
-    single(out, l, "train/lr", (struct chart){.title = "Learning rate", .y_label = "rate", .from_zero = true}, 2);
-    fprintf(out, "</div>\n<h2>Speed</h2><div class=charts>\n");
+    fprintf(out, "</div>\n<h2>Schedule and speed</h2><div class=charts>\n");
+    single(out, l, "train/lr",
+           (struct chart){.title = "Learning rate", .y_label = "rate", .from_zero = true}, 2);
     single(out, l, "speed/tokens_per_s",
            (struct chart){.title = "Throughput", .note = "all ranks", .y_label = "tokens / s",
                           .from_zero = true},
            0);
+    single(out, l, "speed/step_s",
+           (struct chart){.title = "Time of a step", .y_label = "seconds", .from_zero = true}, 1);
     time_split(out, l);
     fprintf(out, "</div>\n");
 }
