@@ -116,9 +116,9 @@ static void one_value(struct load *L, int i, const char *key, int key_node, int 
         return;
     }
     char why[CFG_REASON_MAX];
-    const bool refused = f->type == CFG_REFUSED;
     const bool ok = cfg_assign(f, L->out, L->t, value, why);
-    if (!ok) problem(L, refused ? k->line : v->line, refused ? k->column : v->column, key, "%s", why);
+    const struct ynode *at = f->type == CFG_REFUSED ? k : v;
+    if (!ok) problem(L, at->line, at->column, key, "%s", why);
     L->seen[i] = L->given[i] = true;
     L->origin[i] = place(L, v->line, v->column);
 }

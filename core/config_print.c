@@ -11,7 +11,8 @@
 static bool bare(const char *s)
 {
     static const char safe[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-";
-    static const char *const words[] = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"};
+    static const char *const words[] = {"null", "true", "false", "yes", "no",
+                                        "on",   "off",  "y",     "n"};
     if (!*s || strspn(s, safe) != strlen(s)) return false;
     if (*s == '-' || *s == '.' || (*s >= '0' && *s <= '9')) return false;
     for (int i = 0; i < 9; i++)

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -53,7 +54,8 @@ void log_line(enum log_level level, const char *fmt, ...)
 void log_progress(const char *fmt, ...)
 {
     if (my_rank > 0 || threshold > LOG_INFO) return;
-    const bool tty = isatty(STDOUT_FILENO);
+    /* mpirun gives ranks a terminal of its own, whatever its output goes to */
+    const bool tty = isatty(STDOUT_FILENO) && !getenv("OMPI_COMM_WORLD_SIZE");
     va_list ap;
     va_start(ap, fmt);
     emit(STDOUT_FILENO, tty ? "\r\033[K" : "", tty ? "" : "\n", fmt, ap);

@@ -77,6 +77,8 @@ static void gemm_target(const struct target *t)
                 gemm_one(t, g);
             }
         }
+    if (!t->isa || strcmp(t->isa, "plain") != 0) /* parts wider than a packed block */
+        gemm_one(t, (struct gemm_case){2100, 3000, 3, 0, false, true, 1, 0, EPI_BIAS, false});
     gemm_one(t, (struct gemm_case){4, 5, 0, 0, false, true, 1, 0, EPI_BIAS, false});
 }
 static void test_gemm(struct comm *w)

@@ -8,6 +8,7 @@
 #include "data/build.h"
 #include "parallel/launch.h"
 #include "train/args.h"
+#include "train/print_config.h"
 #include "train/verbs.h"
 
 static const char usage[] =
@@ -82,7 +83,7 @@ int verb_data(int argc, char **argv)
 {
     struct args a;
     args_parse(&a, argc, argv, usage);
-    if (a.help_config || a.print_config) return verb_print_config(argc, argv);
+    if (a.help_config || a.print_config) return print_config(SETTINGS_DATA, &a);
     if (!a.config) err_stop(RC_USAGE, "%s", usage);
     struct loaded_settings l;
     settings_load(&l, SETTINGS_DATA, a.config, a.sets, a.num_sets);

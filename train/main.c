@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "parallel/launch.h"
 #include "train/args.h"
+#include "train/print_config.h"
 #include "train/build.h"
 #include "train/metrics.h"
 #include "train/resume.h"
@@ -206,13 +207,12 @@ int verb_train(int argc, char **argv)
 {
     struct args a;
     args_parse(&a, argc, argv, usage);
-    if (a.help_config || a.print_config) return verb_print_config(argc, argv);
+    if (a.help_config || a.print_config) return print_config(SETTINGS_TRAIN, &a);
     if (!a.config) err_stop(RC_USAGE, "%s", usage);
     struct comm *world = launch_start(&argc, &argv);
     struct loaded_settings l;
-    settings_load(&l, SETTINGS_TRAIN, a.config, a.sets, a.num_sets);
+    session_settings(world, &l, SETTINGS_TRAIN, a.config, a.sets, a.num_sets);
     if (a.check_comm) l.s.check_comm = true;
-    settings_check_ranks(&l, world->size);
     const int rc = run(world, &l);
     settings_free(&l);
     args_free(&a);

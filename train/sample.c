@@ -14,6 +14,7 @@
 #include "model/sampler.h"
 #include "parallel/launch.h"
 #include "train/args.h"
+#include "train/print_config.h"
 #include "train/compare.h"
 #include "train/prompts.h"
 #include "train/session.h"
@@ -333,13 +334,12 @@ int verb_sample(int argc, char **argv)
 {
     struct args a;
     args_parse(&a, argc, argv, usage);
-    if (a.help_config || a.print_config) return verb_print_config(argc, argv);
+    if (a.help_config || a.print_config) return print_config(SETTINGS_SAMPLE, &a);
     if (!a.config) err_stop(RC_USAGE, "%s", usage);
     struct comm *world = launch_start(&argc, &argv);
     struct sampling s = {.ses = calloc(1, sizeof *s.ses)};
     CHECK(s.ses, "out of memory");
-    settings_load(&s.l, SETTINGS_SAMPLE, a.config, a.sets, a.num_sets);
-    settings_check_ranks(&s.l, world->size);
+    session_settings(world, &s.l, SETTINGS_SAMPLE, a.config, a.sets, a.num_sets);
     prepare(&s, world);
     log_info("%d videos asked for, %d to make: %lld steps, guidance %g, %s weights of step %lld", s.items,
              s.pending, (long long)s.l.s.scheduler.num_inference_steps, s.l.s.scheduler.guidance_scale,

@@ -113,6 +113,10 @@ static const struct row sampling[] = {
     ROW_INT(S, "batch_size", sample.batch_size, "1", 1, 65536, "samples at a time"),
     ROW_INT(S, "samples_per_prompt", sample.samples_per_prompt, "1", 1, 65536,
             "samples that differ by their noise"),
+    ROW_BOOL(S, "same_noise", sample.same_noise, "false",
+             "noise by sample number only, the same for every prompt"),
+    ROW_TEXT(S, "compare", sample.compare, "null",
+             "data set: distances between samples and the clips of each prompt"),
     ROW_BOOL(S, "batched_cfg", sample.batched_cfg, "true",
              "both branches of guidance in one batch: faster, more memory"),
 };
@@ -209,7 +213,8 @@ static const struct row scheduler[] = {
 #define A "data_config."
 #define B "data_config.dataset_config."
 static const struct row data[] = {
-    ROW_INT(TP, A "batch_size", data.batch_size, "1", 1, 65536, "samples per data rank and step"),
+    ROW_NULL0(TP, A "batch_size", data.batch_size, "1",
+              "samples per data rank and pass; null: global_batch_size shared out in one pass"),
     ROW_NULL0(TP, A "global_batch_size", data.global_batch_size, "null",
               "samples per optimizer step of all ranks; accumulation follows"),
     ROW_BOOL(TP, A "drop_last", data.drop_last, "true", "skip the incomplete batch of an epoch"),
@@ -294,10 +299,14 @@ static int table_rows[VERBS];
 static const char *const verb_names[VERBS] = {"osp train", "osp data", "osp sample", "osp plan"};
 static const char *foreign[1 << VERBS]; /* reason, by the verbs that do have the key */
 
+/* As a key or as a section ("checkpoint" is a path for sample and a section for train). */
 static bool has(const struct cfg_field *table, int n, const char *key)
 {
+    const size_t len = strlen(key);
     for (int i = 0; i < n; i++)
-        if (strcmp(table[i].key, key) == 0) return true;
+        if (strncmp(table[i].key, key, len) == 0 &&
+            (table[i].key[len] == 0 || table[i].key[len] == '.'))
+            return true;
     return false;
 }
 

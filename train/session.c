@@ -52,6 +52,18 @@ struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
     return in;
 }
 
+void session_settings(struct comm *world, struct loaded_settings *l, enum settings_verb verb,
+                      const char *path, char *const *sets, int num_sets)
+{
+    for (int turn = 0; turn < 2; turn++) {
+        if ((world->rank == 0) == (turn == 0)) {
+            settings_load(l, verb, path, sets, num_sets);
+            settings_check_ranks(l, world->size);
+        }
+        comm_barrier(world, "configuration");
+    }
+}
+
 static int threads_of(struct comm *world)
 {
     if (getenv("OMP_NUM_THREADS")) return atoi(getenv("OMP_NUM_THREADS"));

@@ -26,6 +26,9 @@ struct session {
     struct dryrun_out cost;
     struct dryrun_phase model_forward, model_backward; /* FLOPs that MFU counts, per micro-batch */
 };
+/* settings_load on rank 0 first, so that a mistake is reported once; then on all ranks. */
+void session_settings(struct comm *world, struct loaded_settings *l, enum settings_verb verb,
+                      const char *path, char *const *sets, int num_sets);
 /* degrees from the settings and the number of ranks. */
 struct mesh_degrees session_degrees(const struct settings *s, int ranks);
 enum recompute session_recompute(const struct settings *s, const struct cfg_ints **blocks);

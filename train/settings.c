@@ -88,7 +88,8 @@ static void rule_model(struct rules *r)
     rule_blocks(r);
 }
 
-/* ---- what the table knows and the program cannot do yet: everything of this kind is here --------*/
+/* ---- what the table knows and the program cannot do yet ---------------------------------------*/
+/* The only place that refuses such keys. */
 static void refuse_unbuilt(struct rules *r)
 {
     const struct settings *s = r->s;
@@ -197,7 +198,9 @@ static void rule_training(struct rules *r)
         if (s->recompute_blocks.v[i] >= s->model.num_layers)
             blame(r, "recompute", "there is no block %lld of %lld", ll(s->recompute_blocks.v[i]),
                   ll(s->model.num_layers));
-    if (d->global_batch_size && d->global_batch_size % d->batch_size)
+    if (!d->batch_size && !d->global_batch_size)
+        blame(r, "data_config.batch_size", "null needs data_config.global_batch_size");
+    if (d->global_batch_size && d->batch_size && d->global_batch_size % d->batch_size)
         blame(r, "data_config.global_batch_size", "%lld is not a multiple of batch_size %lld",
               ll(d->global_batch_size), ll(d->batch_size));
     if (s->validation.interval && s->validation.window == 0)
@@ -301,15 +304,19 @@ static void list_divisors(int ranks, char *out, size_t size)
 static void rule_batch(struct rules *r, int64_t dp)
 {
     const struct data_config *d = &r->s->data;
-    const int64_t one = dp * d->batch_size, steps = r->s->gradient_accumulation_steps;
+    const int64_t steps = r->s->gradient_accumulation_steps;
+    const int64_t one = dp * (d->batch_size ? d->batch_size : steps);
     if (!d->global_batch_size) return;
     if (d->global_batch_size % one)
-        blame(r, "data_config.global_batch_size", "%lld is not a multiple of %lld = %lld data ranks "
-              "x batch_size %lld", ll(d->global_batch_size), ll(one), ll(dp), ll(d->batch_size));
-    else if (steps > 1 && d->global_batch_size != one * steps)
-        blame(r, "gradient_accumulation_steps", "%lld contradicts global_batch_size %lld = %lld "
-              "data ranks x batch_size %lld x %lld", ll(steps), ll(d->global_batch_size), ll(dp),
-              ll(d->batch_size), ll(d->global_batch_size / one));
+        blame(r, "data_config.global_batch_size",
+              "%lld is not a multiple of %lld = %lld data ranks x batch_size %lld",
+              ll(d->global_batch_size), ll(one), ll(dp), ll(d->batch_size));
+    else if (steps > 1 && d->batch_size && d->global_batch_size != one * steps)
+        blame(r, "gradient_accumulation_steps",
+              "%lld contradicts global_batch_size %lld = "
+              "%lld data ranks x batch_size %lld x %lld",
+              ll(steps), ll(d->global_batch_size), ll(dp), ll(d->batch_size),
+              ll(d->global_batch_size / one));
 }
 
 void settings_check_ranks(const struct loaded_settings *l, int ranks)

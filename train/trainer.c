@@ -13,16 +13,18 @@ int64_t trainer_global_batch(const struct settings *s, int dp)
                                      : dp * s->data.batch_size * s->gradient_accumulation_steps;
 }
 
-/* With a global batch the accumulation follows from it; the micro-batch is batch_size. */
+/* With a global batch the accumulation follows from it; batch_size null: one pass per accumulation
+ * step. */
 int trainer_micro_batch(const struct settings *s, int dp)
 {
     const int64_t gb = trainer_global_batch(s, dp);
-    if (gb % (dp * s->data.batch_size))
+    const int64_t unit = dp * (s->data.batch_size ? s->data.batch_size : s->gradient_accumulation_steps);
+    if (gb % unit)
         err_stop(RC_CONFIG,
-                 "data_config.global_batch_size: %lld is not a multiple of %d data ranks x "
-                 "batch_size %lld",
-                 (long long)gb, dp, (long long)s->data.batch_size);
-    return (int)s->data.batch_size;
+                 "data_config.global_batch_size: %lld is not a multiple of %lld, what %d data ranks "
+                 "take in one pass",
+                 (long long)gb, (long long)unit, dp);
+    return (int)(s->data.batch_size ? s->data.batch_size : gb / unit);
 }
 
 struct session_shape trainer_shape(const struct settings *s, const struct dataset *d, int ranks)
@@ -120,10 +122,11 @@ static void make_noisy(struct trainer *t, const float *latent, const float *text
                           .sigma = n->sigma, .noise = n->noise};
     s->dev->ops->flow_rows(s->dev, &a);
     if (first != last) { /* the target follows the rows of the last stage */
-        struct tensor unused = arena_like(&s->keep, xt);
-        a.xt = unused;
+        const size_t mark = arena_mark(&s->tmp);
+        a.xt = arena_like(&s->tmp, xt); /* not used */
         a.pos = last->pos;
         s->dev->ops->flow_rows(s->dev, &a);
+        arena_release(&s->tmp, mark);
     }
     n->in = (struct dit_input){xt, text_t, n->t};
 }

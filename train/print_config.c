@@ -1,0 +1,50 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "train/args.h"
+#include "train/print_config.h"
+#include "train/verbs.h"
+
+static const char usage[] =
+    "osp print-config [VERB] CONFIG [key=value ...]   (VERB: train, data, sample, plan; default train)\n"
+    "The effective configuration as YAML, with the origin of every value. --help-config: all keys.";
+
+int print_config(enum settings_verb verb, const struct args *a)
+{
+    if (a->help_config) {
+        int n;
+        const struct cfg_field *schema = settings_schema(verb, &n);
+        char *text = cfg_help(schema, n);
+        fputs(text, stdout);
+        free(text);
+        return RC_OK;
+    }
+    if (!a->config) err_stop(RC_USAGE, "%s", usage);
+    struct loaded_settings l;
+    settings_load(&l, verb, a->config, a->sets, a->num_sets);
+    char *text = settings_text(&l, true);
+    fputs(text, stdout);
+    free(text);
+    settings_free(&l);
+    return RC_OK;
+}
+
+int verb_print_config(int argc, char **argv)
+{
+    static const char *const names[] = {"train", "data", "sample", "plan"};
+    static const enum settings_verb verbs[] = {SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE, SETTINGS_PLAN};
+    enum settings_verb verb = SETTINGS_TRAIN;
+    for (int i = 0; argc > 0 && i < 4; i++)
+        if (strcmp(argv[0], names[i]) == 0) {
+            verb = verbs[i];
+            argc--;
+            argv++;
+            break;
+        }
+    struct args a;
+    args_parse(&a, argc, argv, usage);
+    const int rc = print_config(verb, &a);
+    args_free(&a);
+    return rc;
+}

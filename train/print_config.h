@@ -1,0 +1,7 @@
+/* `osp print-config`, and --print-config and --help-config of the other verbs. */
+#ifndef TRAIN_PRINT_CONFIG_H
+#define TRAIN_PRINT_CONFIG_H
+#include "train/args.h"
+#include "train/settings.h"
+int print_config(enum settings_verb verb, const struct args *a);
+#endif
