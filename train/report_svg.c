@@ -40,9 +40,11 @@ const char *si_number(double v, char out[32])
     return out;
 }
 
+static int reach_of(int n) { return n < 80 ? 1 : n < 4000 ? n / 40 : 100; }
+
 void smooth(double *out, const double *in, int n)
 {
-    const int reach = n / 40 > 1 ? n / 40 : 1;
+    const int reach = reach_of(n);
     double sum = 0;
     int count = 0, from = 0, to = 0; /* the window is [from, to) */
     for (int i = 0; i < n; i++) {
@@ -57,6 +59,25 @@ void smooth(double *out, const double *in, int n)
                 count--;
             }
         out[i] = count ? sum / count : NAN;
+    }
+}
+
+static int ascending(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+void running_median(double *out, const double *in, int n)
+{
+    const int reach = reach_of(n);
+    double window[2 * 100 + 1];
+    for (int i = 0; i < n; i++) {
+        int m = 0;
+        for (int k = i - reach < 0 ? 0 : i - reach; k < n && k <= i + reach; k++)
+            if (isfinite(in[k])) window[m++] = in[k];
+        qsort(window, (size_t)m, sizeof *window, ascending);
+        out[i] = m ? (window[(m - 1) / 2] + window[m / 2]) / 2 : NAN;
     }
 }
 
@@ -161,7 +182,7 @@ static int log_ticks(double from, double to, double *t)
 static const char *tick_text(double v, bool percent, char out[32])
 {
     if (percent) {
-        snprintf(out, 32, "%.0f%%", 100 * v);
+        snprintf(out, 32, "%.0f%%", 100 * fabs(v));
         return out;
     }
     return si_number(fabs(v) < 1e-300 ? 0 : v, out);

@@ -26,6 +26,8 @@ void svg_chart(FILE *out, const struct chart *c);
 void html_text(FILE *out, const char *s);
 /* "12.3k", "4.56M": three digits and an SI letter. */
 const char *si_number(double v, char out[32]);
-/* Mean over neighbours, wider for longer curves (1/40 of the points to each side). */
+/* Mean and median over neighbours, wider for longer curves: 1/40 of the points to each side, at
+ * most 100. The mean is for losses, whose noise has to be averaged; the median ignores spikes. */
 void smooth(double *out, const double *in, int n);
+void running_median(double *out, const double *in, int n);
 #endif

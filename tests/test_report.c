@@ -1,0 +1,189 @@
+/* The page of a run, from metrics.jsonl files made by hand. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/io.h"
+#include "data/video.h"
+#include "tests/check.h"
+#include "train/report.h"
+#include "train/report_svg.h"
+
+static char *fresh_run(const char *name)
+{
+    struct err e = {0};
+    char *run = io_path("%s/%s", test_dir(), name);
+    io_mkdir(run, &e);
+    EXPECT(!e.code, "%s", e.msg);
+    return run;
+}
+
+static void put_file(const char *run, const char *name, const void *text, size_t n)
+{
+    struct err e = {0};
+    char *path = io_path("%s/%s", run, name);
+    io_write_file(path, text, n, &e);
+    EXPECT(!e.code, "%s", e.msg);
+    free(path);
+}
+
+static void put_text(const char *run, const char *name, const char *text)
+{
+    put_file(run, name, text, strlen(text));
+}
+
+static char *page_of(const char *run)
+{
+    struct err e = {0};
+    report_write(run);
+    char *path = io_path("%s/report.html", run), *text = io_read_file(path, NULL, &e);
+    EXPECT(!e.code, "%s", e.msg);
+    free(path);
+    return text;
+}
+
+#define T "\"t\":\"2026-01-02T03:04:05Z\""
+static const char sample_log[] =
+    "{" T ",\"event\":\"text\",\"key\":\"config\",\"text\":\"seed: 1\\nnote: <&>\\n\"}\n"
+    "{" T ",\"step\":0,\"wall_s\":0,\"validation/raw/loss\":2,\"validation/ema/loss\":2.5,"
+    "\"validation/raw/sigma_0.100\":3,\"validation/ema/sigma_0.100\":3}\n"
+    "{" T ",\"step\":10,\"wall_s\":1,\"train/loss\":1.5,\"train/lr\":0.001,\"train/grad_norm\":2}\n"
+    "{" T ",\"step\":20,\"wall_s\":2,\"train/loss\":\"nan\",\"train/lr\":0.001}\n"
+    "{" T ",\"step\":30,\"wall_s\":3,\"train/loss\":77}\n"
+    "{" T ",\"step\":3\n"
+    "{" T ",\"event\":\"resume\",\"from_step\":21}\n"
+    "{" T ",\"step\":30,\"wall_s\":4,\"train/loss\":1.25,\"train/skipped_steps\":1,"
+    "\"speed/tokens_per_s\":12345}\n"
+    "{" T ",\"step\":40,\"wall_s\":75,\"validation/raw/loss\":1,\"validation/ema/loss\":0.5}\n"
+    "{" T ",\"event\":\"finished\",\"step\":40}\n"
+    "{" T ",\"st";
+
+static void log_is_read_back(struct comm *world)
+{
+    (void)world;
+    char *run = fresh_run("log"), *path = io_path("%s/metrics.jsonl", run);
+    put_text(run, "metrics.jsonl", sample_log);
+    struct runlog l;
+    struct err e = {0};
+    EXPECT(runlog_load(path, &l, &e), "%s", e.msg);
+    const struct series *s = runlog_find(&l, "train/loss");
+    EXPECT(s && s->n == 3 && s->value[0] == 1.5 && isnan(s->value[1]), "three points");
+    EXPECT(s && s->step[2] == 30 && s->value[2] == 1.25, "the line before the resume is gone");
+    EXPECT(l.step == 40 && l.wall_s == 75 && l.broken == 2, "%lld %g %lld", (long long)l.step,
+           l.wall_s, (long long)l.broken);
+    EXPECT(l.num_events == 3 && !strcmp(l.event[1].what, "resume"), "%d events", l.num_events);
+    EXPECT(l.config && !strcmp(l.config, "seed: 1\nnote: <&>\n"), "configuration");
+    EXPECT(series_median(s) == (1.5 + 1.25) / 2 && series_last(s) == 1.25, "median and last");
+    runlog_free(&l);
+    free(path);
+    free(run);
+}
+
+static int count(const char *text, const char *what)
+{
+    int n = 0;
+    for (const char *s = text; (s = strstr(s, what)); s++) n++;
+    return n;
+}
+
+static void page_has_everything(struct comm *world)
+{
+    (void)world;
+    char *run = fresh_run("page"), *samples = io_path("%s/samples/late", run);
+    struct err e = {0};
+    io_mkdir(samples, &e);
+    put_text(run, "metrics.jsonl", sample_log);
+    put_file(run, "samples/sheet.png", "\x89PNGx", 5);
+    put_file(run, "samples/late/b.mp4", "video", 5);
+    put_text(run, "samples/notes.txt", "not shown");
+    char *big = calloc(1, 4 << 20);
+    put_file(run, "samples/big.mp4", big, 4 << 20);
+    free(big);
+    char *p = page_of(run);
+    static const char *const want[] = {
+        "<h1>page</h1>", "finished", "Training loss", "Validation loss", "noise level",
+        "Gradient norm", "Learning rate", "Throughput", "1 min 15 s", "(× 0.5)", "(× 0.2)",
+        "data:image/png;base64,iVBOR3g=", "data:video/mp4;base64,dmlkZW8=", "href=\"samples/big.mp4\"",
+        "note: &lt;&amp;&gt;", "2 could not be read", "prefers-color-scheme:dark"};
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++)
+        EXPECT(strstr(p, want[i]), "no \"%s\"", want[i]);
+    EXPECT(count(p, "<svg") == count(p, "</svg>") && count(p, "<svg") >= 6, "%d", count(p, "<svg"));
+    EXPECT(!strstr(p, "http:") && !strstr(p, "https:") && !strstr(p, "<script"), "self-contained");
+    const char *last = strstr(p, "<h2>Schedule");
+    EXPECT(!strstr(p, "nan ") && !strstr(p, " nan") && !strstr(p, "inf ") && last, "plain numbers");
+    EXPECT(!strstr(p, "notes.txt") && count(p, "data:video") == 1, "only pictures and small videos");
+    put_text(run, "config.yaml", "seed: 2  # default\n");
+    char *again = page_of(run);
+    EXPECT(strstr(again, "seed: 2  # default"), "config.yaml comes first");
+    free(again);
+    free(p);
+    free(samples);
+    free(run);
+}
+
+static void report_of(void *run) { report_write(run); }
+
+static void errors_are_clear(struct comm *world)
+{
+    (void)world;
+    char *run = fresh_run("empty"), *none = io_path("%s/none", test_dir());
+    expect_stop("no such folder", RC_NOINPUT, report_of, none);
+    expect_stop("no metrics.jsonl here", RC_NOINPUT, report_of, run);
+    put_text(run, "metrics.jsonl", "");
+    expect_stop("is empty", RC_DATA, report_of, run);
+    put_text(run, "metrics.jsonl", "\x01\x02\x03\nxx\n");
+    expect_stop("no line of it is JSON", RC_DATA, report_of, run);
+    put_text(run, "metrics.jsonl", "{\"event\":\"resume\",\"from_step\":0}\n");
+    char *p = page_of(run); /* a run that has only just begun */
+    EXPECT(strstr(p, "running, or ended without notice") && !strstr(p, "<svg"), "no curves yet");
+    free(p);
+    free(none);
+    free(run);
+}
+
+static void odd_curves(struct comm *world)
+{
+    (void)world;
+    static const double x[] = {1, 2, 3}, bad[] = {NAN, INFINITY, -1}, same[] = {5, 5, 5};
+    struct chart c = {.title = "a<b", .y_label = "y", .log_y = true};
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+    c.curve[c.n++] = (struct curve){"bad", x, bad, 3, 0, CURVE_POINTS};
+    svg_chart(f, &c); /* nothing that a logarithm can show */
+    c.curve[0].y = same;
+    svg_chart(f, &c);
+    c.log_y = false;
+    svg_chart(f, &c);
+    c.curve[0].n = 1;
+    svg_chart(f, &c);
+    fclose(f);
+    EXPECT(strstr(text, "no finite values") && strstr(text, "a&lt;b"), "%.400s", text);
+    EXPECT(!strstr(text, "nan") && !strstr(text, "\"inf") && !strstr(text, " inf"), "%s", text);
+    free(text);
+    char s[32];
+    EXPECT(!strcmp(si_number(12345, s), "12.3k") && !strcmp(si_number(0.5, s), "0.5") &&
+               !strcmp(si_number(999.9, s), "1k") && !strcmp(si_number(-2.5e12, s), "-2.5T"),
+           "%s", s);
+    const double v[] = {1, 100, 1, NAN, 1};
+    double out[5];
+    running_median(out, v, 5);
+    EXPECT(out[1] == 1 && out[3] == 1, "a spike is ignored");
+    smooth(out, v, 5);
+    EXPECT(out[1] == 34 && out[4] == 1, "%g %g", out[1], out[4]);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct test tests[] = {
+        {"metrics.jsonl: a resume hides later steps, cut lines are counted", log_is_read_back, {0}, 0},
+        {"the page has curves, numbers, samples and configuration, and needs no network",
+         page_has_everything,
+         {0},
+         0},
+        {"a folder that is no run is a clear error", errors_are_clear, {0}, 0},
+        {"curves without finite values, flat ones, single points", odd_curves, {0}, 0},
+    };
+    return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
+}
