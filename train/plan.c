@@ -92,13 +92,27 @@ static void print_head(FILE *out, const struct settings *s, const struct plan_co
     free(blocks);
 }
 
+/* The largest unit that keeps the value above 1. */
+static double unit_of(double v, const char **letter)
+{
+    static const struct {
+        double scale;
+        const char *letter;
+    } unit[] = {{1e15, "P"}, {1e12, "T"}, {1e9, "G"}, {1e6, "M"}};
+    int i = 0;
+    while (i < 3 && v < unit[i].scale) i++;
+    *letter = unit[i].letter;
+    return unit[i].scale;
+}
+
 static void print_memory(FILE *out, const struct plan_cost *c)
 {
     struct amount m[MEMORY_KINDS];
     memory_of(&c->rank, m);
-    fprintf(out, "\nmemory of the largest rank, GB\n");
+    const bool large = m[MEMORY_KINDS - 1].value > 1e9;
+    fprintf(out, "\nmemory of the largest rank, %s\n", large ? "GB" : "MB");
     for (int i = 0; i < MEMORY_KINDS; i++)
-        fprintf(out, "  %-18s %10.3f\n", m[i].name, 1e-9 * m[i].value);
+        fprintf(out, "  %-18s %10.3f\n", m[i].name, (large ? 1e-9 : 1e-6) * m[i].value);
     const double gb = 1e-9 * m[MEMORY_KINDS - 1].value, share = gb / plan_chip.memory_gb;
     fprintf(out, "  %.0f %% of %.0f GB (%s)%s\n", 100 * share, plan_chip.memory_gb, plan_chip.name,
             share > 1      ? ": DOES NOT FIT"
@@ -108,7 +122,9 @@ static void print_memory(FILE *out, const struct plan_cost *c)
 
 static void print_flops(FILE *out, const struct plan_cost *c)
 {
-    fprintf(out, "\nFLOPs of a sample, PFLOP (multiply-add = 2)\n");
+    const char *letter;
+    const double unit = unit_of(c->linear + c->attention, &letter);
+    fprintf(out, "\nFLOPs of a sample, %sFLOP (multiply-add = 2)\n", letter);
     const struct amount row[] = {{"forward: linear layers", c->linear},
                                  {"forward: attention", c->attention},
                                  {"forward", c->linear + c->attention},
@@ -116,13 +132,18 @@ static void print_flops(FILE *out, const struct plan_cost *c)
                                  {"model (3 forward)", c->megatron},
                                  {"executed, with recompute", c->executed}};
     for (size_t i = 0; i < sizeof row / sizeof *row; i++)
-        fprintf(out, "  %-34s %12.6g\n", row[i].name, 1e-15 * row[i].value);
+        fprintf(out, "  %-34s %12.6g\n", row[i].name, row[i].value / unit);
 }
 
 static void print_comm(FILE *out, const struct settings *s, const struct plan_cost *c)
 {
     fprintf(out, "\ncommunication of a step (sent by the largest rank)\n");
-    fprintf(out, "  %-12s %-15s %8s %12s  %s\n", "axis", "collective", "calls", "GB", "link");
+    double most = 0;
+    for (int a = 0; a < AXIS_COUNT; a++)
+        for (int k = 0; k < COMM_KINDS; k++) most = fmax(most, c->comm[a][k].bytes);
+    const double unit = most > 1e9 ? 1e9 : 1e6;
+    fprintf(out, "  %-12s %-15s %8s %12s  %s\n", "axis", "collective", "calls",
+            most > 1e9 ? "GB" : "MB", "link");
     bool any = false;
     for (int a = 0; a < AXIS_COUNT; a++)
         for (int k = 0; k < COMM_KINDS; k++) {
@@ -131,11 +152,13 @@ static void print_comm(FILE *out, const struct settings *s, const struct plan_co
             const bool near = plan_axis_in_node(c, (enum axis)a);
             any = true;
             fprintf(out, "  %-12s %-15s %8lld %12.3f  %s, %g GB/s\n", plan_axis_name((enum axis)a),
-                    plan_kind_name((enum comm_kind)k), (long long)n->calls, 1e-9 * n->bytes,
+                    plan_kind_name((enum comm_kind)k), (long long)n->calls, n->bytes / unit,
                     near ? "in the node" : "between nodes",
                     near ? s->plan.nvlink_gbps : s->plan.ib_gbps);
         }
     if (!any) fprintf(out, "  none\n");
+    if (c->by_formula)
+        fprintf(out, "  attention across ranks is not built yet: its exchanges and work are from formulas\n");
 }
 
 static void print_time(FILE *out, const struct plan_cost *c)
@@ -201,11 +224,12 @@ void plan_print_json(FILE *out, const struct settings *s, const struct plan_cost
         json_pack("{s:f, s:f, s:f, s:f, s:f}", "forward_linear", c->linear, "forward_attention",
                   c->attention, "model", c->model, "megatron", c->megatron, "executed", c->executed));
     CHECK(all, "the plan cannot be encoded");
+    json_object_set_new(all, "attention_across_ranks_by_formula", json_boolean(c->by_formula));
     json_object_set_new(all, "seconds",
                         json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "matrix", c->compute_s, "rows",
                                   c->rows_s, "sequence", c->sequence_s, "fsdp", c->fsdp_s, "replica",
                                   c->replica_s, "step", c->step_s));
-    json_dumpf(all, out, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
+    CHECK(json_dumpf(all, out, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) == 0, "cannot write the plan");
     fprintf(out, "\n");
     json_decref(all);
     free(blocks);

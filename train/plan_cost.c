@@ -5,6 +5,7 @@
 
 #include "core/err.h"
 #include "data/codec.h"
+#include "model/plan.h"
 #include "train/trainer.h"
 
 /* Linear layers 740-750 and attention 700 forward, 590 backward are what cuBLAS and cuDNN reach on
@@ -115,6 +116,66 @@ static void step_comm(struct plan_cost *c)
         }
 }
 
+/* The same passes on one rank: what all ranks of a sequence together must at least do. */
+static struct dryrun_out whole_sample(const struct dryrun_in *in)
+{
+    struct dryrun_in one = *in;
+    struct dryrun_out o;
+    one.ranks = 1;
+    one.rank = 0;
+    one.degrees = (struct mesh_degrees){1, 1, 1};
+    dryrun(&one, &o);
+    return o;
+}
+
+static double all_flops(const struct dryrun_out *o)
+{
+    return o->forward.gemm_flops + o->forward.attn_flops + o->backward.gemm_flops +
+           o->backward.attn_flops;
+}
+
+/* Exchanges of q, k, v and o between the ranks that share a sequence, by formula: each sends
+ * (g-1)/g of its rows. Once forward, once backward, once more where attention is recomputed. */
+static void exchanges_by_formula(const struct settings *s, struct plan_cost *c)
+{
+    enum block_kind kind[MAX_BLOCKS];
+    struct err e = {0};
+    plan_blocks(&s->model, kind, &e);
+    err_raise(&e);
+    const struct mesh_degrees *d = &c->in.degrees;
+    const int passes = c->in.recompute == RECOMPUTE_ALL && !c->in.recompute_blocks ? 3 : 2;
+    const double rows = (double)c->rows_most * (double)s->model.dim * (double)dtype_size(c->in.compute);
+    for (int64_t i = 0; i < s->model.num_layers; i++) {
+        const bool full = kind[i] == BLOCK_FULL;
+        const int g = full ? d->ssp * d->sp : d->sp;
+        struct comm_count *n = &c->comm[full ? AXIS_SEQ : AXIS_SP][COMM_EXCHANGE];
+        if (g < 2) continue;
+        n->calls += 4 * (int64_t)passes * c->num_micro;
+        n->bytes += 4.0 * passes * c->num_micro * rows * (g - 1) / g;
+    }
+}
+
+struct group { /* over the ranks of one sequence group */
+    double matrix_s, row_bytes, flops; /* slowest, most, sum */
+};
+
+static struct group walk_group(const struct settings *s, int size, struct plan_cost *c)
+{
+    struct group g = {0};
+    for (int r = 0; r < size; r++) {
+        struct dryrun_out o;
+        c->in = session_dryrun(s, c->ranks, r, c->shape, true);
+        dryrun(&c->in, &o);
+        g.flops += all_flops(&o);
+        g.matrix_s = fmax(g.matrix_s, matrix_seconds(&o.forward, &o.backward));
+        g.row_bytes = fmax(g.row_bytes, o.forward.row_bytes + o.backward.row_bytes);
+        c->rows_most = r == 0 || o.rows > c->rows_most ? o.rows : c->rows_most;
+        c->rows_least = r == 0 || o.rows < c->rows_least ? o.rows : c->rows_least;
+        if (r == 0 || plan_total_bytes(&o) > plan_total_bytes(&c->rank)) c->rank = o;
+    }
+    return g;
+}
+
 void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
 {
     const struct mesh_degrees d = session_degrees(s, ranks);
@@ -128,19 +189,8 @@ void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
     c->global_batch = trainer_global_batch(s, c->dp);
     c->num_micro = (int)(c->global_batch / c->dp / c->shape.batch);
     c->tokens = c->shape.batch * c->shape.t * (c->shape.h / 2) * (c->shape.w / 2);
-    double matrix = 0, row_bytes = 0, executed = 0;
-    for (int r = 0; r < group; r++) {
-        struct dryrun_out o;
-        c->in = session_dryrun(s, ranks, r, c->shape, true);
-        dryrun(&c->in, &o);
-        executed += o.forward.gemm_flops + o.forward.attn_flops + o.backward.gemm_flops +
-                    o.backward.attn_flops;
-        matrix = fmax(matrix, matrix_seconds(&o.forward, &o.backward));
-        row_bytes = fmax(row_bytes, o.forward.row_bytes + o.backward.row_bytes);
-        c->rows_most = r == 0 || o.rows > c->rows_most ? o.rows : c->rows_most;
-        c->rows_least = r == 0 || o.rows < c->rows_least ? o.rows : c->rows_least;
-        if (r == 0 || plan_total_bytes(&o) > plan_total_bytes(&c->rank)) c->rank = o;
-    }
+    struct group g = walk_group(s, group, c);
+    const struct dryrun_out whole = whole_sample(&c->in);
     struct dryrun_phase f, b;
     dryrun_model_flops(&c->in, &f, &b);
     const double samples = c->shape.batch;
@@ -148,7 +198,14 @@ void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
     c->attention = f.attn_flops / samples;
     c->model = (f.gemm_flops + f.attn_flops + b.gemm_flops + b.attn_flops) / samples;
     c->megatron = 3 * (c->linear + c->attention);
-    c->executed = executed / samples;
+    c->executed = all_flops(&whole) / samples;
     step_comm(c);
-    estimate(s, c, matrix, row_bytes);
+    /* ranks that together do less than one alone: attention across ranks is not in the walk */
+    c->by_formula = g.flops < (1 - 1e-3) * all_flops(&whole);
+    if (c->by_formula) {
+        const double share = (double)c->rows_most / (double)whole.rows;
+        g.matrix_s = fmax(g.matrix_s, share * matrix_seconds(&whole.forward, &whole.backward));
+        exchanges_by_formula(s, c);
+    }
+    estimate(s, c, g.matrix_s, g.row_bytes);
 }
