@@ -1,0 +1,44 @@
+/* What a training step costs, without running it: the dry run for all ranks of one sequence group,
+ * and an estimate of the time from a table of rates. Pure functions of the settings. */
+#ifndef TRAIN_PLAN_H
+#define TRAIN_PLAN_H
+#include <stdio.h>
+
+#include "train/dryrun.h"
+#include "train/session.h"
+
+/* Rates of one H200 that the estimate assumes: what good kernels reach on it, not its peak. */
+struct chip {
+    const char *name;
+    double memory_gb, peak_tflops;                      /* dense bf16 */
+    double linear_tflops, attn_fwd_tflops, attn_bwd_tflops;
+    double row_tb_s;                                    /* bytes of the row ops */
+    int per_node;
+};
+extern const struct chip plan_chip;
+
+struct plan_cost {
+    int ranks, dp, num_micro;
+    int64_t global_batch;
+    struct session_shape shape;
+    struct dryrun_in in;
+    struct dryrun_out rank; /* of the rank that needs the most memory */
+    int64_t rows_least, rows_most, tokens;
+    /* FLOPs of one sample */
+    double linear, attention;               /* forward */
+    double model, megatron, executed;       /* forward and backward */
+    /* bytes that the largest rank sends in a step */
+    struct comm_count comm[AXIS_COUNT][COMM_KINDS];
+    bool by_formula; /* attention across ranks is not walked: its share is from formulas */
+    /* estimate, seconds */
+    double compute_s, rows_s, sequence_s, fsdp_s, replica_s, step_s;
+};
+struct session_shape plan_latent(const struct settings *s, int dp);
+void plan_cost(const struct settings *s, int ranks, struct plan_cost *out);
+bool plan_axis_in_node(const struct plan_cost *c, enum axis a);
+const char *plan_axis_name(enum axis a);
+const char *plan_kind_name(enum comm_kind k);
+size_t plan_total_bytes(const struct dryrun_out *o);
+void plan_print(FILE *out, const struct settings *s, const struct plan_cost *c);
+void plan_print_json(FILE *out, const struct settings *s, const struct plan_cost *c);
+#endif

@@ -1,0 +1,211 @@
+#include "train/plan.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "core/err.h"
+#include "data/codec.h"
+#include "model/plan.h"
+#include "train/trainer.h"
+
+/* Linear layers 740-750 and attention 700 forward, 590 backward are what cuBLAS and cuDNN reach on
+ * an H200 with random data; 4.3 of 4.8 TB/s is a streaming kernel. Sustained power limits can cost
+ * another 5 to 10 %. */
+const struct chip plan_chip = {.name = "H200", .memory_gb = 141, .peak_tflops = 989,
+                               .linear_tflops = 750, .attn_fwd_tflops = 700,
+                               .attn_bwd_tflops = 590, .row_tb_s = 4.3, .per_node = 8};
+
+/* The Wan VAE is planned for before it can be run: 16 channels, 4 frames and 8 x 8 pixels to one. */
+struct session_shape plan_latent(const struct settings *s, int dp)
+{
+    const struct data_config *d = &s->data;
+    struct session_shape shape = {.batch = trainer_micro_batch(s, dp)};
+    if (d->codec && strncmp(d->codec, "wan", 3) == 0) {
+        if ((d->sample_num_frames - 1) % 4 || d->sample_height % 16 || d->sample_width % 16)
+            err_stop(RC_CONFIG, "codec %s: sample_num_frames must be 4k + 1, height and width multiples "
+                                "of 16; here %lld x %lld x %lld",
+                     d->codec, (long long)d->sample_num_frames, (long long)d->sample_height,
+                     (long long)d->sample_width);
+        shape.t = (d->sample_num_frames - 1) / 4 + 1;
+        shape.h = d->sample_height / 8;
+        shape.w = d->sample_width / 8;
+        shape.channels = 16;
+        return shape;
+    }
+    struct err e = {0};
+    int64_t z[4] = {0};
+    const struct video_codec *c = video_codec_find(d->codec, &e);
+    if (c) c->shape(d->sample_num_frames, d->sample_height, d->sample_width, z, &e);
+    err_raise(&e);
+    shape.channels = z[0];
+    shape.t = z[1];
+    shape.h = z[2];
+    shape.w = z[3];
+    return shape;
+}
+
+size_t plan_total_bytes(const struct dryrun_out *o)
+{
+    return o->master_bytes + o->moment_bytes + o->ema_bytes + o->grad_bytes + o->wire_bytes +
+           o->slot_bytes + o->other_bytes + o->keep_bytes + o->tmp_bytes;
+}
+
+const char *plan_axis_name(enum axis a)
+{
+    static const char *const name[AXIS_COUNT] = {"world", "data",  "skiparse_sp", "sp",
+                                                 "sequence", "fsdp", "replica"};
+    return name[a];
+}
+
+const char *plan_kind_name(enum comm_kind k)
+{
+    static const char *const name[COMM_KINDS] = {"all-gather", "reduce-scatter", "all-reduce",
+                                                 "exchange", "broadcast"};
+    return name[k];
+}
+
+/* Ranks are numbered node by node, so an axis stays inside a node when its span does. */
+bool plan_axis_in_node(const struct plan_cost *c, enum axis a)
+{
+    const struct mesh_degrees *d = &c->in.degrees;
+    const int span = a == AXIS_SP                      ? d->sp
+                     : a == AXIS_SSP || a == AXIS_SEQ ? d->sp * d->ssp
+                     : a == AXIS_FSDP                 ? d->fsdp
+                                                      : c->ranks;
+    return span <= plan_chip.per_node;
+}
+
+static double axis_seconds(const struct settings *s, const struct plan_cost *c, enum axis a)
+{
+    double bytes = 0;
+    for (int k = 0; k < COMM_KINDS; k++) bytes += c->comm[a][k].bytes;
+    return bytes / (1e9 * (plan_axis_in_node(c, a) ? s->plan.nvlink_gbps : s->plan.ib_gbps));
+}
+
+/* Seconds of the matrix products and attention of one micro-batch. The backward phase holds what
+ * is recomputed; attention beyond 2.5 forwards is that. */
+static double matrix_seconds(const struct dryrun_phase *f, const struct dryrun_phase *b)
+{
+    const double backward = fmin(b->attn_flops, 2.5 * f->attn_flops);
+    return 1e-12 * ((f->gemm_flops + b->gemm_flops) / plan_chip.linear_tflops +
+                    (f->attn_flops + b->attn_flops - backward) / plan_chip.attn_fwd_tflops +
+                    backward / plan_chip.attn_bwd_tflops);
+}
+
+static void estimate(const struct settings *s, struct plan_cost *c, double matrix, double row_bytes)
+{
+    c->compute_s = c->num_micro * matrix;
+    c->rows_s = c->num_micro * 1e-12 * row_bytes / plan_chip.row_tb_s;
+    c->sequence_s = axis_seconds(s, c, AXIS_SP) + axis_seconds(s, c, AXIS_SSP) +
+                    axis_seconds(s, c, AXIS_SEQ);
+    c->fsdp_s = axis_seconds(s, c, AXIS_FSDP);
+    c->replica_s = axis_seconds(s, c, AXIS_REPLICA);
+    const double busy = c->compute_s + c->rows_s;
+    /* gathers and scatters run beside the blocks; the exchanges of a sequence stand between them */
+    c->step_s = fmax(busy + c->sequence_s, c->fsdp_s) + c->replica_s;
+}
+
+/* The counts of one micro-batch, over a step: replicas are summed once, at its end. */
+static void step_comm(struct plan_cost *c)
+{
+    for (int a = 0; a < AXIS_COUNT; a++)
+        for (int k = 0; k < COMM_KINDS; k++) {
+            const int times = a == AXIS_REPLICA ? 1 : c->num_micro;
+            c->comm[a][k].calls = times * c->rank.comm[a][k].calls;
+            c->comm[a][k].bytes = times * c->rank.comm[a][k].bytes;
+        }
+}
+
+/* The same passes on one rank: what all ranks of a sequence together must at least do. */
+static struct dryrun_out whole_sample(const struct dryrun_in *in)
+{
+    struct dryrun_in one = *in;
+    struct dryrun_out o;
+    one.ranks = 1;
+    one.rank = 0;
+    one.degrees = (struct mesh_degrees){1, 1, 1};
+    dryrun(&one, &o);
+    return o;
+}
+
+static double all_flops(const struct dryrun_out *o)
+{
+    return o->forward.gemm_flops + o->forward.attn_flops + o->backward.gemm_flops +
+           o->backward.attn_flops;
+}
+
+/* Exchanges of q, k, v and o between the ranks that share a sequence, by formula: each sends
+ * (g-1)/g of its rows. Once forward, once backward, once more where attention is recomputed. */
+static void exchanges_by_formula(const struct settings *s, struct plan_cost *c)
+{
+    enum block_kind kind[MAX_BLOCKS];
+    struct err e = {0};
+    plan_blocks(&s->model, kind, &e);
+    err_raise(&e);
+    const struct mesh_degrees *d = &c->in.degrees;
+    const int passes = c->in.recompute == RECOMPUTE_ALL && !c->in.recompute_blocks ? 3 : 2;
+    const double rows = (double)c->rows_most * (double)s->model.dim * (double)dtype_size(c->in.compute);
+    for (int64_t i = 0; i < s->model.num_layers; i++) {
+        const bool full = kind[i] == BLOCK_FULL;
+        const int g = full ? d->ssp * d->sp : d->sp;
+        struct comm_count *n = &c->comm[full ? AXIS_SEQ : AXIS_SP][COMM_EXCHANGE];
+        if (g < 2) continue;
+        n->calls += 4 * (int64_t)passes * c->num_micro;
+        n->bytes += 4.0 * passes * c->num_micro * rows * (g - 1) / g;
+    }
+}
+
+struct group { /* over the ranks of one sequence group */
+    double matrix_s, row_bytes, flops; /* slowest, most, sum */
+};
+
+static struct group walk_group(const struct settings *s, int size, struct plan_cost *c)
+{
+    struct group g = {0};
+    for (int r = 0; r < size; r++) {
+        struct dryrun_out o;
+        c->in = session_dryrun(s, c->ranks, r, c->shape, true);
+        dryrun(&c->in, &o);
+        g.flops += all_flops(&o);
+        g.matrix_s = fmax(g.matrix_s, matrix_seconds(&o.forward, &o.backward));
+        g.row_bytes = fmax(g.row_bytes, o.forward.row_bytes + o.backward.row_bytes);
+        c->rows_most = r == 0 || o.rows > c->rows_most ? o.rows : c->rows_most;
+        c->rows_least = r == 0 || o.rows < c->rows_least ? o.rows : c->rows_least;
+        if (r == 0 || plan_total_bytes(&o) > plan_total_bytes(&c->rank)) c->rank = o;
+    }
+    return g;
+}
+
+void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
+{
+    const struct mesh_degrees d = session_degrees(s, ranks);
+    const int group = d.ssp * d.sp;
+    CHECK(group > 0 && ranks % group == 0, "%d ranks in groups of %d", ranks, group);
+    *c = (struct plan_cost){.ranks = ranks, .dp = ranks / group};
+    c->shape = plan_latent(s, c->dp);
+    if (c->shape.channels != s->model.in_dim)
+        err_stop(RC_CONFIG, "codec %s gives %lld channels, model_config.in_dim is %lld", s->data.codec,
+                 (long long)c->shape.channels, (long long)s->model.in_dim);
+    c->global_batch = trainer_global_batch(s, c->dp);
+    c->num_micro = (int)(c->global_batch / c->dp / c->shape.batch);
+    c->tokens = c->shape.batch * c->shape.t * (c->shape.h / 2) * (c->shape.w / 2);
+    struct group g = walk_group(s, group, c);
+    const struct dryrun_out whole = whole_sample(&c->in);
+    struct dryrun_phase f, b;
+    dryrun_model_flops(&c->in, &f, &b);
+    const double samples = c->shape.batch;
+    c->linear = f.gemm_flops / samples;
+    c->attention = f.attn_flops / samples;
+    c->model = (f.gemm_flops + f.attn_flops + b.gemm_flops + b.attn_flops) / samples;
+    c->megatron = 3 * (c->linear + c->attention);
+    c->executed = all_flops(&whole) / samples;
+    step_comm(c);
+    /* ranks that together do less than one alone: attention across ranks is not in the walk */
+    c->by_formula = g.flops < (1 - 1e-3) * all_flops(&whole);
+    if (c->by_formula) {
+        const double share = (double)c->rows_most / (double)whole.rows;
+        g.matrix_s = fmax(g.matrix_s, share * matrix_seconds(&whole.forward, &whole.backward));
+        exchanges_by_formula(s, c);
+    }
+    estimate(s, c, g.matrix_s, g.row_bytes);
+}
