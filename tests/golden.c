@@ -98,7 +98,11 @@ void golden_label(char *out, int size, const struct variant *v, const char *file
 
 static void own(struct golden_case *c, void *p)
 {
-    CHECK(p && c->num_owned < (int)(sizeof c->owned / sizeof *c->owned), "out of memory");
+    if (c->num_owned == c->room) {
+        c->room = c->room ? 2 * c->room : 64;
+        c->owned = realloc(c->owned, (size_t)c->room * sizeof *c->owned);
+    }
+    CHECK(p && c->owned, "out of memory");
     c->owned[c->num_owned++] = p;
 }
 
@@ -238,6 +242,7 @@ void golden_each(const char *prefix, const char *key, enum golden_on on, bool wi
             arena_init(&e.c.arena, e.c.dev, (size_t)64 << 20, "golden");
         }
         golden_files(prefix, each_file, &e);
+        free(e.c.owned);
         if (!with_dev) continue;
         arena_free(&e.c.arena);
         dev_close(e.c.dev);

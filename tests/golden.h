@@ -32,8 +32,8 @@ struct golden_case {
     long long file;
     const char *name; /* of the file */
     char group[96];   /* "/padded" */
-    void *owned[512];
-    int num_owned;
+    void **owned;
+    int num_owned, room;
 };
 enum golden_on {     /* which variants */
     GOLDEN_HOST,     /* the first one: nothing depends on the device */
