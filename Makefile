@@ -138,7 +138,7 @@ test-fast fast:
 	@$(MAKE) --no-print-directory osp tests
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh --fast
 golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
-	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh golden
+	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ tests
 	@BUILD=build/$@ scripts/run_tests.sh --fast

@@ -43,7 +43,7 @@ enum golden_on {     /* which variants */
 };
 /* Runs f on every group with dataset (or group) `key` of the files PREFIX*.h5 and on the files
  * themselves where key is in the root; each one is a line of the output and of the counts. Skips
- * when there is none. with_dev: c->dev and c->arena are ready. */
+ * when there is no such file. with_dev: c->dev and c->arena are ready. */
 void golden_each(const char *prefix, const char *key, enum golden_on on, bool with_dev,
                  void (*f)(struct golden_case *c));
 bool golden_has(const struct golden_case *c, const char *name);

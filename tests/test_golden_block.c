@@ -3,7 +3,6 @@
  * layout. The file's tensors are matched to the rows of the block's own stage token by token. */
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "tests/check.h"
@@ -70,7 +69,7 @@ static struct fixture_opts options(const struct block_case *b)
     return (struct fixture_opts){.device = c->v.device, .compute = c->v.compute, .model = m,
                                  .batch = (int)golden_attr(c, "B"), .t = (int)golden_attr(c, "T"),
                                  .h = (int)golden_attr(c, "H"), .w = (int)golden_attr(c, "W"),
-                                 .fsdp = {.optimizer = true}, .threads = 2};
+                                 .fsdp = {.optimizer = true}};
 }
 
 static void param_name(const struct block_case *b, char out[96], const char *name)

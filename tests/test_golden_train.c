@@ -2,7 +2,6 @@
  * clipping, AdamW and EMA over the shards. Dimensions, steps and settings come from the files. */
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "optim/clip.h"
@@ -28,7 +27,7 @@ static void open_run(struct train_case *t)
     struct fixture_opts o = {.device = c->v.device, .compute = c->v.compute,
                              .model = golden_model(c->file), .batch = (int)x.dim[0],
                              .t = (int)x.dim[2], .h = (int)x.dim[3] / 2, .w = (int)x.dim[4] / 2,
-                             .fsdp = {.optimizer = true, .ema = true}, .threads = 2};
+                             .fsdp = {.optimizer = true, .ema = true}};
     o.model.pad_mode = c->v.pad_mode;
     fixture_open(&t->fx, comm_self(NULL), &o);
     const struct h5_array kind = golden_read(c, "block_kind");
