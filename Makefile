@@ -137,8 +137,8 @@ test: deps
 test-fast fast:
 	@$(MAKE) --no-print-directory osp tests
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh --fast
-golden: probe $(BUILD)/tests/test_golden
-	@$(BUILD)/tests/test_golden
+golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
+	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ tests
 	@BUILD=build/$@ scripts/run_tests.sh --fast
