@@ -45,4 +45,5 @@ row "wall time" "$(( $(date +%s) - start )) s" "<= 480 s" "$([ $(( $(date +%s) -
 row "videos" "$run/samples/" "" ""
 row "all videos in one, contact sheet" "$run/samples/video_grid.mp4, sheet.png" "" ""
 row "report" "$run/report.html" "" ""
+[ "${DEMO_CHECK:-1}" = 1 ] || fail=0 # a shortened demo shows the table only
 exit $fail

@@ -358,8 +358,8 @@ int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "N ranks write, M read: 36 pairs of 1,2,3,4,6,8", .run = test_reshard},
-        {.name = "killed at every file operation of a save", .run = test_kill},
-        {.name = "every file operation of a save fails once", .run = test_fail},
+        {.name = "killed at every file operation of a save", .run = test_kill, .flags = TEST_SLOW},
+        {.name = "every file operation of a save fails once", .run = test_fail, .flags = TEST_SLOW},
         {.name = "bit flips and truncation are noticed", .run = test_damage},
         {.name = "rotation keeps the last two and every third", .run = test_rotation},
         {.name = "wrong model, missing folder, full disk", .run = test_errors},
