@@ -41,7 +41,7 @@ static void test_h5py(struct comm *world)
         return;
     }
     char *out = io_path("output_dir=%s/h5py", test_dir());
-    comm_thread_run(3, save_rank, out);
+    comm_thread_run(4, save_rank, out);
     char *script = io_path("%s/read.py", test_dir());
     static const char text[] =
         "import h5py, json, sys, numpy as np\n"
@@ -77,6 +77,6 @@ static void test_h5py(struct comm *world)
 
 int main(int argc, char **argv)
 {
-    const struct test tests[] = {{.name = "h5py reads every tensor of a checkpoint of 3 ranks", .run = test_h5py}};
+    const struct test tests[] = {{.name = "h5py reads every tensor of a checkpoint of 4 ranks", .run = test_h5py}};
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }
