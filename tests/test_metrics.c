@@ -181,7 +181,7 @@ static void resume_after_a_cut(struct comm *world)
     json_t *l[8];
     const int n = read_lines(dir, l, 8);
     EXPECT(n == 5 && l[0] && !l[1] && l[2] && l[3] && l[4], "%d lines", n);
-    EXPECT(!strcmp(str(l[2], "event"), "resume") && num(l[2], "from_step") == 5, "resume line");
+    EXPECT(!strcmp(str(l[2], "event"), "resume") && num(l[2], "from_step") == 6, "the step of the checkpoint stays");
     EXPECT(num(l[3], "step") == 6, "a whole line after it");
     EXPECT(num(l[4], "from_step") == 0 && !strcmp(str(l[4], "event"), "resume"), "starts over");
     free_lines(l, n);

@@ -5,7 +5,8 @@
 #include <string.h>
 
 #include "core/io.h"
-#include "data/video.h"
+#include "core/log.h"
+#include "data/hdf.h"
 #include "tests/check.h"
 #include "train/report.h"
 #include "train/report_svg.h"
@@ -122,6 +123,36 @@ static void page_has_everything(struct comm *world)
     free(run);
 }
 
+static void clips_left_out(struct comm *world)
+{
+    (void)world;
+    char *run = fresh_run("clips"), *data = io_path("%s/clips.h5", run);
+    char *text[] = {"a<1>.mp4", "b.mp4"}, *rule[] = {"too_short", "unreadable"};
+    struct hdf h;
+    struct err e = {0};
+    const bool ok = hdf_create(&h, data, &e) && hdf_group(&h, "/rejected", &e) &&
+                    hdf_put_texts(&h, "/rejected/path", text, 2, &e) &&
+                    hdf_put_texts(&h, "/rejected/rule", rule, 2, &e) &&
+                    hdf_put_texts(&h, "/rejected/detail", text, 2, &e) && hdf_close(&h, &e);
+    EXPECT(ok, "%s", e.msg);
+    put_text(run, "metrics.jsonl", sample_log);
+    char *config = io_path("data_config:\n  metafile_or_dir_path: %s  # clips.yaml:3:1\n", data);
+    put_text(run, "config.yaml", config);
+    char *p = page_of(run);
+    EXPECT(strstr(p, "Clips that were not used") && strstr(p, "<td>a&lt;1&gt;.mp4<td>too_short"),
+           "%.200s", p);
+    free(p);
+    put_text(run, "clips.h5", "this is not a data set");
+    log_set_level(LOG_WARN + 1); /* the warning is expected */
+    p = page_of(run);
+    log_set_level(LOG_WARN);
+    EXPECT(!strstr(p, "Clips that were not used") && strstr(p, "Configuration"), "goes on without");
+    free(p);
+    free(config);
+    free(data);
+    free(run);
+}
+
 static void report_of(void *run) { report_write(run); }
 
 static void errors_are_clear(struct comm *world)
@@ -182,6 +213,7 @@ int main(int argc, char **argv)
          page_has_everything,
          {0},
          0},
+        {"clips that the data set does without are listed", clips_left_out, {0}, 0},
         {"a folder that is no run is a clear error", errors_are_clear, {0}, 0},
         {"curves without finite values, flat ones, single points", odd_curves, {0}, 0},
     };

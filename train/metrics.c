@@ -155,7 +155,7 @@ static bool open_lines(struct metrics *m, struct err *e)
     return st.st_size > 0;
 }
 
-struct metrics *metrics_open(const char *dir, int rank, int64_t from_step, struct err *e)
+struct metrics *metrics_open(const char *dir, int rank, int64_t last_step, struct err *e)
 {
     if (rank != 0) return NULL;
     io_mkdir(dir, e);
@@ -164,8 +164,8 @@ struct metrics *metrics_open(const char *dir, int rank, int64_t from_step, struc
     CHECK(m, "out of memory");
     m->path = io_path("%s/metrics.jsonl", dir);
     const bool before = open_lines(m, e);
-    /* a fresh run in a folder with old lines starts over: what is there is hidden from step 0 */
-    if (from_step < 0 && before) from_step = 0;
+    /* lines of the checkpoint's own step stay; a fresh run in a folder with old lines hides all */
+    const int64_t from_step = last_step >= 0 ? last_step + 1 : before ? 0 : -1;
     char *tb = io_path("%s/tb", dir);
     if (!e->code) m->tb = tensorboard_open(tb, wall_clock(), from_step, e);
     free(tb);

@@ -12,8 +12,9 @@
 
 #include "core/err.h"
 struct metrics;
-/* from_step: -1 for a fresh run, otherwise the step the run resumes from. */
-struct metrics *metrics_open(const char *dir, int rank, int64_t from_step, struct err *e);
+/* last_step: -1 for a fresh run, otherwise the step of the checkpoint the run resumes from: what was
+ * written up to it stays, "from_step" is the one after it. */
+struct metrics *metrics_open(const char *dir, int rank, int64_t last_step, struct err *e);
 void metrics_put(struct metrics *m, const char *key, double value); /* "train/loss" */
 void metrics_text(struct metrics *m, const char *key, const char *text); /* configuration */
 /* Writes what was put since the last flush. */

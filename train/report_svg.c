@@ -176,7 +176,7 @@ static int log_ticks(double from, double to, double *t)
             const double v = d + log10(m);
             if (wanted && v >= from && v <= to && n < MOST_TICKS) t[n++] = pow(10, v);
         }
-    return n >= 2 ? n : 0;
+    return n >= 2 && (range >= 0.7 || n >= 4) ? n : 0; /* a short range reads better in even steps */
 }
 
 static const char *tick_text(double v, bool percent, char out[32])
