@@ -83,7 +83,7 @@ LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
-           $(BUILD)/tests/ops_case.o
+           $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
         check format tests campaign
@@ -137,8 +137,8 @@ test: deps
 test-fast fast:
 	@$(MAKE) --no-print-directory osp tests
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh --fast
-golden: probe $(BUILD)/tests/test_golden
-	@$(BUILD)/tests/test_golden
+golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
+	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ tests
 	@BUILD=build/$@ scripts/run_tests.sh --fast

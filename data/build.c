@@ -50,7 +50,7 @@ static void file_sha256(const char *path, char out[SHA_TEXT])
     close(fd);
 }
 
-static void print_clip(FILE *f, const struct clip *c, const char *sha)
+static void print_clip(FILE *f, const struct clip_record *c, const char *sha)
 {
     fprintf(f, "%s|%s|%d%d%d%d%d|%lld %lld %.17g %lld %lld %lld %.17g|%lld %lld %lld %lld|",
             c->path, sha, c->has_size, c->has_fps, c->has_frames, c->has_cut, c->has_crop,
@@ -144,7 +144,7 @@ static bool reject(struct build *b, int64_t i, enum rule r, const char *detail, 
 }
 
 /* ---- one clip ---------------------------------------------------------------------------------*/
-static int64_t *add_captions(struct build *b, const struct clip *c, struct err *e)
+static int64_t *add_captions(struct build *b, const struct clip_record *c, struct err *e)
 {
     int64_t *number = calloc((size_t)c->num_cap, sizeof *number);
     CHECK(number, "out of memory");
@@ -160,7 +160,7 @@ static bool add_windows(struct build *b, int64_t i, const struct clip_plan *p, c
 {
     const struct filter_opts *o = &b->cfg->filter;
     const int64_t f = o->sample_num_frames, h = o->sample_height, w = o->sample_width;
-    const struct clip *c = &b->list.clip[i];
+    const struct clip_record *c = &b->list.clip[i];
     int64_t *caption = add_captions(b, c, e), shape[4];
     CHECK(b->codec->shape(f, h, w, shape, e), "shape was checked at the start");
     uint8_t *window = malloc((size_t)(3 * f * h * w));
@@ -185,7 +185,7 @@ static bool add_windows(struct build *b, int64_t i, const struct clip_plan *p, c
 /* False: the whole job must stop (e). A broken clip is no reason. */
 static bool do_clip(struct build *b, int64_t i, struct err *e)
 {
-    const struct clip *c = &b->list.clip[i];
+    const struct clip_record *c = &b->list.clip[i];
     const struct filter_opts *o = &b->cfg->filter;
     struct video_info found;
     struct clip_plan p;

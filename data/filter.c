@@ -31,7 +31,7 @@ static enum rule reject(enum rule r, char *detail, const char *fmt, ...)
     return r;
 }
 
-enum rule filter_record(const struct clip *c, char detail[256])
+enum rule filter_record(const struct clip_record *c, char detail[256])
 {
     detail[0] = 0;
     if (c->num_cap == 0) return reject(RULE_NO_CAPTION, detail, "no caption, or an empty one");
@@ -42,7 +42,7 @@ enum rule filter_record(const struct clip *c, char detail[256])
 }
 
 /* The container is right; a record that says otherwise describes another file. */
-static enum rule check_container(const struct clip *c, const struct video_info *v, char *detail)
+static enum rule check_container(const struct clip_record *c, const struct video_info *v, char *detail)
 {
     const long long has = (long long)v->frames, said = (long long)c->num_frames;
     if (c->has_size && (c->height != v->height || c->width != v->width))
@@ -91,7 +91,7 @@ static enum rule check_picture(const struct video_info *v, const struct filter_o
     return RULE_ACCEPTED;
 }
 
-static void make_plan(struct clip_plan *p, const struct clip *c, const struct video_info *v,
+static void make_plan(struct clip_plan *p, const struct clip_record *c, const struct video_info *v,
                       const struct filter_opts *o)
 {
     *p = (struct clip_plan){.fps = v->fps, .frames = v->frames};
@@ -107,7 +107,7 @@ static void make_plan(struct clip_plan *p, const struct clip *c, const struct vi
     p->count = (int64_t)ceil((double)p->frames / p->step);
 }
 
-static enum rule check_time(const struct clip *c, const struct clip_plan *p,
+static enum rule check_time(const struct clip_record *c, const struct clip_plan *p,
                             const struct filter_opts *o, char *detail)
 {
     const double ratio = o->train_fps > 0 ? p->fps / o->train_fps : p->step;
@@ -131,7 +131,7 @@ static enum rule check_time(const struct clip *c, const struct clip_plan *p,
     return RULE_ACCEPTED;
 }
 
-enum rule filter_clip(const struct clip *c, const struct video_info *found,
+enum rule filter_clip(const struct clip_record *c, const struct video_info *found,
                       const struct filter_opts *o, struct clip_plan *plan, char detail[256])
 {
     enum rule r = filter_record(c, detail);

@@ -38,9 +38,9 @@ struct clip_plan {
     struct video_crop crop;
 };
 /* What needs no container: rules up to NO_RESOLUTION. */
-enum rule filter_record(const struct clip *c, char detail[256]);
+enum rule filter_record(const struct clip_record *c, char detail[256]);
 /* All other rules. detail: the reason with the numbers. */
-enum rule filter_clip(const struct clip *c, const struct video_info *found,
+enum rule filter_clip(const struct clip_record *c, const struct video_info *found,
                       const struct filter_opts *o, struct clip_plan *plan, char detail[256]);
 /* Source frame of resampled frame k. */
 int64_t filter_frame(const struct clip_plan *p, int64_t k);

@@ -13,21 +13,21 @@
 #include "data/text.h"
 
 /* ---- the list ---------------------------------------------------------------------------------*/
-struct clip *meta_new_clip(struct clip_list *l, const char *path, const char *root)
+struct clip_record *meta_new_clip(struct clip_list *l, const char *path, const char *root)
 {
     if (l->n == l->room) {
         l->room = l->room ? 2 * l->room : 64;
         l->clip = realloc(l->clip, (size_t)l->room * sizeof *l->clip);
         CHECK(l->clip, "out of memory");
     }
-    struct clip *c = &l->clip[l->n++];
-    *c = (struct clip){.path = strdup(path)};
+    struct clip_record *c = &l->clip[l->n++];
+    *c = (struct clip_record){.path = strdup(path)};
     c->file = path[0] == '/' || !root[0] ? strdup(path) : io_path("%s/%s", root, path);
     CHECK(c->path && c->file, "out of memory");
     return c;
 }
 
-bool meta_add_caption(struct clip_list *l, struct clip *c, const char *text)
+bool meta_add_caption(struct clip_list *l, struct clip_record *c, const char *text)
 {
     if (strlen(text) > META_MAX_TEXT || !text_is_utf8(text)) return false;
     char *clean = text_clean(text);
@@ -45,7 +45,7 @@ bool meta_add_caption(struct clip_list *l, struct clip *c, const char *text)
 void meta_free(struct clip_list *l)
 {
     for (int64_t i = 0; i < l->n; i++) {
-        struct clip *c = &l->clip[i];
+        struct clip_record *c = &l->clip[i];
         for (int64_t k = 0; k < c->num_cap; k++) free(c->cap[k]);
         free(c->cap);
         free(c->path);
@@ -96,7 +96,7 @@ static json_t *given(const json_t *record, const char *key)
     return v && !json_is_null(v) ? v : NULL;
 }
 
-static bool get_captions(struct clip_list *l, struct clip *c, const json_t *v,
+static bool get_captions(struct clip_list *l, struct clip_record *c, const json_t *v,
                          const struct where *at)
 {
     static const char *want = "a string or a list of strings (UTF-8, at most 16384 bytes each)";
@@ -155,7 +155,7 @@ static bool get_ints(const json_t *record, const char *key, int64_t *out, size_t
     return true;
 }
 
-static bool get_size(const json_t *record, struct clip *c, const struct where *at)
+static bool get_size(const json_t *record, struct clip_record *c, const struct where *at)
 {
     const json_t *v = given(record, "resolution");
     if (!v) return true;
@@ -179,7 +179,7 @@ static bool get_record(struct clip_list *l, const json_t *r, const char *root,
     if (!json_is_string(path) || !json_string_length(path) ||
         json_string_length(path) > META_MAX_PATH)
         return wrong(at, "path", "a string of 1 to 4096 bytes", path);
-    struct clip *c = meta_new_clip(l, json_string_value(path), root);
+    struct clip_record *c = meta_new_clip(l, json_string_value(path), root);
     c->record = (int64_t)at->record;
     int64_t crop[4];
     if ((cap && !get_captions(l, c, cap, at)) || !get_size(r, c, at) ||

@@ -9,7 +9,7 @@
 
 #include "core/err.h"
 #include "data/video.h"
-struct clip {
+struct clip_record {
     char *path; /* as written */
     char *file; /* joined to the root */
     char **cap; /* cleaned (data/text.h), none empty */
@@ -22,7 +22,7 @@ struct clip {
     int64_t record; /* number in its file, from 0 */
 };
 struct clip_list {
-    struct clip *clip;
+    struct clip_record *clip;
     int64_t n, room;
     int64_t empty_captions; /* left out, for the report */
 };
@@ -35,8 +35,8 @@ void meta_free(struct clip_list *l);
 
 /* For the readers of the formats. */
 enum { META_MAX_TEXT = 16384, META_MAX_PATH = 4096, META_MAX_CAPTIONS = 1024 };
-struct clip *meta_new_clip(struct clip_list *l, const char *path, const char *root);
+struct clip_record *meta_new_clip(struct clip_list *l, const char *path, const char *root);
 /* False when it is too long or not UTF-8. An empty one is counted and left out. */
-bool meta_add_caption(struct clip_list *l, struct clip *c, const char *text);
+bool meta_add_caption(struct clip_list *l, struct clip_record *c, const char *text);
 bool meta_read_csv(struct clip_list *out, const char *path, const char *root, struct err *e);
 #endif

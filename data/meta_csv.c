@@ -98,7 +98,7 @@ static bool record(struct csv *c, int line, char *const value[MAX_COLUMNS], stru
                 META_MAX_PATH);
         return false;
     }
-    struct clip *clip = meta_new_clip(out, value[COL_PATH], root);
+    struct clip_record *clip = meta_new_clip(out, value[COL_PATH], root);
     double x[MAX_COLUMNS] = {0};
     for (int k = COL_FRAMES; k < MAX_COLUMNS; k++) {
         if (value[k] && value[k][0] && !number(c, line, k, value[k], &x[k])) return false;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test program of $BUILD and adds up their closing lines. Arguments: --fast, or parts of
 # test names. Each program has a time limit; a crash or a missing closing line counts as a failure.
+# VERBOSE=1 shows every line of every program.
 set -u
 cd "$(dirname "$0")/.."
 . scripts/env.sh
@@ -22,7 +23,7 @@ for t in "$BUILD"/tests/test_*; do
     else
         f=$((f+1)); bad+=("$t (rc $rc, no closing line)")
     fi
-    if [ "$rc" = 0 ] && [ -n "$line" ]; then
+    if [ "$rc" = 0 ] && [ -n "$line" ] && [ -z "${VERBOSE:-}" ]; then
         grep -E '^  (skip|FAIL)' "$log" | sort | uniq -c | sed 's/^ *1 //' | head -20
         echo "$(basename "$t"): $line"
     else cat "$log"; fi

@@ -42,6 +42,14 @@ void test_note(const char *what, bool ok)
     pthread_mutex_unlock(&lock);
 }
 
+int test_failures(void)
+{
+    pthread_mutex_lock(&lock);
+    const int n = case_failures;
+    pthread_mutex_unlock(&lock);
+    return n;
+}
+
 void test_note_skip(const char *what, const char *why)
 {
     pthread_mutex_lock(&lock);

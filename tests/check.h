@@ -25,6 +25,7 @@ bool test_fast(void);
 /* Adds to the counts of the summary (a golden file with many groups counts each). */
 void test_note(const char *what, bool passed);
 void test_note_skip(const char *what, const char *why);
+int test_failures(void); /* failed expectations of the running case so far */
 
 #define EXPECT(cond, ...) expect_true(!!(cond), __FILE__, __LINE__, #cond, __VA_ARGS__)
 void expect_true(bool ok, const char *file, int line, const char *expr, const char *fmt, ...)

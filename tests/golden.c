@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "tests/check.h"
@@ -93,4 +94,161 @@ void golden_label(char *out, int size, const struct variant *v, const char *file
 {
     snprintf(out, (size_t)size, "%s %s on %s %s%s", file, group, v->device, dtype_name(v->compute),
              v->pad_mode == PAD_REF ? " (padded layout)" : "");
+}
+
+static void own(struct golden_case *c, void *p)
+{
+    if (c->num_owned == c->room) {
+        c->room = c->room ? 2 * c->room : 64;
+        c->owned = realloc(c->owned, (size_t)c->room * sizeof *c->owned);
+    }
+    CHECK(p && c->owned, "out of memory");
+    c->owned[c->num_owned++] = p;
+}
+
+bool golden_has(const struct golden_case *c, const char *name)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", c->group, name);
+    return h5_has(c->file, path);
+}
+
+struct h5_array golden_read(struct golden_case *c, const char *name)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", c->group, name);
+    struct h5_array a = h5_read(c->file, path);
+    own(c, a.v);
+    return a;
+}
+
+double golden_attr(const struct golden_case *c, const char *name)
+{
+    return h5_attr(c->file, c->group[0] ? c->group : "/", name);
+}
+
+double *golden_doubles(struct golden_case *c, int64_t n)
+{
+    double *p = calloc((size_t)n + 1, sizeof *p);
+    own(c, p);
+    return p;
+}
+
+struct tensor golden_new(struct golden_case *c, enum dtype d, int ndim, const int64_t *dim)
+{
+    struct tensor t = arena_new(&c->arena, d, ndim, dim);
+    if (d == DT_F64 || d == DT_F32 || d == DT_BF16) c->dev->ops->fill(c->dev, t, 0);
+    return t;
+}
+
+struct tensor golden_put(struct golden_case *c, enum dtype d, int ndim, const int64_t *dim,
+                         const double *host)
+{
+    struct tensor t = arena_new(&c->arena, d, ndim, dim);
+    dev_put_f64(c->dev, t, host);
+    return t;
+}
+
+double *golden_get(struct golden_case *c, struct tensor t)
+{
+    double *out = golden_doubles(c, tensor_count(t));
+    if (!tensor_contiguous(t)) {
+        struct tensor flat = arena_like(&c->arena, t);
+        c->dev->ops->cast(c->dev, flat, t);
+        t = flat;
+    }
+    dev_get_f64(c->dev, out, t);
+    return out;
+}
+
+void golden_check_values(struct golden_case *c, const char *name, const double *got, bool state,
+                         struct bound b)
+{
+    const struct h5_array want = golden_read(c, name);
+    struct variant v = c->v;
+    if (state) v.compute = dtype_state(v.compute);
+    golden_compare(&v, name, got, want.v, want.count, want.stored_f64, b);
+}
+
+void golden_check(struct golden_case *c, const char *name, struct tensor t, struct bound b)
+{
+    const struct h5_array want = golden_read(c, name);
+    EXPECT(tensor_count(t) == want.count, "%s has %lld values, the file %lld", name,
+           (long long)tensor_count(t), (long long)want.count);
+    if (tensor_count(t) == want.count) golden_check_values(c, name, golden_get(c, t), false, b);
+}
+
+struct each {
+    struct golden_case c;
+    const char *key;
+    void (*f)(struct golden_case *c);
+    int found, files;
+};
+
+static void each_one(struct each *e)
+{
+    struct golden_case *c = &e->c;
+    char label[256];
+    golden_label(label, sizeof label, &c->v, c->name, c->group[0] ? c->group + 1 : "(root)");
+    const int before = test_failures();
+    e->found++;
+    e->f(c);
+    test_note(label, test_failures() == before);
+    for (int i = 0; i < c->num_owned; i++) free(c->owned[i]);
+    c->num_owned = 0;
+    if (c->dev) arena_release(&c->arena, 0);
+}
+
+static void each_group(void *arg, const char *name, bool is_group)
+{
+    struct each *e = arg;
+    if (!is_group) return;
+    snprintf(e->c.group, sizeof e->c.group, "/%s", name);
+    if (golden_has(&e->c, e->key)) each_one(e);
+}
+
+static void each_file(void *arg, long long file, const char *name)
+{
+    struct each *e = arg;
+    e->c.file = file;
+    e->c.name = name;
+    e->c.group[0] = 0;
+    if (golden_has(&e->c, e->key))
+        each_one(e);
+    else
+        h5_each(file, "/", each_group, e);
+}
+
+static bool wanted(const struct variant *v, enum golden_on on)
+{
+    if (on == GOLDEN_ALL) return true;
+    return v->pad_mode == PAD_NONE && (on == GOLDEN_DEVICES || v->compute != DT_BF16);
+}
+
+void golden_each(const char *prefix, const char *key, enum golden_on on, bool with_dev,
+                 void (*f)(struct golden_case *c))
+{
+    struct variant v[16];
+    const int n = on == GOLDEN_HOST ? 1 : golden_variants(v, 16);
+    if (on == GOLDEN_HOST) golden_variants(v, 1);
+    struct each e = {.key = key, .f = f};
+    for (int i = 0; i < n; i++) {
+        if (!wanted(&v[i], on)) continue;
+        memset(&e.c, 0, sizeof e.c);
+        e.c.v = v[i];
+        if (with_dev) {
+            e.c.dev = dev_open(v[i].device, v[i].compute, 2);
+            e.c.dev->poison = true;
+            arena_init(&e.c.arena, e.c.dev, (size_t)64 << 20, "golden");
+        }
+        e.files += golden_files(prefix, each_file, &e);
+        free(e.c.owned);
+        if (!with_dev) continue;
+        arena_free(&e.c.arena);
+        dev_close(e.c.dev);
+    }
+    if (!e.files)
+        test_skip("no file %s*.h5 in %s", prefix, golden_dir());
+    else
+        EXPECT(e.found, "files %s*.h5 without any %s", prefix, key);
 }

@@ -23,4 +23,39 @@ void golden_compare(const struct variant *v, const char *what, const double *got
                     int64_t n, bool stored_f64, struct bound b);
 void golden_label(char *out, int size, const struct variant *v, const char *file, const char *group);
 double relative_l2(const double *got, const double *want, int64_t n);
+
+/* One group of a file on one variant. What it reads and makes lives until the group is done. */
+struct golden_case {
+    struct variant v;
+    struct dev *dev; /* with_dev only; arena holds its tensors */
+    struct arena arena;
+    long long file;
+    const char *name; /* of the file */
+    char group[96];   /* "/padded" */
+    void **owned;
+    int num_owned, room;
+};
+enum golden_on {     /* which variants */
+    GOLDEN_HOST,     /* the first one: nothing depends on the device */
+    GOLDEN_EXACT,    /* plain layout, f64 and f32 */
+    GOLDEN_DEVICES,  /* plain layout, with bf16 */
+    GOLDEN_ALL       /* with the padded layout */
+};
+/* Runs f on every group with dataset (or group) `key` of the files PREFIX*.h5 and on the files
+ * themselves where key is in the root; each one is a line of the output and of the counts. Skips
+ * when there is no such file. with_dev: c->dev and c->arena are ready. */
+void golden_each(const char *prefix, const char *key, enum golden_on on, bool with_dev,
+                 void (*f)(struct golden_case *c));
+bool golden_has(const struct golden_case *c, const char *name);
+struct h5_array golden_read(struct golden_case *c, const char *name); /* CHECK when missing */
+double golden_attr(const struct golden_case *c, const char *name);
+double *golden_doubles(struct golden_case *c, int64_t n); /* zeros */
+struct tensor golden_put(struct golden_case *c, enum dtype d, int ndim, const int64_t *dim,
+                         const double *host);
+struct tensor golden_new(struct golden_case *c, enum dtype d, int ndim, const int64_t *dim);
+double *golden_get(struct golden_case *c, struct tensor t); /* rows may be strided */
+/* t against dataset `name` of the group; both flat. The S dtype is judged as f32 where T is bf16. */
+void golden_check(struct golden_case *c, const char *name, struct tensor t, struct bound b);
+void golden_check_values(struct golden_case *c, const char *name, const double *got, bool state,
+                         struct bound b);
 #endif

@@ -64,11 +64,16 @@ void case_begin(struct ops_case *c, const struct target *t, const char *fmt, ...
 static enum dtype type_of(enum kind k, enum dtype compute)
 {
     switch (k) {
-    case K_T: return compute;
-    case K_S: return dtype_state(compute);
-    case K_F64: return DT_F64;
-    case K_I16: return DT_I16;
-    default: return DT_I32;
+    case K_T:
+        return compute;
+    case K_S:
+        return dtype_state(compute);
+    case K_F64:
+        return DT_F64;
+    case K_I16:
+        return DT_I16;
+    default:
+        return DT_I32;
     }
 }
 
@@ -95,8 +100,8 @@ int case_var(struct ops_case *c, const char *name, enum kind kind, enum role rol
     v->count = v->dim[0] * v->width;
     v->value = malloc((size_t)(v->count + 1) * sizeof *v->value);
     CHECK(v->value, "out of memory");
-    const struct rng_stream s = rng_open(
-        (struct rng_key){.seed = 11, .use = RNG_TEST, .step = (uint32_t)c->n, .item = rng_hash(name)});
+    const struct rng_stream s = rng_open((struct rng_key){
+        .seed = 11, .use = RNG_TEST, .step = (uint32_t)c->n, .item = rng_hash(name)});
     const enum dtype t = type_of(kind, c->target.compute);
     for (int64_t i = 0; i < v->count; i++) {
         const double x = lo + (hi - lo) * rng_uniform_at(s, (uint64_t)i);
@@ -111,10 +116,13 @@ static void store(unsigned char *at, enum dtype t, double x)
     const uint16_t h = bf16_from(f);
     const int16_t s = (int16_t)(t == DT_I16 ? x : 0);
     const int32_t i = (int32_t)(t == DT_I32 ? x : 0);
-    memcpy(at, t == DT_F64 ? (const void *)&x
-               : t == DT_F32 ? (const void *)&f
-               : t == DT_BF16 ? (const void *)&h
-               : t == DT_I16 ? (const void *)&s : (const void *)&i, dtype_size(t));
+    memcpy(at,
+           t == DT_F64    ? (const void *)&x
+           : t == DT_F32  ? (const void *)&f
+           : t == DT_BF16 ? (const void *)&h
+           : t == DT_I16  ? (const void *)&s
+                          : (const void *)&i,
+           dtype_size(t));
 }
 
 static double load(const unsigned char *at, enum dtype t)
@@ -123,10 +131,17 @@ static double load(const unsigned char *at, enum dtype t)
     float f;
     uint16_t h;
     switch (t) {
-    case DT_F64: memcpy(&x, at, 8); return x;
-    case DT_F32: memcpy(&f, at, 4); return (double)f;
-    case DT_BF16: memcpy(&h, at, 2); return (double)bf16_to(h);
-    default: return 0;
+    case DT_F64:
+        memcpy(&x, at, 8);
+        return x;
+    case DT_F32:
+        memcpy(&f, at, 4);
+        return (double)f;
+    case DT_BF16:
+        memcpy(&h, at, 2);
+        return (double)bf16_to(h);
+    default:
+        return 0;
     }
 }
 
@@ -180,9 +195,7 @@ static double *copy_close(struct copy *k, struct dev *d, const struct var *v, co
 static void compare(const struct ops_case *c, const struct var *v, double *got, double *want)
 {
     const enum dtype t = type_of(v->kind, c->target.compute);
-    const double tol = t == DT_BF16 ? (v->tol > 4e-3 ? v->tol : 4e-3)
-                       : v->tol > 0 ? v->tol
-                                    : 5e-6;
+    const double tol = t == DT_BF16 ? (v->tol > 4e-3 ? v->tol : 4e-3) : v->tol > 0 ? v->tol : 5e-6;
     for (int64_t i = 0; i < v->count; i++)
         if (isinf(got[i]) && got[i] == want[i]) got[i] = want[i] = 0;
     bool close = true; /* false for a NaN */
@@ -213,7 +226,8 @@ void case_check(struct ops_case *c, void (*run)(struct dev *, const struct tenso
         struct dev *d = open_side(&c->target, s);
         struct tensor t[MAXVAR];
         for (int i = 0; i < c->n; i++) {
-            copy_open(&copy[s][i], d, &c->var[i], type_of(c->var[i].kind, s ? c->target.compute : DT_F64));
+            copy_open(&copy[s][i], d, &c->var[i],
+                      type_of(c->var[i].kind, s ? c->target.compute : DT_F64));
             t[i] = copy[s][i].t;
         }
         run(d, t, arg);

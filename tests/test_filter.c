@@ -189,9 +189,9 @@ static char *captions[] = {"a caption"};
 static void one_record_per_rule(struct comm *world)
 {
     (void)world;
-    const struct clip good = {.cap = captions, .num_cap = 1, .motion = 0.2};
+    const struct clip_record good = {.cap = captions, .num_cap = 1, .motion = 0.2};
     const struct video_info file = {1280, 720, 200, 24};
-    struct clip c[] = {[0] = good, good, good, good, good, good, good, good, good,
+    struct clip_record c[] = {[0] = good, good, good, good, good, good, good, good, good,
                        good,       good, good, good, good, good, good, good};
     struct video_info v[17];
     for (int i = 0; i < 17; i++) v[i] = file;
@@ -247,7 +247,7 @@ static void one_record_per_rule(struct comm *world)
 static void frames_of_the_plan(struct comm *world)
 {
     (void)world;
-    struct clip c = {.cap = captions,
+    struct clip_record c = {.cap = captions,
                      .num_cap = 1,
                      .motion = 0.2,
                      .has_cut = true,

@@ -25,10 +25,9 @@ struct probe {
 static struct tensor add(struct probe *p, double lo, double hi, int ndim, const int64_t *dim)
 {
     struct tensor x = dev_tensor(p->d, DT_F64, ndim, dim);
-    p->d->ops->rng_uniform(p->d, x,
-                           rng_open((struct rng_key){.seed = 7, .use = RNG_TEST,
-                                                     .item = (uint64_t)p->n}),
-                           0, lo, hi);
+    p->d->ops->rng_uniform(
+        p->d, x, rng_open((struct rng_key){.seed = 7, .use = RNG_TEST, .item = (uint64_t)p->n}), 0,
+        lo, hi);
     return p->t[p->n++] = x;
 }
 static struct tensor zeros(struct probe *p, int ndim, const int64_t *dim)
@@ -67,8 +66,8 @@ static void judge(struct probe *p, const char *op, const char *name, struct tens
 /* t: q k v o lse do dq dk dv */
 static void attn_forward(struct probe *p)
 {
-    p->d->ops->attn_fwd(p->d, &(struct attn_args){p->t[3], p->t[4], p->t[0], p->t[1], p->t[2],
-                                                  &p->seqs, 0.6});
+    p->d->ops->attn_fwd(
+        p->d, &(struct attn_args){p->t[3], p->t[4], p->t[0], p->t[1], p->t[2], &p->seqs, 0.6});
 }
 static void test_attn(struct comm *w)
 {
@@ -99,8 +98,8 @@ static void norm_forward(struct probe *p)
 {
     static int16_t pos[] = {0, 1, 2, 2, 0, 1, -1, -1, -1, 1, 2, 0, 0, 0, 0};
     const struct tensor at = p->turn ? tensor_make(pos, DT_I16, 2, DIMS(5, 3)) : (struct tensor){0};
-    p->d->ops->norm_rope_fwd(p->d, &(struct norm_rope_args){p->t[2], p->t[3], p->t[0], p->t[1], at,
-                                                            &p->rope, 2, 1e-6});
+    p->d->ops->norm_rope_fwd(
+        p->d, &(struct norm_rope_args){p->t[2], p->t[3], p->t[0], p->t[1], at, &p->rope, 2, 1e-6});
     if (p->one == 0) return; /* one: run the backward as well */
     p->d->ops->norm_rope_bwd(p->d, &(struct norm_rope_grad_args){p->t[5], p->t[6], p->t[4], p->t[0],
                                                                  p->t[3], p->t[1], at, &p->rope, 2,
@@ -210,9 +209,13 @@ static void test_small(struct comm *w)
 /* t: a b bias out aux dout da db dbias dy'; out = gelu(a b^T + bias), all gradients through gemm */
 static void linear_forward(struct probe *p)
 {
-    p->d->ops->gemm(p->d, &(struct gemm_args){.c = p->t[3], .a = p->t[0], .b = p->t[1],
-                                              .trans_b = true, .alpha = 1,
-                                              .epilogue = EPI_BIAS_GELU, .bias = p->t[2],
+    p->d->ops->gemm(p->d, &(struct gemm_args){.c = p->t[3],
+                                              .a = p->t[0],
+                                              .b = p->t[1],
+                                              .trans_b = true,
+                                              .alpha = 1,
+                                              .epilogue = EPI_BIAS_GELU,
+                                              .bias = p->t[2],
                                               .aux = p->t[4]});
 }
 static void test_linear(struct comm *w)
@@ -233,11 +236,17 @@ static void test_linear(struct comm *w)
     for (int i = 0; i < 4; i++) ((double *)one.data)[5 * i] = 1;
     p.forward = linear_forward;
     linear_forward(&p);
-    p.d->ops->gemm(p.d, &(struct gemm_args){.c = dy, .a = p.dout, .b = one, .alpha = 1,
-                                            .epilogue = EPI_DGELU, .aux = p.t[4]});
+    p.d->ops->gemm(
+        p.d, &(struct gemm_args){
+                 .c = dy, .a = p.dout, .b = one, .alpha = 1, .epilogue = EPI_DGELU, .aux = p.t[4]});
     p.d->ops->gemm(p.d, &(struct gemm_args){.c = p.t[6], .a = dy, .b = p.t[1], .alpha = 1});
-    p.d->ops->gemm(p.d, &(struct gemm_args){.c = p.t[7], .a = dy, .b = p.t[0], .trans_a = true,
-                                            .alpha = 1, .beta = 1, .epilogue = EPI_BIAS_GRAD,
+    p.d->ops->gemm(p.d, &(struct gemm_args){.c = p.t[7],
+                                            .a = dy,
+                                            .b = p.t[0],
+                                            .trans_a = true,
+                                            .alpha = 1,
+                                            .beta = 1,
+                                            .epilogue = EPI_BIAS_GRAD,
                                             .bias = p.t[8]});
     judge(&p, "linear", "x", p.t[0], p.t[6]);
     judge(&p, "linear", "w", p.t[1], p.t[7]);
@@ -275,7 +284,8 @@ static void test_loss(struct comm *w)
 int main(int argc, char **argv)
 {
     const struct test t[] = {
-        {.name = "finite differences: linear with gelu, gradients by epilogues", .run = test_linear},
+        {.name = "finite differences: linear with gelu, gradients by epilogues",
+         .run = test_linear},
         {.name = "finite differences: attention over ranges", .run = test_attn},
         {.name = "finite differences: RMS norm and rotation", .run = test_norm},
         {.name = "finite differences: layer norm and modulation", .run = test_ln},

@@ -60,7 +60,7 @@ struct dataset *build_or_open(struct comm *world, const struct settings *s)
     const char *path = s->data.metafile_or_dir;
     if (!path)
         err_stop(RC_CONFIG, "data_config.dataset_config.metafile_or_dir_path: name the data set (made by osp data)");
-    if (world->rank == 0 && s->data.source) {
+    if (world->rank == 0 && s->data.source && !io_exists(path)) {
         launch_catch_signals();
         const struct data_build b = build_for_training(s);
         build_dataset(&b, NULL, &e);

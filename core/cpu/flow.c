@@ -1,5 +1,6 @@
 /* Latents, noise and the flow loss. Numbers are drawn in double and rounded to float, as
- * core/rng.h says; everything here is small beside the blocks, so it is written once, in plain C. */
+ * core/rng.h says; everything here is small beside the blocks, so it is written once, in plain C.
+ */
 #include "core/cpu/cpu.h"
 
 #include <math.h>

@@ -47,10 +47,10 @@ static void blas_part(const struct gemm_part *p)
 {
     const struct gemm_args *g = p->g;
     cblas_sgemm(CblasRowMajor, g->trans_a ? CblasTrans : CblasNoTrans,
-                g->trans_b ? CblasTrans : CblasNoTrans, (blasint)p->m, (blasint)p->n,
-                (blasint)p->k, p->alpha, start_of(g->a, g->trans_a, p->m0, 0),
-                (blasint)tensor_ld(g->a), start_of(g->b, g->trans_b, 0, p->n0),
-                (blasint)tensor_ld(g->b), p->beta, p->c, (blasint)p->ldc);
+                g->trans_b ? CblasTrans : CblasNoTrans, (blasint)p->m, (blasint)p->n, (blasint)p->k,
+                p->alpha, start_of(g->a, g->trans_a, p->m0, 0), (blasint)tensor_ld(g->a),
+                start_of(g->b, g->trans_b, 0, p->n0), (blasint)tensor_ld(g->b), p->beta, p->c,
+                (blasint)p->ldc);
 }
 #endif
 
@@ -58,8 +58,12 @@ static void part_task(void *arg, int64_t task, void *scratch)
 {
     const struct gemm_job *j = arg;
     const struct gemm_args *g = j->g;
-    struct gemm_part p = {.g = g, .m0 = task / j->cols * j->pm, .n0 = task % j->cols * j->pn,
-                          .k = j->k, .alpha = (float)g->alpha, .beta = (float)g->beta};
+    struct gemm_part p = {.g = g,
+                          .m0 = task / j->cols * j->pm,
+                          .n0 = task % j->cols * j->pn,
+                          .k = j->k,
+                          .alpha = (float)g->alpha,
+                          .beta = (float)g->beta};
     p.m = j->m - p.m0 < j->pm ? j->m - p.m0 : j->pm;
     p.n = j->n - p.n0 < j->pn ? j->n - p.n0 : j->pn;
     if (p.m <= 0 || p.n <= 0) return;
@@ -120,8 +124,8 @@ static void check(const struct gemm_args *g, int64_t m, int64_t n, int64_t k)
 void cpu_gemm(struct dev *d, const struct gemm_args *g)
 {
     struct cpu *cpu = cpu_of(d);
-    struct gemm_job j = {.cpu = cpu, .g = g, .m = g->c.dim[0], .n = g->c.dim[1],
-                         .k = g->a.dim[g->trans_a ? 0 : 1]};
+    struct gemm_job j = {
+        .cpu = cpu, .g = g, .m = g->c.dim[0], .n = g->c.dim[1], .k = g->a.dim[g->trans_a ? 0 : 1]};
     check(g, j.m, j.n, j.k);
     if (g->epilogue == EPI_BIAS_GRAD) {
         CHECK(g->bias.dtype == DT_F32, "bias gradient in %s", dtype_name(g->bias.dtype));
@@ -131,9 +135,7 @@ void cpu_gemm(struct dev *d, const struct gemm_args *g)
             par_run(d, j.m, 0, rowsum_task, (void *)(uintptr_t)g);
     }
     if (!j.m || !j.n) return;
-    j.engine = g->a.dtype != g->b.dtype ? GEMM_OWN
-               : g->a.dtype == DT_F32   ? cpu->f32
-                                        : cpu->bf16;
+    j.engine = g->a.dtype != g->b.dtype ? GEMM_OWN : g->a.dtype == DT_F32 ? cpu->f32 : cpu->bf16;
     plan(&j);
     const int64_t parts = (j.m + j.pm - 1) / j.pm * j.cols;
     const size_t acc = g->c.dtype == DT_F32 ? 0 : (size_t)(j.pm * j.pn) * sizeof(float);

@@ -58,7 +58,10 @@ void dnnl_cache_close(struct dnnl_cache *c)
     free(c);
 }
 
-bool dnnl_has_fast_bf16(void) { return dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core_bf16; }
+bool dnnl_has_fast_bf16(void)
+{
+    return dnnl_get_effective_cpu_isa() >= dnnl_cpu_isa_avx512_core_bf16;
+}
 
 const char *dnnl_name(void) { return "oneDNN 2"; }
 

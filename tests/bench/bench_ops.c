@@ -25,7 +25,8 @@ static int runs = 5, threads;
 static void forward(struct dev *d, const struct tensor *t, const struct bench *b)
 {
     (void)b;
-    d->ops->gemm(d, &(struct gemm_args){.c = t[0], .a = t[1], .b = t[2], .trans_b = true, .alpha = 1});
+    d->ops->gemm(d,
+                 &(struct gemm_args){.c = t[0], .a = t[1], .b = t[2], .trans_b = true, .alpha = 1});
 }
 static void backward_x(struct dev *d, const struct tensor *t, const struct bench *b)
 {
@@ -35,7 +36,8 @@ static void backward_x(struct dev *d, const struct tensor *t, const struct bench
 static void backward_w(struct dev *d, const struct tensor *t, const struct bench *b)
 {
     (void)b;
-    d->ops->gemm(d, &(struct gemm_args){.c = t[0], .a = t[1], .b = t[2], .trans_a = true, .alpha = 1});
+    d->ops->gemm(d,
+                 &(struct gemm_args){.c = t[0], .a = t[1], .b = t[2], .trans_a = true, .alpha = 1});
 }
 static void attn(struct dev *d, const struct tensor *t, const struct bench *b)
 {
@@ -50,16 +52,24 @@ static void attn_both(struct dev *d, const struct tensor *t, const struct bench 
     const struct seqs s = {1, &zero, &n, &zero, &n};
     const double scale = 1 / sqrt((double)b->k);
     attn(d, t, b);
-    d->ops->attn_bwd(d, &(struct attn_grad_args){.dq = t[5], .dk = t[6], .dv = t[7], .d_o = t[8],
-                                                 .o = t[0], .lse = t[1], .q = t[2], .k = t[3],
-                                                 .v = t[4], .seqs = &s, .scale = scale});
+    d->ops->attn_bwd(d, &(struct attn_grad_args){.dq = t[5],
+                                                 .dk = t[6],
+                                                 .dv = t[7],
+                                                 .d_o = t[8],
+                                                 .o = t[0],
+                                                 .lse = t[1],
+                                                 .q = t[2],
+                                                 .k = t[3],
+                                                 .v = t[4],
+                                                 .seqs = &s,
+                                                 .scale = scale});
 }
 
-#define LINEAR(row, type, t, n, k)                                                                 \
-    {"linear_" type "_4096x" #n "x" #k "_fwd", row, t, forward, 4096, n, k},                    \
-        {"linear_" type "_4096x" #n "x" #k "_dx", row, t, backward_x, 4096, k, n},              \
-    {                                                                                              \
-        "linear_" type "_4096x" #n "x" #k "_dw", row, t, backward_w, n, k, 4096                 \
+#define LINEAR(row, type, t, n, k)                                                 \
+    {"linear_" type "_4096x" #n "x" #k "_fwd", row, t, forward, 4096, n, k},       \
+        {"linear_" type "_4096x" #n "x" #k "_dx", row, t, backward_x, 4096, k, n}, \
+    {                                                                              \
+        "linear_" type "_4096x" #n "x" #k "_dw", row, t, backward_w, n, k, 4096    \
     }
 static const struct bench table[] = {
     LINEAR(1, "f32", DT_F32, 1536, 1536),
@@ -76,8 +86,9 @@ static const struct bench table[] = {
 static struct tensor filled(struct dev *d, enum dtype t, int ndim, const int64_t *dim, int item)
 {
     struct tensor x = dev_tensor(d, t, ndim, dim);
-    d->ops->rng_uniform(d, x, rng_open((struct rng_key){.seed = 1, .use = RNG_TEST, .item = (uint64_t)item}),
-                        0, -1, 1);
+    d->ops->rng_uniform(
+        d, x, rng_open((struct rng_key){.seed = 1, .use = RNG_TEST, .item = (uint64_t)item}), 0, -1,
+        1);
     return x;
 }
 
@@ -156,11 +167,20 @@ int main(int argc, char **argv)
         if (argv[i][0] == '-' && i + 1 < argc) {
             const char *v = argv[i + 1];
             switch (argv[i++][1]) {
-            case 'd': device = v; break;
-            case 't': threads = atoi(v); break;
-            case 'n': runs = atoi(v) < 1 ? 1 : atoi(v) > MAXRUNS ? MAXRUNS : atoi(v); break;
-            case 'o': folder = v; break;
-            default: err_stop(RC_USAGE, "bench_ops: unknown option %s", argv[i - 1]);
+            case 'd':
+                device = v;
+                break;
+            case 't':
+                threads = atoi(v);
+                break;
+            case 'n':
+                runs = atoi(v) < 1 ? 1 : atoi(v) > MAXRUNS ? MAXRUNS : atoi(v);
+                break;
+            case 'o':
+                folder = v;
+                break;
+            default:
+                err_stop(RC_USAGE, "bench_ops: unknown option %s", argv[i - 1]);
             }
         } else if (parts < 16) {
             part[parts++] = argv[i];
