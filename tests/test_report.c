@@ -102,18 +102,31 @@ static void page_has_everything(struct comm *world)
     put_file(run, "samples/big.mp4", big, 4 << 20);
     free(big);
     char *p = page_of(run);
-    static const char *const want[] = {
-        "<h1>page</h1>", "finished", "Training loss", "Validation loss", "noise level",
-        "Gradient norm", "Learning rate", "Throughput", "1 min 15 s", "(× 0.5)", "(× 0.2)",
-        "data:image/png;base64,iVBOR3g=", "data:video/mp4;base64,dmlkZW8=", "href=\"samples/big.mp4\"",
-        "note: &lt;&amp;&gt;", "2 could not be read", "prefers-color-scheme:dark"};
+    static const char *const want[] = {"<h1>page</h1>",
+                                       "finished",
+                                       "Training loss",
+                                       "Validation loss",
+                                       "noise level",
+                                       "Gradient norm",
+                                       "Learning rate",
+                                       "Throughput",
+                                       "1 min 15 s",
+                                       "(× 0.5)",
+                                       "(× 0.2)",
+                                       "data:image/png;base64,iVBOR3g=",
+                                       "data:video/mp4;base64,dmlkZW8=",
+                                       "href=\"samples/big.mp4\"",
+                                       "note: &lt;&amp;&gt;",
+                                       "2 could not be read",
+                                       "prefers-color-scheme:dark"};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++)
         EXPECT(strstr(p, want[i]), "no \"%s\"", want[i]);
     EXPECT(count(p, "<svg") == count(p, "</svg>") && count(p, "<svg") >= 6, "%d", count(p, "<svg"));
     EXPECT(!strstr(p, "http:") && !strstr(p, "https:") && !strstr(p, "<script"), "self-contained");
     const char *last = strstr(p, "<h2>Schedule");
     EXPECT(!strstr(p, "nan ") && !strstr(p, " nan") && !strstr(p, "inf ") && last, "plain numbers");
-    EXPECT(!strstr(p, "notes.txt") && count(p, "data:video") == 1, "only pictures and small videos");
+    EXPECT(!strstr(p, "notes.txt") && count(p, "data:video") == 1,
+           "only pictures and small videos");
     put_text(run, "config.yaml", "seed: 2  # default\n");
     char *again = page_of(run);
     EXPECT(strstr(again, "seed: 2  # default"), "config.yaml comes first");
@@ -208,7 +221,10 @@ static void odd_curves(struct comm *world)
 int main(int argc, char **argv)
 {
     static const struct test tests[] = {
-        {"metrics.jsonl: a resume hides later steps, cut lines are counted", log_is_read_back, {0}, 0},
+        {"metrics.jsonl: a resume hides later steps, cut lines are counted",
+         log_is_read_back,
+         {0},
+         0},
         {"the page has curves, numbers, samples and configuration, and needs no network",
          page_has_everything,
          {0},

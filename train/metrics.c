@@ -99,14 +99,16 @@ static void begin(struct text *t)
     add(t, "{\"t\":\"%s\"", stamp);
 }
 
-/* A line that is lost costs a point of a curve, not the run: the error is told, training goes on. */
+/* A line that is lost costs a point of a curve, not the run: the error is told, training goes on.
+ */
 static void lost_line(struct metrics *m, const char *why)
 {
     if (m->lost++ == 0)
         log_warn("%s; training goes on, further lost lines are counted at the end", why);
 }
 
-/* The whole line in one append: a reader never sees half of it, and neither does a second writer. */
+/* The whole line in one append: a reader never sees half of it, and neither does a second writer.
+ */
 static void put_line(struct metrics *m, struct text *t)
 {
     add(t, "}\n");
