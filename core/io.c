@@ -95,7 +95,8 @@ void io_mkdir(const char *path, struct err *e)
         if (c != '/' && c != 0) continue;
         *s = 0;
         struct stat st;
-        if (mkdir(part, 0777) != 0 && (errno != EEXIST || stat(part, &st) != 0 || !S_ISDIR(st.st_mode))) {
+        if (mkdir(part, 0777) != 0 &&
+            (errno != EEXIST || stat(part, &st) != 0 || !S_ISDIR(st.st_mode))) {
             if (errno == EEXIST) errno = ENOTDIR;
             failed(e, part, "make folder");
             return;

@@ -9,12 +9,12 @@
 #include <sys/types.h>
 
 #include "core/err.h"
-int io_open_write(const char *path, struct err *e);  /* creates or truncates; -1 on error */
+int io_open_write(const char *path, struct err *e); /* creates or truncates; -1 on error */
 void io_pwrite(int fd, const void *p, size_t n, off_t at, const char *path, struct err *e);
 void io_fsync(int fd, const char *path, struct err *e);
 void io_fsync_path(const char *path, struct err *e); /* file or directory */
 void io_rename(const char *from, const char *to, struct err *e);
-void io_mkdir(const char *path, struct err *e);      /* parents too; existing is fine */
+void io_mkdir(const char *path, struct err *e); /* parents too; existing is fine */
 void io_unlink(const char *path, struct err *e);
 void io_remove_tree(const char *path, struct err *e);
 /* Whole small files. write: temporary name, fsync, rename, fsync of the directory. */
@@ -22,7 +22,7 @@ void io_write_file(const char *path, const void *p, size_t n, struct err *e);
 char *io_read_file(const char *path, size_t *n, struct err *e); /* malloc'ed, 0-terminated */
 bool io_exists(const char *path);
 uint64_t io_free_bytes(const char *path, struct err *e);
-uint32_t io_crc32c(uint32_t crc, const void *p, size_t n);      /* start with 0 */
+uint32_t io_crc32c(uint32_t crc, const void *p, size_t n); /* start with 0 */
 void io_sha256(uint8_t out[32], const void *p, size_t n);
 /* "a/b" from printf arguments; malloc'ed */
 char *io_path(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

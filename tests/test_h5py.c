@@ -77,6 +77,7 @@ static void test_h5py(struct comm *world)
 
 int main(int argc, char **argv)
 {
-    const struct test tests[] = {{.name = "h5py reads every tensor of a checkpoint of 4 ranks", .run = test_h5py}};
+    const struct test tests[] = {
+        {.name = "h5py reads every tensor of a checkpoint of 4 ranks", .run = test_h5py}};
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

@@ -30,8 +30,10 @@ static char *write_yaml(const char *run)
     char *text = io_path(
         "seed: 7\noutput_dir: %s/%s\nweight_dtype: fp32\ngrad_clip: adaptive\nema_decay: 0.99\n"
         "training_iteration: %d\nlog_interval: 1\nsave_interval: 4\ncheckpoint: {keep_last: 2}\n"
-        "model_config: {dim: 48, ffn_dim: 96, freq_dim: 16, in_dim: 12, out_dim: 12, num_heads: 4,\n"
-        "  num_layers: 4, text_len: 8, text_dim: 8, skiparse_model_type: dual_end, sparse_ratio: 2}\n"
+        "model_config: {dim: 48, ffn_dim: 96, freq_dim: 16, in_dim: 12, out_dim: 12, num_heads: "
+        "4,\n"
+        "  num_layers: 4, text_len: 8, text_dim: 8, skiparse_model_type: dual_end, sparse_ratio: "
+        "2}\n"
         "data_config:\n  batch_size: 2\n  global_batch_size: 8\n"
         "  dataset_config: {metafile_or_dir_path: %s, text_max_length: 8, sample_height: 16,\n"
         "    sample_width: 16, sample_num_frames: 4, codec: pixel, text_codec: hash}\n"
@@ -51,7 +53,8 @@ static pid_t start(const char *yaml, const char *log)
     fflush(stdout);
     const pid_t pid = fork();
     if (pid == 0) {
-        const int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0666), in = open("/dev/null", O_RDONLY);
+        const int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0666),
+                  in = open("/dev/null", O_RDONLY);
         dup2(in, 0);
         dup2(fd, 1);
         dup2(fd, 2);
@@ -108,8 +111,9 @@ static void wait_gone(const char *yaml)
 static int diff(const char *a, const char *b)
 {
     char *osp = program();
-    char *cmd = io_path("%s diff %s/%s %s/%s > %s/diff.log 2>&1 || (head -n 12 %s/diff.log; exit 1)", osp,
-                        test_dir(), a, test_dir(), b, test_dir(), test_dir());
+    char *cmd =
+        io_path("%s diff %s/%s %s/%s > %s/diff.log 2>&1 || (head -n 12 %s/diff.log; exit 1)", osp,
+                test_dir(), a, test_dir(), b, test_dir(), test_dir());
     const int rc = system(cmd);
     free(cmd);
     free(osp);
@@ -134,7 +138,8 @@ static void test_kill(struct comm *world)
     char *calm = write_yaml("calm"), *storm = write_yaml("storm");
     char *log = io_path("%s/kill.log", test_dir());
     EXPECT(finish(start(calm, log)) == 0, "the undisturbed run failed, see %s", log);
-    const struct rng_stream s = rng_open((struct rng_key){.seed = (uint64_t)time(NULL), .use = RNG_TEST});
+    const struct rng_stream s =
+        rng_open((struct rng_key){.seed = (uint64_t)time(NULL), .use = RNG_TEST});
     int done = 0, early = 0;
     bool complete = false;
     for (int i = 0; done < kills && i < 4 * kills && !complete; i++) {
@@ -152,7 +157,8 @@ static void test_kill(struct comm *world)
         EXPECT(rc == 0 || rc == 137 || rc == 1 || rc == 143, "kill %d: exit code %d", i, rc);
     }
     if (!complete) EXPECT(finish(start(storm, log)) == 0, "the last start failed, see %s", log);
-    EXPECT(diff("calm", "storm") == 0, "the killed run ends with other bits; see %s/diff.log", test_dir());
+    EXPECT(diff("calm", "storm") == 0, "the killed run ends with other bits; see %s/diff.log",
+           test_dir());
     printf("    %d kills (%d starts too early to kill), %s\n", done, early,
            complete ? "the run ended between kills" : "then run to its end");
     free(calm);
@@ -169,7 +175,8 @@ static void test_signal(struct comm *world)
     pid_t rank[16];
     int n = 0;
     char *lines = io_path("%s/polite/metrics.jsonl", test_dir());
-    for (int i = 0; i < 200 && !(io_exists(lines) && (n = find_ranks(yaml, rank, 16)) == 2); i++) nap(0.05);
+    for (int i = 0; i < 200 && !(io_exists(lines) && (n = find_ranks(yaml, rank, 16)) == 2); i++)
+        nap(0.05);
     nap(0.3);
     if (n) kill(rank[n - 1], SIGUSR1);
     const int rc = finish(pid);
@@ -189,7 +196,9 @@ int main(int argc, char **argv)
     setenv("OMP_NUM_THREADS", "1", 0);
     const struct test tests[] = {
         {.name = "kill -9 at random moments loses nothing", .run = test_kill, .flags = TEST_SLOW},
-        {.name = "a signal to one rank ends all with a checkpoint", .run = test_signal, .flags = TEST_SLOW},
+        {.name = "a signal to one rank ends all with a checkpoint",
+         .run = test_signal,
+         .flags = TEST_SLOW},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

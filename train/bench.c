@@ -29,9 +29,10 @@ static void parse(struct bench *b, const struct args *a)
     const struct {
         const char *key;
         int64_t *value;
-    } numbers[] = {{"threads", &b->threads}, {"t", &b->t}, {"h", &b->h}, {"w", &b->w},
-                   {"ratio", &b->ratio}, {"dim", &b->dim}, {"ffn", &b->ffn},
-                   {"heads", &b->heads}, {"text", &b->text}, {"runs", &b->runs}};
+    } numbers[] = {
+        {"threads", &b->threads}, {"t", &b->t},      {"h", &b->h},     {"w", &b->w},
+        {"ratio", &b->ratio},     {"dim", &b->dim},  {"ffn", &b->ffn}, {"heads", &b->heads},
+        {"text", &b->text},       {"runs", &b->runs}};
     for (int i = 0; i < a->num_sets; i++) {
         const char *s = a->sets[i], *v = strchr(s, '=') + 1;
         const size_t n = (size_t)(v - s) - 1;
@@ -42,8 +43,10 @@ static void parse(struct bench *b, const struct args *a)
                 *numbers[k].value = strtoll(v, &end, 10);
                 known = *v && !*end && (*numbers[k].value > 0 || numbers[k].value == &b->threads);
             }
-        if (n == 5 && strncmp(s, "dtype", n) == 0) known = snprintf(b->dtype, sizeof b->dtype, "%s", v) < 16;
-        if (n == 6 && strncmp(s, "device", n) == 0) known = snprintf(b->device, sizeof b->device, "%s", v) < 16;
+        if (n == 5 && strncmp(s, "dtype", n) == 0)
+            known = snprintf(b->dtype, sizeof b->dtype, "%s", v) < 16;
+        if (n == 6 && strncmp(s, "device", n) == 0)
+            known = snprintf(b->device, sizeof b->device, "%s", v) < 16;
         if (n == 3 && strncmp(s, "out", n) == 0) b->out = v, known = true;
         if (!known) err_stop(RC_USAGE, "bench: cannot use \"%s\"\n%s", s, usage);
     }
@@ -65,18 +68,31 @@ static struct tensor random_tensor(struct block_bench *k, enum dtype t, int64_t 
                                    uint64_t item, double std)
 {
     struct tensor x = dev_tensor(k->dev, t, 2, DIMS(rows, cols));
-    k->dev->ops->rng_normal(k->dev, x, rng_open((struct rng_key){.seed = 1, .use = RNG_TEST, .item = item}),
-                            0, std);
+    k->dev->ops->rng_normal(
+        k->dev, x, rng_open((struct rng_key){.seed = 1, .use = RNG_TEST, .item = item}), 0, std);
     return x;
 }
 
 static void open_bench(struct block_bench *k, const struct bench *b, struct comm *world)
 {
-    const enum dtype T = strcmp(b->dtype, "bf16") == 0 ? DT_BF16 : strcmp(b->dtype, "fp64") == 0 ? DT_F64 : DT_F32;
-    struct model_config m = {.dim = b->dim, .ffn_dim = b->ffn, .freq_dim = 256, .in_dim = 16, .out_dim = 16,
-                             .num_heads = b->heads, .num_layers = 2, .text_len = b->text, .text_dim = 64,
-                             .eps = 1e-6, .qk_norm = true, .cross_attn_norm = true, .skiparse_dim = 1,
-                             .skiparse_model_type = b->ratio > 1 ? SKIPARSE_DUAL_END : SKIPARSE_FULL,
+    const enum dtype T = strcmp(b->dtype, "bf16") == 0   ? DT_BF16
+                         : strcmp(b->dtype, "fp64") == 0 ? DT_F64
+                                                         : DT_F32;
+    struct model_config m = {.dim = b->dim,
+                             .ffn_dim = b->ffn,
+                             .freq_dim = 256,
+                             .in_dim = 16,
+                             .out_dim = 16,
+                             .num_heads = b->heads,
+                             .num_layers = 2,
+                             .text_len = b->text,
+                             .text_dim = 64,
+                             .eps = 1e-6,
+                             .qk_norm = true,
+                             .cross_attn_norm = true,
+                             .skiparse_dim = 1,
+                             .skiparse_model_type =
+                                 b->ratio > 1 ? SKIPARSE_DUAL_END : SKIPARSE_FULL,
                              .sparse_ratio = b->ratio};
     k->dev = dev_open(b->device, T, (int)b->threads);
     world->dev = k->dev;
@@ -86,9 +102,12 @@ static void open_bench(struct block_bench *k, const struct bench *b, struct comm
     fsdp_init_params(k->fsdp, 1);
     k->plan = plan_shape(k->dev, &k->mesh, &m, 1, (int)b->t, (int)b->h, (int)b->w, (int)b->text);
     const int64_t R = k->plan->stage[0].layout->rows;
-    const size_t unit = (size_t)R * (size_t)b->dim * dtype_size(T), text = (size_t)(b->text * b->dim * 16);
-    arena_init(&k->keep, k->dev, unit * 16 + unit * 3 * (size_t)(b->ffn / b->dim + 1) + text + (1 << 22), "keep");
-    arena_init(&k->tmp, k->dev, unit * 10 + unit * 2 * (size_t)(b->ffn / b->dim + 1) + text + (1 << 22), "tmp");
+    const size_t unit = (size_t)R * (size_t)b->dim * dtype_size(T),
+                 text = (size_t)(b->text * b->dim * 16);
+    arena_init(&k->keep, k->dev,
+               unit * 16 + unit * 3 * (size_t)(b->ffn / b->dim + 1) + text + (1 << 22), "keep");
+    arena_init(&k->tmp, k->dev,
+               unit * 10 + unit * 2 * (size_t)(b->ffn / b->dim + 1) + text + (1 << 22), "tmp");
     k->ctx = (struct ctx){k->dev, &k->mesh, fsdp_hooks(k->fsdp), &k->keep, &k->tmp};
     k->x = random_tensor(k, T, R, b->dim, 1, 1);
     k->dy = random_tensor(k, T, R, b->dim, 2, 1);
@@ -103,15 +122,16 @@ static void run_block(struct block_bench *k)
     struct ctx *c = &k->ctx;
     const struct block *b = &k->dit->block[0];
     const struct cond cond = {k->text, k->e0};
-    const struct block_run run = {.stage = &k->plan->stage[0], .rope = &k->dit->rope,
-                                  .full = k->plan->kind[0] == BLOCK_FULL, .policy = RECOMPUTE_NONE,
+    const struct block_run run = {.stage = &k->plan->stage[0],
+                                  .rope = &k->dit->rope,
+                                  .full = k->plan->kind[0] == BLOCK_FULL,
+                                  .policy = RECOMPUTE_NONE,
                                   .keep_any = true};
     struct block_saved saved = {0};
     arena_release(&k->keep, 0);
     arena_release(&k->tmp, 0);
-    struct cond_grad dcond = {
-        .text = ctx_zeros(c, c->keep, ctx_state(c), 2, k->text.dim),
-        .e0 = ctx_zeros(c, c->keep, ctx_state(c), 2, k->e0.dim)};
+    struct cond_grad dcond = {.text = ctx_zeros(c, c->keep, ctx_state(c), 2, k->text.dim),
+                              .e0 = ctx_zeros(c, c->keep, ctx_state(c), 2, k->e0.dim)};
     fsdp_zero_grads(k->fsdp);
     const double t0 = log_seconds();
     unit_enter(c->hooks, 1, PASS_FORWARD);
@@ -163,8 +183,10 @@ static void dump_all(struct block_bench *k, const char *dir)
     const struct {
         const char *name;
         struct tensor t;
-    } list[] = {{"x", k->x}, {"dy", k->dy}, {"text", k->text}, {"e0", k->e0}, {"y", k->y}, {"dx", k->dx}};
-    for (size_t i = 0; i < sizeof list / sizeof *list; i++) dump(dir, list[i].name, k->dev, list[i].t);
+    } list[] = {{"x", k->x},   {"dy", k->dy}, {"text", k->text},
+                {"e0", k->e0}, {"y", k->y},   {"dx", k->dx}};
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        dump(dir, list[i].name, k->dev, list[i].t);
     struct dump_arg a = {dir, "param", k->dev};
     fsdp_each_piece(k->fsdp, STATE_MASTER, dump_param, &a);
     a.kind = "grad";
@@ -192,8 +214,10 @@ int verb_bench(int argc, char **argv)
         run_block(k);
         struct rusage u;
         getrusage(RUSAGE_SELF, &u);
-        printf("{\"bench\": \"block\", \"dtype\": \"%s\", \"tokens\": %lld, \"ratio\": %lld, \"run\": %d, "
-               "\"forward_s\": %.4f, \"backward_s\": %.4f, \"total_s\": %.4f, \"peak_rss_mb\": %.0f}\n",
+        printf("{\"bench\": \"block\", \"dtype\": \"%s\", \"tokens\": %lld, \"ratio\": %lld, "
+               "\"run\": %d, "
+               "\"forward_s\": %.4f, \"backward_s\": %.4f, \"total_s\": %.4f, \"peak_rss_mb\": "
+               "%.0f}\n",
                b.dtype, (long long)k->x.dim[0], (long long)b.ratio, i, k->forward_s, k->backward_s,
                k->forward_s + k->backward_s, (double)u.ru_maxrss / 1024);
     }
