@@ -70,6 +70,7 @@ ifeq ($(DNNL_OK),yes)
 endif
 
 CFLAGS  ?=
+Q       := $(if $(V),,@) # V=1 shows the whole commands
 ALLC    := -std=c17 $(OPT) -g $(WARN) $(MATH) $(OMP) $(SAN) $(DEFS) $(INCS) -MMD -MP $(CFLAGS)
 LINK    := $(OMP) $(SAN) $(LDFLAGS)
 
@@ -107,7 +108,8 @@ osp: $(BUILD)/osp
 $(LIBA): $(OBJS)
 	@rm -f $@; ar rcs $@ $^
 $(BUILD)/osp: $(BUILD)/osp.o $(LIBA)
-	$(CC) $(LINK) -o $@ $(BUILD)/osp.o $(LIBA) $(LIBS)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(LINK) -o $@ $(BUILD)/osp.o $(LIBA) $(LIBS)
 
 # vector kernels: one source per instruction set, chosen at run time
 ifneq ($(filter x86_64%,$(MULTI)),)
@@ -119,10 +121,12 @@ $(BUILD)/core/cpu/%.o: ALLC += -O3
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALLC) -c $< -o $@
+	@echo "  CC  $<"
+	$(Q)$(CC) $(ALLC) -c $< -o $@
 
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(TESTLIB) $(LIBA)
-	$(CC) $(LINK) -o $@ $< $(TESTLIB) $(LIBA) $(LIBS)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(LINK) -o $@ $< $(TESTLIB) $(LIBA) $(LIBS)
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)
 	$(CC) $(LINK) -o $@ $< $(LIBA) $(LIBS)
 tests: probe $(TESTS) $(BUILD)/osp
@@ -164,3 +168,4 @@ help:
 	echo "make asan|ubsan|tsan   fast tests under a sanitizer;  make clang: build with clang, -Werror"; \
 	echo "make check        include directions, style;  make format: clang-format in place"; \
 	echo "make bench        CPU speed side by side with PyTorch;  make clean"
+.SECONDARY:

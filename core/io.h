@@ -23,6 +23,7 @@ char *io_read_file(const char *path, size_t *n, struct err *e); /* malloc'ed, 0-
 bool io_exists(const char *path);
 uint64_t io_free_bytes(const char *path, struct err *e);
 uint32_t io_crc32c(uint32_t crc, const void *p, size_t n); /* start with 0 */
+uint32_t io_crc32c_tables(uint32_t crc, const void *p, size_t n); /* without the CPU's instruction */
 void io_sha256(uint8_t out[32], const void *p, size_t n);
 /* "a/b" from printf arguments; malloc'ed */
 char *io_path(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
