@@ -286,10 +286,11 @@ static void test_values(struct comm *world)
                     "seed=1",
                     "seed=7",
                     "data_config.global_batch_size=null",
+                    "data_config.batch_size=1",
                     "model_config={dim: 128, eps: 1e-5}",
                     "wandb_config.exp_name=x"};
     struct loaded_settings l;
-    settings_load(&l, SETTINGS_TRAIN, "configs/train/tiny.yaml", sets, 9);
+    settings_load(&l, SETTINGS_TRAIN, "configs/train/tiny.yaml", sets, 10);
     const struct settings *s = &l.s;
     EXPECT(s->recompute == -1 && s->recompute_blocks.n == 2, "list");
     EXPECT(s->recompute_blocks.v[1] == 2, "list");
@@ -304,7 +305,7 @@ static void test_values(struct comm *world)
     const struct cfg_field *schema = settings_schema(SETTINGS_TRAIN, &n);
     char where[128];
     cfg_where(schema, n, l.origin, "model_config.dim", where, sizeof where);
-    EXPECT(strcmp(where, "command line:8:20: model_config.dim: ") == 0, "%s", where);
+    EXPECT(strcmp(where, "command line:9:20: model_config.dim: ") == 0, "%s", where);
     cfg_where(schema, n, l.origin, "ema_decay", where, sizeof where);
     EXPECT(strcmp(where, "configs/train/tiny.yaml:15:12: ema_decay: ") == 0, "%s", where);
     cfg_where(schema, n, l.origin, "max_seconds", where, sizeof where);

@@ -311,7 +311,8 @@ static void run_variant(int k, const char *dataset, void (*f)(struct model_case 
         run_variant(k, "v_cond", run_sample_group); \
     }
 VARIANT(0)
-VARIANT(1) VARIANT(2) VARIANT(3) VARIANT(4) VARIANT(5)
+VARIANT(1)
+VARIANT(2) VARIANT(3) VARIANT(4) VARIANT(5)
 
     int main(int argc, char **argv)
 {
