@@ -312,9 +312,12 @@ static void run_variant(int k, const char *dataset, void (*f)(struct model_case 
     }
 VARIANT(0)
 VARIANT(1)
-VARIANT(2) VARIANT(3) VARIANT(4) VARIANT(5)
+VARIANT(2)
+VARIANT(3)
+VARIANT(4)
+VARIANT(5)
 
-    int main(int argc, char **argv)
+int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "models reproduce velocity, loss and all gradients (variant 0: ref f64)",

@@ -10,7 +10,6 @@
 #define VAR(name, kind, role, gap, lo, hi, ...)                                                    \
     case_var(&c, name, kind, role, gap, lo, hi, (int)(sizeof DIMS(__VA_ARGS__) / sizeof(int64_t)), \
              DIMS(__VA_ARGS__))
-static const struct tensor none;
 
 /* ---- gemm ---------------------------------------------------------------------------------- */
 
