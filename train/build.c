@@ -39,7 +39,7 @@ static struct data_build build_of(const struct settings *s)
                                           .max_motion_value = f->max_motion_value},
                                .window_stride = s->data.window_stride,
                                .text_dim = s->model.text_dim,
-                               .text_len = s->model.text_len,
+                               .text_len = s->data.text_max_length,
                                .max_failure_rate = f->max_failure_rate,
                                .interrupted = interrupted};
 }
