@@ -47,7 +47,9 @@ static char *write_yaml(const char *run)
     return path;
 }
 
-static pid_t start(const char *yaml, const char *log)
+static const char *const no_sets[] = {NULL};
+
+static pid_t start_with(const char *yaml, const char *log, const char *const *sets)
 {
     char *osp = program();
     fflush(stdout);
@@ -59,12 +61,16 @@ static pid_t start(const char *yaml, const char *log)
         dup2(fd, 1);
         dup2(fd, 2);
         setpgid(0, 0);
-        execlp("mpirun", "mpirun", "-n", "2", osp, "train", yaml, (char *)NULL);
+        const char *argv[16] = {"mpirun", "-n", "2", osp, "train", yaml};
+        for (int i = 0; sets[i] && i < 8; i++) argv[6 + i] = sets[i];
+        execvp("mpirun", (char *const *)(uintptr_t)argv);
         _exit(127);
     }
     free(osp);
     return pid;
 }
+
+static pid_t start(const char *yaml, const char *log) { return start_with(yaml, log, no_sets); }
 
 /* Ranks of the run: processes with its YAML on their command line that are not mpirun. */
 static int find_ranks(const char *yaml, pid_t *rank, int max)
@@ -188,6 +194,34 @@ static void test_signal(struct comm *world)
     free(lines);
 }
 
+/* A rank that stops answering: the others say so after the deadline and end with code 86. */
+static void test_hang(struct comm *world)
+{
+    (void)world;
+    if (!have_mpirun()) return;
+    char *yaml = write_yaml("hang"), *log = io_path("%s/hang.log", test_dir());
+    const char *const sets[] = {"comm_deadline_s=2", "training_iteration=100000", NULL};
+    const pid_t pid = start_with(yaml, log, sets);
+    pid_t rank[16];
+    int n = 0;
+    char *lines = io_path("%s/hang/metrics.jsonl", test_dir());
+    for (int i = 0; i < 200 && !(io_exists(lines) && (n = find_ranks(yaml, rank, 16)) == 2); i++)
+        nap(0.05);
+    nap(0.5);
+    if (n) kill(rank[0], SIGSTOP);
+    const int rc = finish(pid);
+    EXPECT(rc == RC_HANG, "exit code %d", rc);
+    struct err e = {0};
+    char *text = io_read_file(log, NULL, &e);
+    EXPECT(text && strstr(text, "a rank is missing") && strstr(text, "on axis"), "%s",
+           text ? text : e.msg);
+    wait_gone(yaml);
+    free(text);
+    free(lines);
+    free(log);
+    free(yaml);
+}
+
 int main(int argc, char **argv)
 {
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);
@@ -199,6 +233,7 @@ int main(int argc, char **argv)
         {.name = "a signal to one rank ends all with a checkpoint",
          .run = test_signal,
          .flags = TEST_SLOW},
+        {.name = "a stopped rank is noticed and named", .run = test_hang, .flags = TEST_SLOW},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

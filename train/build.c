@@ -65,6 +65,10 @@ struct dataset *build_or_open(struct comm *world, const struct settings *s)
 {
     struct err e = {0};
     const char *path = s->data.metafile_or_dir;
+    if (s->data.dataset_name == 1)
+        err_stop(RC_CONFIG,
+                 "data_config.dataset_name: t2v_random (noise, which teaches nothing) is not "
+                 "built; name a data set with wan_t2v");
     if (!path)
         err_stop(RC_CONFIG, "data_config.dataset_config.metafile_or_dir_path: name the data set "
                             "(made by osp data)");

@@ -117,6 +117,7 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     arena_init(&s->keep, s->dev, s->cost.keep_bytes + ((size_t)1 << 16), "keep");
     arena_init(&s->tmp, s->dev, s->cost.tmp_bytes + ((size_t)1 << 16), "tmp");
     s->ctx = (struct ctx){s->dev, &s->mesh, fsdp_hooks(s->fsdp), &s->keep, &s->tmp};
+    s->watchdog = watchdog_start(&s->mesh, set->comm_deadline_s);
     s->run = calloc(1, sizeof *s->run);
     CHECK(s->run, "out of memory");
     char text[256];
@@ -132,6 +133,7 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
 
 void session_close(struct session *s)
 {
+    watchdog_stop(s->watchdog);
     free(s->run);
     arena_free(&s->keep);
     arena_free(&s->tmp);
