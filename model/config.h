@@ -16,7 +16,6 @@ enum recompute {                      /* what a block keeps from forward to back
 struct model_config {
     int64_t dim, ffn_dim, freq_dim, in_dim, out_dim, num_heads, num_layers, text_len, text_dim;
     double eps;
-    bool qk_norm, cross_attn_norm;
     int skiparse_model_type; /* enum skiparse_type */
     int64_t sparse_ratio;    /* P */
     int64_t num_full_blocks;

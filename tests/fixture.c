@@ -17,8 +17,6 @@ struct model_config fixture_model(void)
                                  .text_len = 5,
                                  .text_dim = 8,
                                  .eps = 1e-6,
-                                 .qk_norm = true,
-                                 .cross_attn_norm = true,
                                  .skiparse_model_type = SKIPARSE_DUAL_END,
                                  .sparse_ratio = 2,
                                  .num_full_blocks = 0,

@@ -34,8 +34,6 @@ struct model_config golden_model(long long f)
                                  .text_len = (int64_t)h5_attr(f, "/", "text_len"),
                                  .text_dim = (int64_t)h5_attr(f, "/", "text_dim"),
                                  .eps = h5_attr(f, "/", "eps"),
-                                 .qk_norm = true,
-                                 .cross_attn_norm = true,
                                  .skiparse_model_type = full ? SKIPARSE_FULL : SKIPARSE_DUAL_END,
                                  .sparse_ratio = (int64_t)h5_attr(f, "/", "P"),
                                  .num_full_blocks = (int64_t)h5_attr(f, "/", "nf"),

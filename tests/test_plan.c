@@ -33,8 +33,6 @@ static struct settings paper(bool large)
                                    .text_len = 512,
                                    .text_dim = 4096,
                                    .eps = 1e-6,
-                                   .qk_norm = true,
-                                   .cross_attn_norm = true,
                                    .skiparse_model_type = SKIPARSE_DUAL_END,
                                    .sparse_ratio = 2,
                                    .num_full_blocks = 8,

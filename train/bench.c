@@ -88,8 +88,6 @@ static void open_bench(struct block_bench *k, const struct bench *b, struct comm
                              .text_len = b->text,
                              .text_dim = 64,
                              .eps = 1e-6,
-                             .qk_norm = true,
-                             .cross_attn_norm = true,
                              .skiparse_dim = 1,
                              .skiparse_model_type =
                                  b->ratio > 1 ? SKIPARSE_DUAL_END : SKIPARSE_FULL,

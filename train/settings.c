@@ -66,6 +66,10 @@ static void rule_model(struct rules *r)
     const struct settings *s = r->s;
     const struct model_config *m = &s->model;
     const int64_t head = m->dim / m->num_heads;
+    if (r->s->model_name == 1 && m->skiparse_model_type != SKIPARSE_FULL)
+        blame(r, "model_name",
+              "wan_t2v is the model with full attention; set "
+              "model_config.skiparse_model_type: full");
     if (m->dim % m->num_heads)
         blame(r, "model_config.num_heads", "%lld heads do not divide dim %lld", ll(m->num_heads),
               ll(m->dim));

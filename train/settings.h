@@ -20,7 +20,7 @@ struct scheduler_config { /* scheduler_config.* */
 };
 struct data_config {                       /* data_config.* */
     int64_t batch_size, global_batch_size; /* per data rank; ours: whole, 0 = null */
-    bool drop_last, shuffle;
+    bool shuffle;
     int dataset_name;         /* wan_t2v (our HDF5 file), t2v_random (smoke test: needs smoke) */
     char *metafile_or_dir;    /* dataset_config.metafile_or_dir_path: the HDF5 data set */
     char *source;             /* dataset_config.source: meta JSON/CSV to build it from if absent */
@@ -94,7 +94,7 @@ struct settings {
     int device;       /* enum device_choice */
     double ema_decay;
     int64_t ema_update_interval;
-    bool ema_warmup, grad_scale_ref, check_comm, deterministic_training, smoke;
+    bool ema_warmup, grad_scale_ref, check_comm, smoke;
     int64_t max_skipped_steps;
     double stop_before_end_s, comm_deadline_s;
     char *resume; /* auto, never or a path */

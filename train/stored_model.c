@@ -37,8 +37,6 @@ void stored_model_read(struct stored_model *m, const struct ckpt *c, struct err 
         .text_dim = take(s, "model_config.text_dim", p, e),
         .text_len = take(s, "model_config.text_len", p, e),
         .eps = json_number_value(json_object_get(s, "model_config.eps")),
-        .qk_norm = true,
-        .cross_attn_norm = true,
         .skiparse_model_type = (int)take(s, "model_config.skiparse_model_type", p, e),
         .sparse_ratio = take(s, "model_config.sparse_ratio", p, e),
         .num_full_blocks = take(s, "model_config.num_full_blocks", p, e),
