@@ -15,7 +15,7 @@ OPT     := -O2
 OMP     := -fopenmp
 SAN     :=
 ifeq ($(CONFIG),asan)
-  SAN := -fsanitize=address -fno-omit-frame-pointer
+  SAN := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
   OPT := -O1
 endif
 ifeq ($(CONFIG),ubsan)
@@ -143,9 +143,14 @@ test-fast fast:
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh --fast
 golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
+# Sanitizers: everything that handles memory and files of others; tsan: ranks as threads, readers.
+SAN_asan  := config io data dataset filter loader model checkpoint inspect metrics report train ops_rows
+SAN_ubsan := config data filter model ops ops_rows golden_ops
+SAN_tsan  := loader model
 asan ubsan tsan:
-	@$(MAKE) --no-print-directory CONFIG=$@ tests
-	@BUILD=build/$@ scripts/run_tests.sh --fast
+	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
+	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
+	  ASAN_OPTIONS=fast_unwind_on_malloc=0 scripts/run_tests.sh --fast $(SAN_$@:%=/test_%)
 clang:
 	@$(MAKE) --no-print-directory CONFIG=clang CC=clang OMP= WERROR=1 osp tests
 check:
