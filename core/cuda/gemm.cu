@@ -7,7 +7,12 @@
 namespace
 {
 
-enum : int64_t { STRIP = 1 << 24 }; /* elements of that f32 array */
+/* Elements of that f32 array. */
+#ifdef CUDA_EMULATE
+enum : int64_t { STRIP = 1 << 10 };
+#else
+enum : int64_t { STRIP = 1 << 24 };
+#endif
 
 struct Matrix { /* op(t) as element (i, j) */
     View v;
