@@ -83,6 +83,7 @@ ifeq ($(DNNL_OK),yes)
 endif
 
 CFLAGS  ?=
+Q       := $(if $(V),,@) # V=1 shows the whole commands
 ALLC    := -std=c17 $(OPT) -g $(WARN) $(MATH) $(OMP) $(SAN) $(DEFS) $(INCS) -MMD -MP $(CFLAGS)
 # -rdynamic: libosp_cuda.so uses err_stop, tensor_rows and rng_open of the program
 LINK    := $(OMP) $(SAN) -rdynamic $(LDFLAGS)
@@ -95,8 +96,10 @@ SRCS := $(filter-out $(if $(AV_OK),data/video_none.c,$(wildcard data/video_av*.c
 OBJS := $(SRCS:%.c=$(BUILD)/%.o)
 LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)
-TESTSRC := $(filter-out $(if $(CXX_OK),,tests/test_cuda_emulated.c),$(TESTSRC))
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
+# test_ops and test_ops_rows once more, on the kernels of the cuda device as host code
+EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows))
+TESTS   += $(EMULATED)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o
 
@@ -122,7 +125,8 @@ osp: $(BUILD)/osp
 $(LIBA): $(OBJS)
 	@rm -f $@; ar rcs $@ $^
 $(BUILD)/osp: $(BUILD)/osp.o $(LIBA)
-	$(CC) $(LINK) -o $@ $(BUILD)/osp.o $(LIBA) $(LIBS)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(LINK) -o $@ $(BUILD)/osp.o $(LIBA) $(LIBS)
 
 # vector kernels: one source per instruction set, chosen at run time
 ifneq ($(filter x86_64%,$(MULTI)),)
@@ -140,17 +144,20 @@ CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code
 NVFLAGS   := -std=c++20 -O3 $(CUDA_ARCH) -Werror all-warnings -I. -MMD -MP \
              -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden,-g \
              $(if $(CUBLAS_OK),-DHAVE_CUBLASLT -isystem $(CUBLAS)/include)
-cuda: $(if $(NVCC),$(BUILD)/libosp_cuda.so,cuda-missing)
+cuda: $(if $(and $(NVCC),$(CUDA_LIBS)),$(BUILD)/libosp_cuda.so,cuda-missing)
 	@$(if $(CUBLAS_OK),,echo "no cuBLASLt (cublasLt.h; CUBLAS=folder): matrix products by plain kernels, slow")
 .PHONY: cuda-missing
 cuda-missing:
-	@echo "missing: nvcc (CUDA toolkit 12 or newer); put it on PATH or give NVCC=/path/to/nvcc"; exit 1
+	@echo "missing:$(if $(NVCC),, nvcc)$(if $(CUDA_LIBS),, libcudart.so) of the CUDA toolkit (12 or" \
+	      "newer); put nvcc on PATH or give NVCC=/path/to/nvcc"; exit 1
 $(BUILD)/libosp_cuda.so: $(CUDA_OBJS)
-	$(CXX) -shared -o $@ $^ -L$(CUDA_LIBS) -Wl,-rpath,$(CUDA_LIBS) -lcudart \
+	@echo "  LD  $@"
+	$(Q)$(CXX) -shared -o $@ $^ -L$(CUDA_LIBS) -Wl,-rpath,$(CUDA_LIBS) -lcudart \
 	  $(if $(CUBLAS_OK),$(CUBLAS_LIB) -Wl$(comma)-rpath$(comma)$(dir $(CUBLAS_LIB)))
 $(BUILD)/core/cuda/%.o: core/cuda/%.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(NVFLAGS) -c $< -o $@
+	@echo "  NVCC $<"
+	$(Q)$(NVCC) $(NVFLAGS) -c $< -o $@
 comma := ,
 
 # the same kernels as host code, for a test only
@@ -158,17 +165,22 @@ EMU_OBJS := $(patsubst core/cuda/%.cu,$(BUILD)/emulate/%.o,$(filter-out core/cud
             core/cuda/cublaslt.cu,$(wildcard core/cuda/*.cu)))
 $(BUILD)/emulate/%.o: core/cuda/%.cu
 	@mkdir -p $(@D)
-	$(CXX) -x c++ -std=c++20 -DCUDA_EMULATE $(OPT) -g -Wall -Wextra -Wshadow -Wundef \
+	@echo "  CXX $<"
+	$(Q)$(CXX) -x c++ -std=c++20 -DCUDA_EMULATE $(OPT) -g -Wall -Wextra -Wshadow -Wundef \
 	  $(if $(WERROR),-Werror) $(SAN) $(DEFS) -I. -MMD -MP -c $< -o $@
-$(BUILD)/tests/test_cuda_emulated: $(BUILD)/tests/test_cuda_emulated.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
-	$(CXX) $(LINK) -o $@ $^ $(LIBS)
+$(EMULATED): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/test_%.o \
+             $(BUILD)/tests/emulated.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
+	@echo "  LD  $@"
+	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALLC) -c $< -o $@
+	@echo "  CC  $<"
+	$(Q)$(CC) $(ALLC) -c $< -o $@
 
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(TESTLIB) $(LIBA)
-	$(CC) $(LINK) -o $@ $< $(TESTLIB) $(LIBA) $(LIBS)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(LINK) -o $@ $< $(TESTLIB) $(LIBA) $(LIBS)
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)
 	$(CC) $(LINK) -o $@ $< $(LIBA) $(LIBS)
 tests: probe $(TESTS) $(BUILD)/osp
@@ -212,3 +224,4 @@ help:
 	echo "make cuda         only the library of the cuda device (make CUDA=1: all; needs nvcc)"; \
 	echo "make check        include directions, style;  make format: clang-format in place"; \
 	echo "make bench        CPU speed side by side with PyTorch;  make clean"
+.SECONDARY:

@@ -10,14 +10,19 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *usage, *what;
 } verbs[] = {
-    {"train", verb_train, "train CONFIG [key=value ...]", "supervised fine-tuning; resumes by itself"},
-    {"sample", verb_sample, "sample CONFIG [key=value ...]", "prompts to mp4 files and a contact sheet"},
-    {"data", verb_data, "data CONFIG [key=value ...]", "video clips and captions to an HDF5 data set"},
+    {"train", verb_train, "train CONFIG [key=value ...]",
+     "supervised fine-tuning; resumes by itself"},
+    {"sample", verb_sample, "sample CONFIG [key=value ...]",
+     "prompts to mp4 files and a contact sheet"},
+    {"data", verb_data, "data CONFIG [key=value ...]",
+     "video clips and captions to an HDF5 data set"},
     {"inspect", verb_inspect, "inspect RUN|CHECKPOINT", "what is in a checkpoint"},
     {"diff", verb_diff, "diff CHECKPOINT CHECKPOINT", "compares two checkpoints tensor by tensor"},
-    {"plan", verb_plan, "plan CONFIG [ranks=N] [key=value ...]", "memory, FLOPs and communication of a step"},
+    {"plan", verb_plan, "plan CONFIG [ranks=N] [key=value ...]",
+     "memory, FLOPs and communication of a step"},
     {"report", verb_report, "report RUN", "one self-contained HTML page of a run"},
-    {"print-config", verb_print_config, "print-config CONFIG [key=value ...]", "effective values with origins"},
+    {"print-config", verb_print_config, "print-config CONFIG [key=value ...]",
+     "effective values with origins"},
     {"bench", verb_bench, "bench [name]", "speed of the model's block on this device"},
 };
 enum { NUM_VERBS = sizeof verbs / sizeof *verbs };
@@ -26,8 +31,7 @@ static int help(int code)
 {
     FILE *f = code ? stderr : stdout;
     fprintf(f, "usage: osp VERB ...   (mpirun -n N osp VERB ... for several ranks)\n\n");
-    for (int i = 0; i < NUM_VERBS; i++)
-        fprintf(f, "  %-40s %s\n", verbs[i].usage, verbs[i].what);
+    for (int i = 0; i < NUM_VERBS; i++) fprintf(f, "  %-40s %s\n", verbs[i].usage, verbs[i].what);
     fprintf(f, "\nosp VERB --help, osp VERB --help-config\n");
     return code;
 }

@@ -130,9 +130,12 @@ static void entry(struct load *L, const char *key, int key_node, int value)
 {
     const struct ynode *v = &L->t->node[value];
     const int i = find(L, key);
-    if (i >= 0) one_value(L, i, key, key_node, value);
-    else if (!is_section(L, key)) unknown(L, &L->t->node[key_node], key);
-    else if (v->kind == Y_MAP) section(L, value, key);
+    if (i >= 0)
+        one_value(L, i, key, key_node, value);
+    else if (!is_section(L, key))
+        unknown(L, &L->t->node[key_node], key);
+    else if (v->kind == Y_MAP)
+        section(L, value, key);
     else if (!ynode_null(v))
         problem(L, v->line, v->column, key, "is a section: expects nested keys, not %s",
                 v->kind == Y_LIST ? "a list" : "a value");
@@ -188,8 +191,9 @@ static void load_defaults(struct load *L)
         CHECK(ytree_parse(&t, f->fallback, strlen(f->fallback)), "default of %s: %s", f->key,
               t.error);
         if (t.root < 0) t.root = 0; /* "" reads as nothing: the first node is an empty null */
-        if (t.n == 0) t.node[t.n++] = (struct ynode){.plain = true, .text = strdup(""),
-                                                     .first = -1, .next = -1};
+        if (t.n == 0)
+            t.node[t.n++] =
+                (struct ynode){.plain = true, .text = strdup(""), .first = -1, .next = -1};
         CHECK(cfg_assign(f, L->out, &t, t.root, why), "default of %s: %s", f->key, why);
         ytree_free(&t);
     }
@@ -218,8 +222,10 @@ static void load_file(struct load *L, const char *path)
     char *text = malloc(YAML_MAX_BYTES + 2);
     CHECK(text, "out of memory");
     const size_t size = in ? fread(text, 1, YAML_MAX_BYTES + 1, in) : 0;
-    if (!in || ferror(in)) problem(L, 0, 0, "", "cannot be read: %s", strerror(errno));
-    else load_text(L, text, size);
+    if (!in || ferror(in))
+        problem(L, 0, 0, "", "cannot be read: %s", strerror(errno));
+    else
+        load_text(L, text, size);
     if (in) fclose(in);
     free(text);
 }
@@ -241,8 +247,8 @@ static void load_override(struct load *L, const char *set, int number)
     } else {
         if (t.root < 0) { /* "key=": null */
             t.root = t.n++;
-            t.node[t.root] = (struct ynode){.plain = true, .text = strdup(""), .line = 1,
-                                            .column = 1, .first = -1, .next = -1};
+            t.node[t.root] = (struct ynode){
+                .plain = true, .text = strdup(""), .line = 1, .column = 1, .first = -1, .next = -1};
         }
         L->t = &t;
         entry(L, key, t.root, t.root);
@@ -292,8 +298,8 @@ void cfg_where(const struct cfg_field *schema, int n, const struct cfg_origin *o
     for (int i = 0; i < n; i++) {
         if (strcmp(schema[i].key, key) != 0) continue;
         if (origin[i].line > 0)
-            snprintf(out, size, "%s:%d:%d: %s: ", origin[i].file, origin[i].line,
-                     origin[i].column, key);
+            snprintf(out, size, "%s:%d:%d: %s: ", origin[i].file, origin[i].line, origin[i].column,
+                     key);
         else
             snprintf(out, size, "%s: %s: ", origin[i].file, key);
         return;

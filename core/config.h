@@ -12,20 +12,20 @@
 #include "core/err.h"
 
 enum cfg_type {
-    CFG_BOOL,  /* bool */
-    CFG_INT,   /* int64_t */
-    CFG_REAL,  /* double */
-    CFG_TEXT,  /* char *, malloc'ed; null -> NULL */
-    CFG_ENUM,  /* int: index into choices */
-    CFG_REALS, /* struct cfg_reals */
-    CFG_INTS,  /* struct cfg_ints */
-    CFG_TEXTS, /* struct cfg_texts */
+    CFG_BOOL,         /* bool */
+    CFG_INT,          /* int64_t */
+    CFG_REAL,         /* double */
+    CFG_TEXT,         /* char *, malloc'ed; null -> NULL */
+    CFG_ENUM,         /* int: index into choices */
+    CFG_REALS,        /* struct cfg_reals */
+    CFG_INTS,         /* struct cfg_ints */
+    CFG_TEXTS,        /* struct cfg_texts */
     CFG_WORD_OR_INTS, /* int: index into choices, -1: a list (struct cfg_ints at list_offset),
                        * -2: null */
-    CFG_ONLY,    /* no member: nothing but the fallback is accepted; help says why */
-    CFG_IGNORED, /* no member: official key that means nothing here, with anything below it:
-                  * accepted with one notice naming it */
-    CFG_REFUSED  /* no member: never accepted; help is the reason ("was renamed to sp_size") */
+    CFG_ONLY,         /* no member: nothing but the fallback is accepted; help says why */
+    CFG_IGNORED,      /* no member: official key that means nothing here, with anything below it:
+                       * accepted with one notice naming it */
+    CFG_REFUSED       /* no member: never accepted; help is the reason ("was renamed to sp_size") */
 };
 enum { CFG_MAX_ITEMS = 128 };
 struct cfg_reals {
@@ -44,14 +44,14 @@ struct cfg_texts {
 struct cfg_field {
     const char *key;
     enum cfg_type type;
-    size_t offset;              /* into the config struct */
-    const char *fallback;       /* YAML text of the default; NULL: the file must say it */
-    double min, max;            /* for CFG_INT, CFG_REAL and their lists; both 0: no limit */
+    size_t offset;        /* into the config struct */
+    const char *fallback; /* YAML text of the default; NULL: the file must say it */
+    double min, max;      /* for CFG_INT, CFG_REAL and their lists; both 0: no limit */
     /* NULL-terminated. "bf16|bfloat16": other spellings of one choice, the first is printed;
      * "!fp16: reason": known, and refused with the reason. CFG_INT: extra words, see word. */
     const char *const *choices;
     const char *help;
-    int64_t word; /* CFG_INT: value of choices[0] ("auto"), choices[1] is word - 1, ... */
+    int64_t word;       /* CFG_INT: value of choices[0] ("auto"), choices[1] is word - 1, ... */
     size_t list_offset; /* CFG_WORD_OR_INTS */
 };
 struct cfg_origin {

@@ -164,8 +164,9 @@ static bool read_list(const struct cfg_field *f, const struct ytree *t, int node
                       char *why)
 {
     const struct ynode *list = &t->node[node];
-    const char *what = f->type == CFG_REALS ? "a list of numbers"
-                       : f->type == CFG_TEXTS ? "a list of texts" : "a list of integers";
+    const char *what = f->type == CFG_REALS   ? "a list of numbers"
+                       : f->type == CFG_TEXTS ? "a list of texts"
+                                              : "a list of integers";
     if (list->kind != Y_LIST) return expects(why, what, list);
     struct cfg_reals r = {0};
     struct cfg_ints z = {0};
@@ -174,10 +175,14 @@ static bool read_list(const struct cfg_field *f, const struct ytree *t, int node
     bool ok = true;
     char item[CFG_REASON_MAX];
     for (int c = list->first; ok && c >= 0; c = t->node[c].next, n++) {
-        if (n == CFG_MAX_ITEMS) ok = no(item, "only %d are allowed", CFG_MAX_ITEMS);
-        else if (f->type == CFG_REALS) ok = read_real(f, &t->node[c], &r.v[n], item);
-        else if (f->type == CFG_TEXTS) ok = read_text(&t->node[c], &s.v[n], item);
-        else ok = read_int(f, &t->node[c], &z.v[n], item);
+        if (n == CFG_MAX_ITEMS)
+            ok = no(item, "only %d are allowed", CFG_MAX_ITEMS);
+        else if (f->type == CFG_REALS)
+            ok = read_real(f, &t->node[c], &r.v[n], item);
+        else if (f->type == CFG_TEXTS)
+            ok = read_text(&t->node[c], &s.v[n], item);
+        else
+            ok = read_int(f, &t->node[c], &z.v[n], item);
     }
     if (!ok) {
         for (int i = 0; i < CFG_MAX_ITEMS; i++) free(s.v[i]);
@@ -185,9 +190,12 @@ static bool read_list(const struct cfg_field *f, const struct ytree *t, int node
     }
     r.n = z.n = s.n = n;
     if (f->type == CFG_TEXTS) cfg_clear(f, out);
-    if (f->type == CFG_REALS) memcpy(out, &r, sizeof r);
-    else if (f->type == CFG_TEXTS) memcpy(out, &s, sizeof s);
-    else memcpy(out, &z, sizeof z);
+    if (f->type == CFG_REALS)
+        memcpy(out, &r, sizeof r);
+    else if (f->type == CFG_TEXTS)
+        memcpy(out, &s, sizeof s);
+    else
+        memcpy(out, &z, sizeof z);
     return true;
 }
 
@@ -216,8 +224,9 @@ static bool read_only(const struct cfg_field *f, const struct ytree *t, int node
     flow_text(t, node, o);
     fclose(o);
     const bool same = strcmp(text, f->fallback) == 0;
-    if (!same) no(why, "only %s is supported, not %.80s%s%s", f->fallback, text,
-                  f->help ? ": " : "", f->help ? f->help : "");
+    if (!same)
+        no(why, "only %s is supported, not %.80s%s%s", f->fallback, text, f->help ? ": " : "",
+           f->help ? f->help : "");
     free(text);
     return same;
 }
@@ -279,18 +288,28 @@ bool cfg_assign(const struct cfg_field *f, void *out, const struct ytree *t, int
     char *at = (char *)out + f->offset;
     const struct ynode *n = &t->node[node];
     switch (f->type) {
-    case CFG_BOOL: return read_bool(n, (bool *)at, why);
-    case CFG_INT: return assign_int(f, n, (int64_t *)at, why);
-    case CFG_REAL: return read_real(f, n, (double *)at, why);
-    case CFG_TEXT: return read_text(n, (char **)at, why);
-    case CFG_ENUM: return read_choice(f, n, (int *)at, why);
+    case CFG_BOOL:
+        return read_bool(n, (bool *)at, why);
+    case CFG_INT:
+        return assign_int(f, n, (int64_t *)at, why);
+    case CFG_REAL:
+        return read_real(f, n, (double *)at, why);
+    case CFG_TEXT:
+        return read_text(n, (char **)at, why);
+    case CFG_ENUM:
+        return read_choice(f, n, (int *)at, why);
     case CFG_REALS:
     case CFG_INTS:
-    case CFG_TEXTS: return read_list(f, t, node, at, why);
-    case CFG_WORD_OR_INTS: return assign_word_or_ints(f, out, t, node, why);
-    case CFG_ONLY: return read_only(f, t, node, why);
-    case CFG_IGNORED: return true;
-    case CFG_REFUSED: return no(why, "%s", f->help);
+    case CFG_TEXTS:
+        return read_list(f, t, node, at, why);
+    case CFG_WORD_OR_INTS:
+        return assign_word_or_ints(f, out, t, node, why);
+    case CFG_ONLY:
+        return read_only(f, t, node, why);
+    case CFG_IGNORED:
+        return true;
+    case CFG_REFUSED:
+        return no(why, "%s", f->help);
     }
     return no(why, "unknown type in the table");
 }

@@ -49,17 +49,17 @@ static void put_text(FILE *o, const char *s)
         const unsigned c = decode((const unsigned char *)s, &len);
         const bool unprintable = c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x2028 ||
                                  c == 0x2029 || c == 0xfeff || (c & 0xfffe) == 0xfffe;
-        if (c == '"' || c == '\\') fprintf(o, "\\%c", (char)c);
-        else if (unprintable) fprintf(o, c > 0xffff ? "\\U%08X" : "\\u%04X", c);
-        else fwrite(s, 1, (size_t)len, o);
+        if (c == '"' || c == '\\')
+            fprintf(o, "\\%c", (char)c);
+        else if (unprintable)
+            fprintf(o, c > 0xffff ? "\\U%08X" : "\\u%04X", c);
+        else
+            fwrite(s, 1, (size_t)len, o);
     }
     fputc('"', o);
 }
 
-static void put_choice(FILE *o, const char *choice)
-{
-    fwrite(choice, 1, strcspn(choice, "|"), o);
-}
+static void put_choice(FILE *o, const char *choice) { fwrite(choice, 1, strcspn(choice, "|"), o); }
 
 static void put_real(FILE *o, double v)
 {
@@ -97,8 +97,10 @@ static void put_lists(FILE *o, const struct cfg_field *f, const char *at)
     fputc('[', o);
     for (int i = 0; i < n; i++) {
         if (i) fputs(", ", o);
-        if (f->type == CFG_REALS) put_real(o, r->v[i]);
-        else put_text(o, s->v[i]);
+        if (f->type == CFG_REALS)
+            put_real(o, r->v[i]);
+        else
+            put_text(o, s->v[i]);
     }
     fputc(']', o);
 }
@@ -108,17 +110,32 @@ static void put_value(FILE *o, const struct cfg_field *f, const void *cfg)
     const char *at = (const char *)cfg + f->offset;
     const int word = f->type == CFG_ENUM || f->type == CFG_WORD_OR_INTS ? *(const int *)at : 0;
     switch (f->type) {
-    case CFG_BOOL: fputs(*(const bool *)at ? "true" : "false", o); break;
-    case CFG_INT: put_int(o, f, *(const int64_t *)at); break;
-    case CFG_REAL: put_real(o, *(const double *)at); break;
-    case CFG_TEXT: put_text(o, *(char *const *)at); break;
-    case CFG_ENUM: put_choice(o, f->choices[word]); break;
-    case CFG_WORD_OR_INTS:
-        if (word >= 0) put_choice(o, f->choices[word]);
-        else if (word == -2) fputs("null", o);
-        else put_ints(o, (const void *)((const char *)cfg + f->list_offset));
+    case CFG_BOOL:
+        fputs(*(const bool *)at ? "true" : "false", o);
         break;
-    default: put_lists(o, f, at); break;
+    case CFG_INT:
+        put_int(o, f, *(const int64_t *)at);
+        break;
+    case CFG_REAL:
+        put_real(o, *(const double *)at);
+        break;
+    case CFG_TEXT:
+        put_text(o, *(char *const *)at);
+        break;
+    case CFG_ENUM:
+        put_choice(o, f->choices[word]);
+        break;
+    case CFG_WORD_OR_INTS:
+        if (word >= 0)
+            put_choice(o, f->choices[word]);
+        else if (word == -2)
+            fputs("null", o);
+        else
+            put_ints(o, (const void *)((const char *)cfg + f->list_offset));
+        break;
+    default:
+        put_lists(o, f, at);
+        break;
     }
 }
 
@@ -169,12 +186,18 @@ char *cfg_text(const struct cfg_field *schema, int n, const void *cfg,
 /* ---- help -------------------------------------------------------------------------------------*/
 static void put_type(FILE *o, const struct cfg_field *f)
 {
-    static const char *const names[] = {
-        [CFG_BOOL] = "true|false", [CFG_INT] = "integer", [CFG_REAL] = "number",
-        [CFG_TEXT] = "text", [CFG_ENUM] = "", [CFG_REALS] = "list of numbers",
-        [CFG_INTS] = "list of integers", [CFG_TEXTS] = "list of texts",
-        [CFG_WORD_OR_INTS] = "list of integers", [CFG_ONLY] = "only ", [CFG_IGNORED] = "ignored",
-        [CFG_REFUSED] = ""};
+    static const char *const names[] = {[CFG_BOOL] = "true|false",
+                                        [CFG_INT] = "integer",
+                                        [CFG_REAL] = "number",
+                                        [CFG_TEXT] = "text",
+                                        [CFG_ENUM] = "",
+                                        [CFG_REALS] = "list of numbers",
+                                        [CFG_INTS] = "list of integers",
+                                        [CFG_TEXTS] = "list of texts",
+                                        [CFG_WORD_OR_INTS] = "list of integers",
+                                        [CFG_ONLY] = "only ",
+                                        [CFG_IGNORED] = "ignored",
+                                        [CFG_REFUSED] = ""};
     fputs(names[f->type], o);
     if (f->type == CFG_ONLY) fputs(f->fallback, o);
     const char *sep = f->type == CFG_ENUM ? "" : "|";
@@ -205,8 +228,10 @@ char *cfg_help(const struct cfg_field *schema, int n)
         fprintf(o, "%s\n    ", f->key);
         put_type(o, f);
         if (cfg_has_member(f)) {
-            if (f->fallback) fprintf(o, "; default %s", *f->fallback ? f->fallback : "\"\"");
-            else fputs("; required", o);
+            if (f->fallback)
+                fprintf(o, "; default %s", *f->fallback ? f->fallback : "\"\"");
+            else
+                fputs("; required", o);
         }
         fprintf(o, "\n    %s\n", f->help ? f->help : "");
     }

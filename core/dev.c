@@ -109,7 +109,8 @@ static void refuse_holes(const struct dev_ops *ops, const char *name)
     void (*const *slot)(void) =
         (void (*const *)(void))(const void *)((const char *)ops + offsetof(struct dev_ops, alloc));
     for (size_t i = 0; i < n; i++)
-        CHECK(slot[i], "device %s: op number %zu of struct dev_ops (core/dev.h) is missing", name, i);
+        CHECK(slot[i], "device %s: op number %zu of struct dev_ops (core/dev.h) is missing", name,
+              i);
 }
 
 struct dev *dev_open(const char *name, enum dtype compute, int threads)

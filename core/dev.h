@@ -23,7 +23,7 @@ enum epilogue {
     EPI_BIAS,      /* + bias[n] (dtype of b) */
     EPI_BIAS_GELU, /* aux = c + bias (T, [m,n]); c = gelu_tanh(aux) */
     EPI_DGELU,     /* c *= gelu_tanh'(aux) */
-    EPI_BIAS_GRAD  /* bias[m] += sum over k of op(a)[m,k] (S): with op(a) = dy', the bias gradient */
+    EPI_BIAS_GRAD /* bias[m] += sum over k of op(a)[m,k] (S): with op(a) = dy', the bias gradient */
 };
 struct gemm_args {
     struct tensor c, a, b; /* 2-D, rows may be strided */
@@ -39,9 +39,9 @@ struct seqs {
     int n;
     const int32_t *q_first, *q_len, *k_first, *k_len;
 };
-/* q, o: [q rows, heads, head_dim] T; k, v: [k rows, heads, head_dim] T, rows strided; head_dim even,
- * at most 256. lse: [q rows, heads] S, natural log of the sum of exp(scale * q.k). Rows of o that
- * no range covers are left alone. */
+/* q, o: [q rows, heads, head_dim] T; k, v: [k rows, heads, head_dim] T, rows strided; head_dim
+ * even, at most 256. lse: [q rows, heads] S, natural log of the sum of exp(scale * q.k). Rows of o
+ * that no range covers are left alone. */
 struct attn_args {
     struct tensor o, lse, q, k, v;
     const struct seqs *seqs;
@@ -92,9 +92,9 @@ struct ln_grad_args { /* dx =; dscale, dshift [B, C] S += (data NULL: not wanted
 struct adamw_args { /* one flat shard: all [n]; m, v, g, p: S; ema: S or NULL; wire: T or NULL */
     struct tensor p, m, v, g, ema, wire;
     double lr, beta1, beta2, eps, weight_decay;
-    double bias1, bias2;  /* 1 - beta^step */
-    double grad_scale;    /* clip coefficient, applied to g on the fly */
-    double ema_keep;      /* ema -= (1 - ema_keep) * (ema - p); negative: leave the EMA alone */
+    double bias1, bias2; /* 1 - beta^step */
+    double grad_scale;   /* clip coefficient, applied to g on the fly */
+    double ema_keep;     /* ema -= (1 - ema_keep) * (ema - p); negative: leave the EMA alone */
 };
 
 /* Which latent element a patch row holds. Row of C*4 values for patch (1,2,2) at (t,r,c):
@@ -103,10 +103,10 @@ struct adamw_args { /* one flat shard: all [n]; m, v, g, p: S; ema: S or NULL; w
 enum patch_order { PATCH_IN, PATCH_OUT };
 
 struct flow_args { /* x_t = s*noise + (1-s)*z in PATCH_IN order, target = noise - z in PATCH_OUT */
-    struct tensor xt, target; /* [rows, 4C]: xt T, target S */
-    struct tensor z;          /* [B, C, T, H, W] S */
-    struct tensor pos;        /* [rows, 3] i16; negative: padding, both rows are 0 */
-    const double *sigma;      /* [B], host */
+    struct tensor xt, target;    /* [rows, 4C]: xt T, target S */
+    struct tensor z;             /* [B, C, T, H, W] S */
+    struct tensor pos;           /* [rows, 3] i16; negative: padding, both rows are 0 */
+    const double *sigma;         /* [B], host */
     const struct rng_key *noise; /* [B], host: index = element of [C,T,H,W] */
 };
 
@@ -154,7 +154,8 @@ struct dev_ops {
                          enum patch_order);
     void (*flow_rows)(struct dev *, const struct flow_args *);
     /* sum [B] f64 += sum over the rows of sample b of (pred-target)^2; dout = 2*scale*(pred-target)
-     * (data NULL: not wanted). Rows with pos < 0 count nothing and get 0. pred, dout: T; target: S */
+     * (data NULL: not wanted). Rows with pos < 0 count nothing and get 0. pred, dout: T; target: S
+     */
     void (*flow_loss)(struct dev *, struct tensor sum, struct tensor dout, struct tensor pred,
                       struct tensor target, struct tensor pos, double scale);
     /* x [rows,4C] S in PATCH_IN order += dsigma * (u + guidance*(c-u)), c, u: T in PATCH_OUT order;
@@ -164,12 +165,15 @@ struct dev_ops {
     /* flat arrays */
     void (*adamw)(struct dev *, const struct adamw_args *);
     void (*sumsq)(struct dev *, struct tensor sum, struct tensor x); /* sum [1] f64 += sum x^2 */
-    void (*axpy)(struct dev *, struct tensor y, double a, struct tensor x); /* y += a*x; any dtypes */
+    void (*axpy)(struct dev *, struct tensor y, double a,
+                 struct tensor x); /* y += a*x; any dtypes */
     void (*scale)(struct dev *, struct tensor x, double a);
     void (*fill)(struct dev *, struct tensor x, double a);
-    void (*cast)(struct dev *, struct tensor dst, struct tensor src); /* same shape; may be strided */
+    void (*cast)(struct dev *, struct tensor dst,
+                 struct tensor src); /* same shape; may be strided */
     /* x[i] = mean + std * normal(stream, first + i), rounded to float, then to the dtype of x */
-    void (*rng_normal)(struct dev *, struct tensor x, struct rng_stream, uint64_t first, double std);
+    void (*rng_normal)(struct dev *, struct tensor x, struct rng_stream, uint64_t first,
+                       double std);
     void (*rng_uniform)(struct dev *, struct tensor x, struct rng_stream, uint64_t first, double lo,
                         double hi);
 };

@@ -1,63 +1,66 @@
-/* CRC-32C (Castagnoli; the SSE4.2 instruction where there is one) and SHA-256 (FIPS 180-4). */
+/* CRC-32C (Castagnoli, reflected 0x82F63B78), by the CPU's instruction where it has one, and
+ * SHA-256 (FIPS 180-4). */
 #include <pthread.h>
 #include <string.h>
 
 #include "core/io.h"
 
-static uint32_t table[8][256];
+static uint32_t table[8][256]; /* table[k][b]: byte b followed by k zero bytes */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-static void make_table(void)
+static void make_tables(void)
 {
-    for (uint32_t i = 0; i < 256; i++) {
-        uint32_t c = i;
+    for (uint32_t b = 0; b < 256; b++) {
+        uint32_t c = b;
         for (int k = 0; k < 8; k++) c = c & 1 ? c >> 1 ^ 0x82F63B78u : c >> 1;
-        table[0][i] = c;
+        table[0][b] = c;
     }
-    for (int t = 1; t < 8; t++)
-        for (int i = 0; i < 256; i++)
-            table[t][i] = table[t - 1][i] >> 8 ^ table[0][table[t - 1][i] & 255];
+    for (int k = 1; k < 8; k++)
+        for (int b = 0; b < 256; b++)
+            table[k][b] = table[k - 1][b] >> 8 ^ table[0][table[k - 1][b] & 255];
 }
 
-static uint32_t crc_table(uint32_t crc, const uint8_t *p, size_t n)
+uint32_t io_crc32c_tables(uint32_t crc, const void *p, size_t n)
 {
-    pthread_once(&once, make_table);
-    for (; n >= 8; n -= 8, p += 8) {
-        uint64_t w;
-        memcpy(&w, p, 8);
-        w ^= crc;
-        crc = 0;
-        for (int i = 0; i < 8; i++) crc ^= table[7 - i][w >> (8 * i) & 255];
+    const uint8_t *s = p;
+    pthread_once(&once, make_tables);
+    crc = ~crc;
+    for (; n >= 8; n -= 8, s += 8) {
+        crc ^= (uint32_t)s[0] | (uint32_t)s[1] << 8 | (uint32_t)s[2] << 16 | (uint32_t)s[3] << 24;
+        crc = table[7][crc & 255] ^ table[6][crc >> 8 & 255] ^ table[5][crc >> 16 & 255] ^
+              table[4][crc >> 24] ^ table[3][s[4]] ^ table[2][s[5]] ^ table[1][s[6]] ^
+              table[0][s[7]];
     }
-    for (; n; n--, p++) crc = crc >> 8 ^ table[0][(crc ^ *p) & 255];
-    return crc;
+    while (n--) crc = crc >> 8 ^ table[0][(crc ^ *s++) & 255];
+    return ~crc;
 }
 
 #if defined(__x86_64__)
 #include <nmmintrin.h>
-__attribute__((target("sse4.2"))) static uint32_t crc_sse(uint32_t crc, const uint8_t *p, size_t n)
+
+__attribute__((target("sse4.2"))) static uint32_t crc32c_sse42(uint32_t crc, const void *p,
+                                                               size_t n)
 {
-    uint64_t c = crc;
-    for (; n >= 8; n -= 8, p += 8) {
-        uint64_t w;
-        memcpy(&w, p, 8);
-        c = _mm_crc32_u64(c, w);
+    const uint8_t *s = p;
+    uint64_t c = (uint32_t)~crc;
+    for (; n >= 8; n -= 8, s += 8) {
+        uint64_t word;
+        memcpy(&word, s, 8);
+        c = _mm_crc32_u64(c, word);
     }
-    for (; n; n--, p++) c = _mm_crc32_u8((uint32_t)c, *p);
-    return (uint32_t)c;
+    while (n--) c = _mm_crc32_u8((uint32_t)c, *s++);
+    return ~(uint32_t)c;
 }
-#endif
 
 uint32_t io_crc32c(uint32_t crc, const void *p, size_t n)
 {
-    crc = ~crc;
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("sse4.2")) return ~crc_sse(crc, p, n);
-#endif
-    return ~crc_table(crc, p, n);
+    return __builtin_cpu_supports("sse4.2") ? crc32c_sse42(crc, p, n) : io_crc32c_tables(crc, p, n);
 }
+#else
+uint32_t io_crc32c(uint32_t crc, const void *p, size_t n) { return io_crc32c_tables(crc, p, n); }
+#endif
 
-static const uint32_t k256[64] = {
+static const uint32_t round_constant[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -69,43 +72,40 @@ static const uint32_t k256[64] = {
 
 static uint32_t rotr(uint32_t x, int n) { return x >> n | x << (32 - n); }
 
-static void sha_block(uint32_t h[8], const uint8_t *p)
+static void sha256_block(uint32_t h[8], const uint8_t *s)
 {
-    uint32_t w[64], s[8];
+    uint32_t w[64], v[8];
     for (int i = 0; i < 16; i++)
-        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 | (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
-    for (int i = 16; i < 64; i++) {
-        const uint32_t a = w[i - 15], b = w[i - 2];
-        w[i] = w[i - 16] + (rotr(a, 7) ^ rotr(a, 18) ^ a >> 3) + w[i - 7] +
-               (rotr(b, 17) ^ rotr(b, 19) ^ b >> 10);
-    }
-    memcpy(s, h, sizeof s);
+        w[i] = (uint32_t)s[4 * i] << 24 | (uint32_t)s[4 * i + 1] << 16 |
+               (uint32_t)s[4 * i + 2] << 8 | s[4 * i + 3];
+    for (int i = 16; i < 64; i++)
+        w[i] = w[i - 16] + (rotr(w[i - 15], 7) ^ rotr(w[i - 15], 18) ^ w[i - 15] >> 3) + w[i - 7] +
+               (rotr(w[i - 2], 17) ^ rotr(w[i - 2], 19) ^ w[i - 2] >> 10);
+    memcpy(v, h, sizeof v);
     for (int i = 0; i < 64; i++) {
-        const uint32_t t1 = s[7] + (rotr(s[4], 6) ^ rotr(s[4], 11) ^ rotr(s[4], 25)) +
-                            ((s[4] & s[5]) ^ (~s[4] & s[6])) + k256[i] + w[i];
-        const uint32_t t2 = (rotr(s[0], 2) ^ rotr(s[0], 13) ^ rotr(s[0], 22)) +
-                            ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
-        memmove(s + 1, s, 7 * sizeof *s);
-        s[4] += t1;
-        s[0] = t1 + t2;
+        const uint32_t t1 = v[7] + (rotr(v[4], 6) ^ rotr(v[4], 11) ^ rotr(v[4], 25)) +
+                            ((v[4] & v[5]) ^ (~v[4] & v[6])) + round_constant[i] + w[i];
+        const uint32_t t2 = (rotr(v[0], 2) ^ rotr(v[0], 13) ^ rotr(v[0], 22)) +
+                            ((v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]));
+        memmove(v + 1, v, 7 * sizeof *v);
+        v[4] += t1;
+        v[0] = t1 + t2;
     }
-    for (int i = 0; i < 8; i++) h[i] += s[i];
+    for (int i = 0; i < 8; i++) h[i] += v[i];
 }
 
 void io_sha256(uint8_t out[32], const void *p, size_t n)
 {
     uint32_t h[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                      0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-    const uint8_t *q = p;
+    const uint8_t *s = p;
     size_t left = n;
-    for (; left >= 64; left -= 64, q += 64) sha_block(h, q);
+    for (; left >= 64; left -= 64, s += 64) sha256_block(h, s);
     uint8_t tail[128] = {0};
-    memcpy(tail, q, left);
+    if (left) memcpy(tail, s, left);
     tail[left] = 0x80;
-    const size_t size = left < 56 ? 64 : 128;
-    for (int i = 0; i < 8; i++) tail[size - 1 - i] = (uint8_t)((uint64_t)n * 8 >> (8 * i));
-    sha_block(h, tail);
-    if (size == 128) sha_block(h, tail + 64);
-    for (int i = 0; i < 8; i++)
-        for (int k = 0; k < 4; k++) out[4 * i + k] = (uint8_t)(h[i] >> (24 - 8 * k));
+    const size_t len = left < 56 ? 64 : 128;
+    for (int i = 0; i < 8; i++) tail[len - 1 - (size_t)i] = (uint8_t)((uint64_t)n * 8 >> 8 * i);
+    for (size_t i = 0; i < len; i += 64) sha256_block(h, tail + i);
+    for (int i = 0; i < 32; i++) out[i] = (uint8_t)(h[i / 4] >> (24 - 8 * (i % 4)));
 }

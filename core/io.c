@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,62 +14,69 @@
 
 #include "core/fault.h"
 
-/* Every operation is a place where a test can stop the world: "io" counts them all, the second
- * name only its own. A hit makes the operation fail as if the device had. */
-static bool injected(const char *op, const char *path, struct err *e)
+/* Reports errno of "cannot <what> <path>". */
+static void fail(struct err *e, int code, const char *what, const char *path)
 {
-    const bool all = fault_hit("io"), own = fault_hit(op);
-    if (!all && !own) return false;
-    err_set(e, RC_IO, "%s: %s: injected fault", path, op);
-    return true;
+    const int why = errno;
+    struct err one = {0};
+    if (why == ENOSPC || why == EDQUOT) code = RC_IO;
+    err_set(&one, code, "cannot %s \"%s\": %s", what, path, strerror(why));
+    if (!e) err_raise(&one);
+    if (e->code == 0) *e = one;
 }
 
-static void failed(struct err *e, const char *path, const char *op)
+static bool faulty(const char *own) { return fault_hit("io") || fault_hit(own); }
+
+char *io_path(const char *fmt, ...)
 {
-    const int code = errno;
-    err_set(e, code == ENOENT ? RC_NOINPUT : RC_IO, "%s: cannot %s: %s%s", path, op, strerror(code),
-            code == ENOSPC ? " (free space, or point output_dir elsewhere)" : "");
+    char *s = NULL;
+    va_list ap;
+    va_start(ap, fmt);
+    const int n = vasprintf(&s, fmt, ap);
+    va_end(ap);
+    CHECK(n >= 0, "out of memory");
+    return s;
 }
 
 int io_open_write(const char *path, struct err *e)
 {
-    if (injected("io_open", path, e)) return -1;
-    const int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0) failed(e, path, "create");
+    int fd = -1;
+    if (!faulty("io_open")) fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0) fail(e, RC_CANTCREAT, "create", path);
     return fd;
 }
 
 void io_pwrite(int fd, const void *p, size_t n, off_t at, const char *path, struct err *e)
 {
-    if (injected("io_pwrite", path, e)) {
-        /* what a full disk leaves behind: half of the data */
-        ssize_t w = pwrite(fd, p, n / 2, at);
-        (void)w;
+    const char *from = p;
+    if (faulty("io_write")) {
+        fail(e, RC_IO, "write", path);
         return;
     }
-    for (size_t done = 0; done < n;) {
-        const ssize_t w = pwrite(fd, (const char *)p + done, n - done, at + (off_t)done);
+    while (n > 0) {
+        const ssize_t w = pwrite(fd, from, n, at);
         if (w < 0 && errno == EINTR) continue;
+        if (w == 0) errno = EIO;
         if (w <= 0) {
-            if (w == 0) errno = ENOSPC;
-            failed(e, path, "write");
+            fail(e, RC_IO, "write", path);
             return;
         }
-        done += (size_t)w;
+        from += w;
+        at += w;
+        n -= (size_t)w;
     }
 }
 
 void io_fsync(int fd, const char *path, struct err *e)
 {
-    if (injected("io_fsync", path, e)) return;
-    if (fsync(fd) != 0 && errno != EINVAL && errno != EROFS) failed(e, path, "fsync");
+    if (faulty("io_fsync") || fsync(fd) != 0) fail(e, RC_IO, "fsync", path);
 }
 
 void io_fsync_path(const char *path, struct err *e)
 {
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        failed(e, path, "open for fsync");
+        fail(e, RC_IO, "open for fsync", path);
         return;
     }
     io_fsync(fd, path, e);
@@ -77,124 +85,141 @@ void io_fsync_path(const char *path, struct err *e)
 
 void io_rename(const char *from, const char *to, struct err *e)
 {
-    if (injected("io_rename", to, e)) return;
-    if (rename(from, to) != 0) failed(e, to, "rename to");
+    if (!faulty("io_rename") && rename(from, to) == 0) return;
+    const int why = errno;
+    char *both = io_path("%s\" to \"%s", from, to);
+    errno = why;
+    fail(e, RC_IO, "rename", both);
+    free(both);
+}
+
+static bool is_dir(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
 void io_mkdir(const char *path, struct err *e)
 {
-    if (injected("io_mkdir", path, e)) return;
-    char part[4096];
-    if ((size_t)snprintf(part, sizeof part, "%s", path) >= sizeof part) {
-        errno = ENAMETOOLONG;
-        failed(e, path, "make folder");
+    if (is_dir(path)) return;
+    char *copy = io_path("%s", path);
+    char *parent = dirname(copy);
+    struct err own = {0};
+    if (strcmp(parent, path) != 0 && strcmp(parent, ".") != 0 && strcmp(parent, "/") != 0)
+        io_mkdir(parent, e ? &own : NULL);
+    free(copy);
+    if (own.code) {
+        if (e->code == 0) *e = own;
         return;
     }
-    for (char *s = part + 1;; s++) {
-        const char c = *s;
-        if (c != '/' && c != 0) continue;
-        *s = 0;
-        struct stat st;
-        if (mkdir(part, 0777) != 0 && (errno != EEXIST || stat(part, &st) != 0 || !S_ISDIR(st.st_mode))) {
-            if (errno == EEXIST) errno = ENOTDIR;
-            failed(e, part, "make folder");
-            return;
-        }
-        *s = c;
-        if (c == 0) return;
+    if (faulty("io_mkdir") || mkdir(path, 0777) != 0) {
+        if (errno == EEXIST && is_dir(path)) return; /* another rank was faster */
+        fail(e, RC_CANTCREAT, "create directory", path);
     }
 }
 
 void io_unlink(const char *path, struct err *e)
 {
-    if (injected("io_unlink", path, e)) return;
-    if (unlink(path) != 0 && errno != ENOENT) failed(e, path, "remove");
+    if (faulty("io_unlink") || unlink(path) != 0) fail(e, RC_IO, "remove", path);
+}
+
+static void remove_children(const char *path, struct err *e)
+{
+    DIR *d = opendir(path);
+    if (!d) {
+        fail(e, RC_IO, "list", path);
+        return;
+    }
+    for (struct dirent *x; (x = readdir(d)) && e->code == 0;) {
+        if (strcmp(x->d_name, ".") == 0 || strcmp(x->d_name, "..") == 0) continue;
+        char *child = io_path("%s/%s", path, x->d_name);
+        io_remove_tree(child, e);
+        free(child);
+    }
+    closedir(d);
 }
 
 void io_remove_tree(const char *path, struct err *e)
 {
     struct stat st;
-    if (lstat(path, &st) != 0) return;
-    if (!S_ISDIR(st.st_mode)) {
-        io_unlink(path, e);
-        return;
+    struct err own = {0};
+    if (lstat(path, &st) != 0) {
+        if (errno != ENOENT) fail(&own, RC_IO, "remove", path);
+    } else if (!S_ISDIR(st.st_mode)) {
+        io_unlink(path, &own);
+    } else {
+        remove_children(path, &own);
+        if (own.code == 0 && (faulty("io_unlink") || rmdir(path) != 0))
+            fail(&own, RC_IO, "remove directory", path);
     }
-    DIR *d = opendir(path);
-    if (!d) {
-        failed(e, path, "open folder");
-        return;
-    }
-    for (struct dirent *f; !e->code && (f = readdir(d));) {
-        if (strcmp(f->d_name, ".") == 0 || strcmp(f->d_name, "..") == 0) continue;
-        char *child = io_path("%s/%s", path, f->d_name);
-        io_remove_tree(child, e);
-        free(child);
-    }
-    closedir(d);
-    if (!e->code && !injected("io_unlink", path, e) && rmdir(path) != 0) failed(e, path, "remove");
-}
-
-static char *parent_of(const char *path)
-{
-    char *p = strdup(path);
-    if (!p) err_stop(RC_TEMP, "out of memory");
-    char *slash = strrchr(p, '/');
-    if (!slash) {
-        free(p);
-        return strdup(".");
-    }
-    *(slash == p ? slash + 1 : slash) = 0;
-    return p;
+    if (!own.code) return;
+    if (!e) err_raise(&own);
+    if (e->code == 0) *e = own;
 }
 
 void io_write_file(const char *path, const void *p, size_t n, struct err *e)
 {
-    char *tmp = io_path("%s.tmp", path), *parent = parent_of(path);
-    const int fd = io_open_write(tmp, e);
+    struct err own = {0};
+    char *tmp = io_path("%s.tmp", path);
+    const int fd = io_open_write(tmp, &own);
     if (fd >= 0) {
-        io_pwrite(fd, p, n, 0, tmp, e);
-        if (!e->code) io_fsync(fd, tmp, e);
-        if (close(fd) != 0 && !e->code) failed(e, tmp, "close");
+        io_pwrite(fd, p, n, 0, tmp, &own);
+        if (!own.code) io_fsync(fd, tmp, &own);
+        if (close(fd) != 0 && !own.code) fail(&own, RC_IO, "close", tmp);
+        if (!own.code) io_rename(tmp, path, &own);
+        if (own.code) unlink(tmp); /* best effort: the old file is still there */
     }
-    if (!e->code) io_rename(tmp, path, e);
-    if (!e->code) io_fsync_path(parent, e);
-    if (e->code) unlink(tmp); /* best effort; the error that counts is already in e */
-    free(parent);
+    if (!own.code) {
+        char *copy = io_path("%s", path);
+        io_fsync_path(dirname(copy), &own);
+        free(copy);
+    }
     free(tmp);
+    if (!own.code) return;
+    if (!e) err_raise(&own);
+    if (e->code == 0) *e = own;
+}
+
+/* The rest of fd, or NULL with errno set. Files that grow or have no size are fine. */
+static char *slurp(int fd, size_t *n)
+{
+    size_t used = 0, room = 65536;
+    char *buf = malloc(room + 1);
+    CHECK(buf, "out of memory");
+    for (;;) {
+        if (used == room) {
+            room *= 2;
+            buf = realloc(buf, room + 1);
+            CHECK(buf, "out of memory reading %zu bytes", room);
+        }
+        const ssize_t r = read(fd, buf + used, room - used);
+        if (r < 0 && errno == EINTR) continue;
+        if (r < 0) {
+            const int why = errno;
+            free(buf);
+            errno = why;
+            return NULL;
+        }
+        if (r == 0) break;
+        used += (size_t)r;
+    }
+    buf[used] = 0;
+    if (n) *n = used;
+    return buf;
 }
 
 char *io_read_file(const char *path, size_t *n, struct err *e)
 {
+    if (n) *n = 0;
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st) != 0) {
-        failed(e, path, "open");
-        if (fd >= 0) close(fd);
+    if (fd < 0) {
+        fail(e, RC_NOINPUT, "open", path);
         return NULL;
     }
-    if (!S_ISREG(st.st_mode)) {
-        err_set(e, RC_NOINPUT, "%s: not a file", path);
-        close(fd);
-        return NULL;
-    }
-    char *text = malloc((size_t)st.st_size + 1);
-    if (!text) err_stop(RC_TEMP, "%s: out of memory for %lld bytes", path, (long long)st.st_size);
-    size_t done = 0;
-    while (done < (size_t)st.st_size) {
-        const ssize_t r = read(fd, text + done, (size_t)st.st_size - done);
-        if (r < 0 && errno == EINTR) continue;
-        if (r <= 0) break;
-        done += (size_t)r;
-    }
+    char *buf = slurp(fd, n);
+    if (!buf) fail(e, RC_IO, "read", path);
     close(fd);
-    if (done < (size_t)st.st_size) {
-        err_set(e, RC_IO, "%s: read %zu of %lld bytes", path, done, (long long)st.st_size);
-        free(text);
-        return NULL;
-    }
-    text[done] = 0;
-    if (n) *n = done;
-    return text;
+    return buf;
 }
 
 bool io_exists(const char *path)
@@ -205,22 +230,11 @@ bool io_exists(const char *path)
 
 uint64_t io_free_bytes(const char *path, struct err *e)
 {
-    struct statvfs v;
-    if (fault_hit("io_space")) return 0;
-    if (statvfs(path, &v) != 0) {
-        failed(e, path, "ask for free space");
+    struct statvfs s;
+    if (fault_hit("io_space")) return 0; /* a full disk */
+    if (statvfs(path, &s) != 0) {
+        fail(e, RC_IO, "ask for free space on", path);
         return 0;
     }
-    return (uint64_t)v.f_bavail * v.f_frsize;
-}
-
-char *io_path(const char *fmt, ...)
-{
-    char *s = NULL;
-    va_list ap;
-    va_start(ap, fmt);
-    const int n = vasprintf(&s, fmt, ap);
-    va_end(ap);
-    if (n < 0) err_stop(RC_TEMP, "out of memory");
-    return s;
+    return (uint64_t)s.f_bavail * s.f_frsize;
 }

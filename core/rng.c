@@ -47,7 +47,10 @@ uint32_t rng_word(struct rng_stream s, uint64_t index)
 
 static double to_uniform(uint32_t w) { return ((double)w + 0.5) * 0x1p-32; }
 
-double rng_uniform_at(struct rng_stream s, uint64_t index) { return to_uniform(rng_word(s, index)); }
+double rng_uniform_at(struct rng_stream s, uint64_t index)
+{
+    return to_uniform(rng_word(s, index));
+}
 
 double rng_normal_at(struct rng_stream s, uint64_t index)
 {

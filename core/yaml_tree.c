@@ -36,8 +36,11 @@ static int add(struct builder *b, const yaml_event_t *ev, enum ynode_kind kind)
         return -1;
     }
     const int at = t->n++;
-    t->node[at] = (struct ynode){.kind = kind, .line = (int)ev->start_mark.line + 1,
-                                 .column = (int)ev->start_mark.column + 1, .first = -1, .next = -1};
+    t->node[at] = (struct ynode){.kind = kind,
+                                 .line = (int)ev->start_mark.line + 1,
+                                 .column = (int)ev->start_mark.column + 1,
+                                 .first = -1,
+                                 .next = -1};
     if (b->depth == 0) {
         t->root = at;
     } else {
@@ -50,8 +53,10 @@ static int add(struct builder *b, const yaml_event_t *ev, enum ynode_kind kind)
 
 static bool add_scalar(struct builder *b, const yaml_event_t *ev)
 {
-    if (ev->data.scalar.anchor) return fail(b->t, ev->start_mark, "anchors (&name) are refused; "
-                                            "write the value out");
+    if (ev->data.scalar.anchor)
+        return fail(b->t, ev->start_mark,
+                    "anchors (&name) are refused; "
+                    "write the value out");
     if (ev->data.scalar.tag) return fail(b->t, ev->start_mark, "tags (!name) are refused");
     if (strlen((const char *)ev->data.scalar.value) != ev->data.scalar.length)
         return fail(b->t, ev->start_mark, "the text has a NUL character inside");
@@ -82,17 +87,23 @@ static bool open_container(struct builder *b, const yaml_event_t *ev, enum ynode
 static bool take(struct builder *b, const yaml_event_t *ev)
 {
     switch (ev->type) {
-    case YAML_SCALAR_EVENT: return add_scalar(b, ev);
-    case YAML_SEQUENCE_START_EVENT: return open_container(b, ev, Y_LIST);
-    case YAML_MAPPING_START_EVENT: return open_container(b, ev, Y_MAP);
+    case YAML_SCALAR_EVENT:
+        return add_scalar(b, ev);
+    case YAML_SEQUENCE_START_EVENT:
+        return open_container(b, ev, Y_LIST);
+    case YAML_MAPPING_START_EVENT:
+        return open_container(b, ev, Y_MAP);
     case YAML_SEQUENCE_END_EVENT:
-    case YAML_MAPPING_END_EVENT: b->depth--; return true;
+    case YAML_MAPPING_END_EVENT:
+        b->depth--;
+        return true;
     case YAML_ALIAS_EVENT:
         return fail(b->t, ev->start_mark, "aliases (*%s) are refused; write the value out",
                     (const char *)ev->data.alias.anchor);
     case YAML_DOCUMENT_START_EVENT:
         return !b->documents++ || fail(b->t, ev->start_mark, "a second document (---)");
-    default: return true;
+    default:
+        return true;
     }
 }
 
@@ -107,16 +118,16 @@ static void syntax_error(struct ytree *t, const yaml_parser_t *p, const char *te
             at.line += text[i] == '\n';
         }
     }
-    fail(t, at, "syntax error: %s%s%s", p->problem ? p->problem : "unknown",
-         p->context ? " " : "", p->context ? p->context : "");
+    fail(t, at, "syntax error: %s%s%s", p->problem ? p->problem : "unknown", p->context ? " " : "",
+         p->context ? p->context : "");
 }
 
 bool ytree_parse(struct ytree *t, const char *text, size_t size)
 {
     *t = (struct ytree){.root = -1, .node = calloc(YAML_MAX_NODES, sizeof(struct ynode))};
     CHECK(t->node, "out of memory");
-    if (size > YAML_MAX_BYTES) return fail(t, (yaml_mark_t){0}, "larger than %d bytes",
-                                           YAML_MAX_BYTES);
+    if (size > YAML_MAX_BYTES)
+        return fail(t, (yaml_mark_t){0}, "larger than %d bytes", YAML_MAX_BYTES);
     struct builder b = {.t = t};
     yaml_parser_t p;
     CHECK(yaml_parser_initialize(&p), "out of memory");

@@ -42,7 +42,8 @@ enum rule filter_record(const struct clip_record *c, char detail[256])
 }
 
 /* The container is right; a record that says otherwise describes another file. */
-static enum rule check_container(const struct clip_record *c, const struct video_info *v, char *detail)
+static enum rule check_container(const struct clip_record *c, const struct video_info *v,
+                                 char *detail)
 {
     const long long has = (long long)v->frames, said = (long long)c->num_frames;
     if (c->has_size && (c->height != v->height || c->width != v->width))

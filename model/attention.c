@@ -36,9 +36,13 @@ void self_attn_forward(struct ctx *c, const struct self_attn *a, struct tensor o
         v = compact(c, a, v);
         out = compact_new(c, a, o);
     }
-    struct attn_args args = {.o = tensor_heads(out, a->heads), .lse = lse,
-                             .q = tensor_heads(q, a->heads), .k = tensor_heads(k, a->heads),
-                             .v = tensor_heads(v, a->heads), .seqs = ranges(a), .scale = a->scale};
+    struct attn_args args = {.o = tensor_heads(out, a->heads),
+                             .lse = lse,
+                             .q = tensor_heads(q, a->heads),
+                             .k = tensor_heads(k, a->heads),
+                             .v = tensor_heads(v, a->heads),
+                             .seqs = ranges(a),
+                             .scale = a->scale};
     c->dev->ops->attn_fwd(c->dev, &args);
     if (compacts(a)) c->dev->ops->rows_gather(c->dev, o, out, a->stage->unreal);
     arena_release(c->tmp, mark);
@@ -59,11 +63,17 @@ void self_attn_backward(struct ctx *c, const struct self_attn *a, struct self_at
         s.dk = compact_new(c, a, g.dk);
         s.dv = compact_new(c, a, g.dv);
     }
-    struct attn_grad_args args = {
-        .dq = tensor_heads(s.dq, h), .dk = tensor_heads(s.dk, h), .dv = tensor_heads(s.dv, h),
-        .d_o = tensor_heads(s.d_o, h), .o = tensor_heads(s.o, h), .lse = s.lse,
-        .q = tensor_heads(s.q, h), .k = tensor_heads(s.k, h), .v = tensor_heads(s.v, h),
-        .seqs = ranges(a), .scale = a->scale};
+    struct attn_grad_args args = {.dq = tensor_heads(s.dq, h),
+                                  .dk = tensor_heads(s.dk, h),
+                                  .dv = tensor_heads(s.dv, h),
+                                  .d_o = tensor_heads(s.d_o, h),
+                                  .o = tensor_heads(s.o, h),
+                                  .lse = s.lse,
+                                  .q = tensor_heads(s.q, h),
+                                  .k = tensor_heads(s.k, h),
+                                  .v = tensor_heads(s.v, h),
+                                  .seqs = ranges(a),
+                                  .scale = a->scale};
     c->dev->ops->attn_bwd(c->dev, &args);
     if (compacts(a)) {
         c->dev->ops->rows_gather(c->dev, g.dq, s.dq, a->stage->unreal);

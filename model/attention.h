@@ -6,7 +6,7 @@
 #include "model/plan.h"
 struct self_attn {
     const struct stage *stage;
-    bool full;     /* per sample instead of per sub-sequence */
+    bool full; /* per sample instead of per sub-sequence */
     int heads;
     double scale;
 };

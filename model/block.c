@@ -7,16 +7,16 @@
 
 /* The least recompute policy under which a tensor is kept. */
 static const unsigned char kept_from[T_COUNT] = {
-    [T_MOD] = RECOMPUTE_NONE,    [T_MEAN1] = RECOMPUTE_NONE,  [T_RSTD1] = RECOMPUTE_NONE,
-    [T_A] = RECOMPUTE_NONE,      [T_QKV] = RECOMPUTE_GEMM,    [T_RSTD_Q] = RECOMPUTE_NONE,
-    [T_RSTD_K] = RECOMPUTE_NONE, [T_Q] = RECOMPUTE_NONE,      [T_K] = RECOMPUTE_NONE,
+    [T_MOD] = RECOMPUTE_NONE,    [T_MEAN1] = RECOMPUTE_NONE,    [T_RSTD1] = RECOMPUTE_NONE,
+    [T_A] = RECOMPUTE_NONE,      [T_QKV] = RECOMPUTE_GEMM,      [T_RSTD_Q] = RECOMPUTE_NONE,
+    [T_RSTD_K] = RECOMPUTE_NONE, [T_Q] = RECOMPUTE_NONE,        [T_K] = RECOMPUTE_NONE,
     [T_O] = RECOMPUTE_ATTENTION, [T_LSE] = RECOMPUTE_ATTENTION, [T_Y1] = RECOMPUTE_GEMM,
-    [T_X1] = RECOMPUTE_NONE,     [T_MEAN3] = RECOMPUTE_NONE,  [T_RSTD3] = RECOMPUTE_NONE,
-    [T_N3] = RECOMPUTE_NONE,     [T_QC] = RECOMPUTE_GEMM,     [T_RSTD_QC] = RECOMPUTE_NONE,
-    [T_QN] = RECOMPUTE_NONE,     [T_KV] = RECOMPUTE_GEMM,     [T_RSTD_KC] = RECOMPUTE_NONE,
-    [T_KN] = RECOMPUTE_NONE,     [T_OC] = RECOMPUTE_GEMM,     [T_LSEC] = RECOMPUTE_GEMM,
-    [T_Y2] = RECOMPUTE_GEMM,     [T_X2] = RECOMPUTE_NONE,     [T_MEAN2] = RECOMPUTE_NONE,
-    [T_RSTD2] = RECOMPUTE_NONE,  [T_F] = RECOMPUTE_NONE,      [T_H] = RECOMPUTE_GEMM,
+    [T_X1] = RECOMPUTE_NONE,     [T_MEAN3] = RECOMPUTE_NONE,    [T_RSTD3] = RECOMPUTE_NONE,
+    [T_N3] = RECOMPUTE_NONE,     [T_QC] = RECOMPUTE_GEMM,       [T_RSTD_QC] = RECOMPUTE_NONE,
+    [T_QN] = RECOMPUTE_NONE,     [T_KV] = RECOMPUTE_GEMM,       [T_RSTD_KC] = RECOMPUTE_NONE,
+    [T_KN] = RECOMPUTE_NONE,     [T_OC] = RECOMPUTE_GEMM,       [T_LSEC] = RECOMPUTE_GEMM,
+    [T_Y2] = RECOMPUTE_GEMM,     [T_X2] = RECOMPUTE_NONE,       [T_MEAN2] = RECOMPUTE_NONE,
+    [T_RSTD2] = RECOMPUTE_NONE,  [T_F] = RECOMPUTE_NONE,        [T_H] = RECOMPUTE_GEMM,
     [T_G] = RECOMPUTE_NONE,      [T_Y3] = RECOMPUTE_GEMM};
 
 static struct linear linear_of(struct param *w, struct param *b, int parts)
@@ -61,8 +61,8 @@ void block_init(struct block *b, struct unit *u, int unit, const struct model_co
     const int64_t C = m->dim, F = m->ffn_dim;
     char p[32];
     snprintf(p, sizeof p, "blocks.%d.", i);
-    *b = (struct block){.unit = unit, .dim = (int)C, .ffn_dim = (int)F,
-                        .heads = (int)m->num_heads, .eps = m->eps};
+    *b = (struct block){
+        .unit = unit, .dim = (int)C, .ffn_dim = (int)F, .heads = (int)m->num_heads, .eps = m->eps};
     init_self(b, u, p, C);
     init_cross(b, u, p, C);
     struct param *w = param_add_weight(u, p, "ffn.0", F, C, 0);
@@ -100,8 +100,7 @@ static struct tensor mod(struct tensor m, int k, int64_t C) { return tensor_cols
 
 static struct self_attn attention_of(const struct block *b, const struct block_run *run)
 {
-    return (struct self_attn){run->stage, run->full, b->heads,
-                              1 / sqrt((double)b->dim / b->heads)};
+    return (struct self_attn){run->stage, run->full, b->heads, 1 / sqrt((double)b->dim / b->heads)};
 }
 
 static struct tensor row_of(struct param *p) { return tensor_view(p->w, 2, DIMS(1, p->dim[0])); }
@@ -110,8 +109,14 @@ static void norm_mod(struct ctx *c, const struct block *b, struct block_saved *s
                      enum block_tensor mean, enum block_tensor rstd, enum block_tensor out,
                      struct tensor x, struct tensor scale, struct tensor shift, double one)
 {
-    struct ln_args a = {.out = s->t[out], .mean = s->t[mean], .rstd = s->t[rstd], .x = x,
-                        .scale = scale, .shift = shift, .one = one, .eps = b->eps};
+    struct ln_args a = {.out = s->t[out],
+                        .mean = s->t[mean],
+                        .rstd = s->t[rstd],
+                        .x = x,
+                        .scale = scale,
+                        .shift = shift,
+                        .one = one,
+                        .eps = b->eps};
     c->dev->ops->ln_fwd(c->dev, &a);
 }
 
@@ -119,8 +124,13 @@ static void norm_rope(struct ctx *c, const struct block *b, const struct block_r
                       struct tensor out, struct tensor rstd, struct tensor x, struct param *w,
                       bool rotate)
 {
-    struct norm_rope_args a = {.out = out, .rstd = rstd, .x = x, .w = w->w, .rope = run->rope,
-                               .heads = b->heads, .eps = b->eps};
+    struct norm_rope_args a = {.out = out,
+                               .rstd = rstd,
+                               .x = x,
+                               .w = w->w,
+                               .rope = run->rope,
+                               .heads = b->heads,
+                               .eps = b->eps};
     if (rotate) a.pos = run->stage->pos;
     c->dev->ops->norm_rope_fwd(c->dev, &a);
 }
@@ -165,7 +175,8 @@ static void cross_forward(struct ctx *c, const struct block *b, const struct blo
     make(c, run, s, T_MEAN3, S, 1, DIMS(R));
     make(c, run, s, T_RSTD3, S, 1, DIMS(R));
     if (make(c, run, s, T_N3, T, 2, DIMS(R, C))) /* 8 */
-        norm_mod(c, b, s, T_MEAN3, T_RSTD3, T_N3, t[T_X1], row_of(b->norm3_w), row_of(b->norm3_b), 0);
+        norm_mod(c, b, s, T_MEAN3, T_RSTD3, T_N3, t[T_X1], row_of(b->norm3_w), row_of(b->norm3_b),
+                 0);
     if (make(c, run, s, T_QC, T, 2, DIMS(R, C))) /* 9 */
         linear_forward(c, &b->cross_q, t[T_QC], t[T_N3]);
     if (make(c, run, s, T_KV, T, 2, DIMS(L, 2 * C)))
@@ -179,11 +190,13 @@ static void cross_forward(struct ctx *c, const struct block *b, const struct blo
                   false);
     make(c, run, s, T_LSEC, S, 2, DIMS(R, b->heads));
     if (make(c, run, s, T_OC, T, 2, DIMS(R, C))) { /* 10 */
-        struct attn_args a = {.o = tensor_heads(t[T_OC], b->heads), .lse = t[T_LSEC],
+        struct attn_args a = {.o = tensor_heads(t[T_OC], b->heads),
+                              .lse = t[T_LSEC],
                               .q = tensor_heads(t[T_QN], b->heads),
                               .k = tensor_heads(t[T_KN], b->heads),
                               .v = tensor_heads(tensor_cols(t[T_KV], C, C), b->heads),
-                              .seqs = &run->stage->cross, .scale = attention_of(b, run).scale};
+                              .seqs = &run->stage->cross,
+                              .scale = attention_of(b, run).scale};
         c->dev->ops->attn_fwd(c->dev, &a);
     }
     if (make(c, run, s, T_Y2, T, 2, DIMS(R, C))) /* 11 */
@@ -202,7 +215,8 @@ static void ffn_forward(struct ctx *c, const struct block *b, const struct block
     make(c, run, s, T_MEAN2, S, 1, DIMS(R));
     make(c, run, s, T_RSTD2, S, 1, DIMS(R));
     if (make(c, run, s, T_F, T, 2, DIMS(R, C))) /* 12 */
-        norm_mod(c, b, s, T_MEAN2, T_RSTD2, T_F, t[T_X2], mod(t[T_MOD], 4, C), mod(t[T_MOD], 3, C), 1);
+        norm_mod(c, b, s, T_MEAN2, T_RSTD2, T_F, t[T_X2], mod(t[T_MOD], 4, C), mod(t[T_MOD], 3, C),
+                 1);
     const bool h_kept = !make(c, run, s, T_H, T, 2, DIMS(R, F));
     if (make(c, run, s, T_G, T, 2, DIMS(R, F))) { /* 13 */
         if (h_kept)
@@ -217,15 +231,14 @@ static void ffn_forward(struct ctx *c, const struct block *b, const struct block
 }
 
 void block_forward(struct ctx *c, const struct block *b, const struct block_run *run,
-                   struct block_saved *s, struct tensor y, struct tensor x,
-                   const struct cond *cond)
+                   struct block_saved *s, struct tensor y, struct tensor x, const struct cond *cond)
 {
     const int64_t C = b->dim, B = cond->e0.dim[0];
     SHAPE(x, ctx_compute(c), 2, run->stage->layout->rows, C);
     SHAPE(cond->e0, ctx_state(c), 2, B, 6 * C);
     if (make(c, run, s, T_MOD, ctx_state(c), 2, DIMS(B, 6 * C))) /* 1 */
-        c->dev->ops->bcast_add(c->dev, s->t[T_MOD], tensor_view(b->modulation->w, 2, DIMS(1, 6 * C)),
-                               cond->e0);
+        c->dev->ops->bcast_add(c->dev, s->t[T_MOD],
+                               tensor_view(b->modulation->w, 2, DIMS(1, 6 * C)), cond->e0);
     self_forward(c, b, run, s, x);
     cross_forward(c, b, run, s, cond);
     ffn_forward(c, b, run, s, y);
@@ -235,8 +248,15 @@ static void norm_rope_back(struct ctx *c, const struct block *b, const struct bl
                            struct tensor dx, struct tensor dy, struct tensor x, struct tensor rstd,
                            struct param *w, bool rotate)
 {
-    struct norm_rope_grad_args a = {.dx = dx, .dw = w->g, .dy = dy, .x = x, .rstd = rstd,
-                                    .w = w->w, .rope = run->rope, .heads = b->heads, .eps = b->eps};
+    struct norm_rope_grad_args a = {.dx = dx,
+                                    .dw = w->g,
+                                    .dy = dy,
+                                    .x = x,
+                                    .rstd = rstd,
+                                    .w = w->w,
+                                    .rope = run->rope,
+                                    .heads = b->heads,
+                                    .eps = b->eps};
     if (rotate) a.pos = run->stage->pos;
     c->dev->ops->norm_rope_bwd(c->dev, &a);
 }
@@ -247,8 +267,14 @@ static void norm_mod_back(struct ctx *c, struct tensor dx, struct tensor dy, str
                           struct tensor dscale, struct tensor dshift, double one)
 {
     const size_t mark = arena_mark(c->tmp);
-    struct ln_grad_args a = {.dx = arena_like(c->tmp, dx), .dscale = dscale, .dshift = dshift,
-                             .dy = dy, .x = x, .mean = mean, .rstd = rstd, .scale = scale,
+    struct ln_grad_args a = {.dx = arena_like(c->tmp, dx),
+                             .dscale = dscale,
+                             .dshift = dshift,
+                             .dy = dy,
+                             .x = x,
+                             .mean = mean,
+                             .rstd = rstd,
+                             .scale = scale,
                              .one = one};
     c->dev->ops->ln_bwd(c->dev, &a);
     c->dev->ops->axpy(c->dev, dx, 1, a.dx);
@@ -264,7 +290,8 @@ static void ffn_backward(struct ctx *c, const struct block *b, const struct bloc
     const int64_t C = b->dim;
     struct tensor dy3 = arena_like(c->tmp, dx), dh = arena_like(c->tmp, t[T_H]);
     struct tensor df = arena_like(c->tmp, dx);
-    c->dev->ops->gate_add_bwd(c->dev, dy3, mod(dmod, 5, C), dx, t[T_Y3], mod(t[T_MOD], 5, C)); /* 15' */
+    c->dev->ops->gate_add_bwd(c->dev, dy3, mod(dmod, 5, C), dx, t[T_Y3],
+                              mod(t[T_MOD], 5, C)); /* 15' */
     linear_backward(c, &b->ffn_out, (struct linear_grad){.dx = dh, .aux = t[T_H]}, dy3, t[T_G]);
     linear_backward(c, &b->ffn_in, (struct linear_grad){.dx = df}, dh, t[T_F]); /* 14', 13' */
     norm_mod_back(c, dx, df, t[T_X2], t[T_MEAN2], t[T_RSTD2], mod(t[T_MOD], 4, C), mod(dmod, 4, C),
@@ -283,25 +310,30 @@ static void cross_backward(struct ctx *c, const struct block *b, const struct bl
     struct tensor d_o = arena_like(c->tmp, dx), dq = arena_like(c->tmp, dx);
     struct tensor dk = arena_like(c->tmp, t[T_KN]), dkv = arena_like(c->tmp, t[T_KV]);
     linear_backward(c, &b->cross_o, (struct linear_grad){.dx = d_o}, dx, t[T_OC]); /* 11' */
-    struct attn_grad_args a = {
-        .dq = tensor_heads(dq, b->heads), .dk = tensor_heads(dk, b->heads),
-        .dv = tensor_heads(tensor_cols(dkv, C, C), b->heads), .d_o = tensor_heads(d_o, b->heads),
-        .o = tensor_heads(t[T_OC], b->heads), .lse = t[T_LSEC],
-        .q = tensor_heads(t[T_QN], b->heads), .k = tensor_heads(t[T_KN], b->heads),
-        .v = tensor_heads(tensor_cols(t[T_KV], C, C), b->heads), .seqs = &run->stage->cross,
-        .scale = attention_of(b, run).scale};
+    struct attn_grad_args a = {.dq = tensor_heads(dq, b->heads),
+                               .dk = tensor_heads(dk, b->heads),
+                               .dv = tensor_heads(tensor_cols(dkv, C, C), b->heads),
+                               .d_o = tensor_heads(d_o, b->heads),
+                               .o = tensor_heads(t[T_OC], b->heads),
+                               .lse = t[T_LSEC],
+                               .q = tensor_heads(t[T_QN], b->heads),
+                               .k = tensor_heads(t[T_KN], b->heads),
+                               .v = tensor_heads(tensor_cols(t[T_KV], C, C), b->heads),
+                               .seqs = &run->stage->cross,
+                               .scale = attention_of(b, run).scale};
     c->dev->ops->attn_bwd(c->dev, &a); /* 10' */
-    struct tensor dqc = d_o; /* d_o is spent */
+    struct tensor dqc = d_o;           /* d_o is spent */
     norm_rope_back(c, b, run, dqc, dq, t[T_QC], t[T_RSTD_QC], b->cross_norm_q, false);
     norm_rope_back(c, b, run, tensor_cols(dkv, 0, C), dk, tensor_cols(t[T_KV], 0, C), t[T_RSTD_KC],
                    b->cross_norm_k, false);
     linear_backward(c, &b->cross_kv, (struct linear_grad){.dx = dcond->text, .add = true}, dkv,
                     cond->text);
-    struct tensor dn = dq; /* dq is spent */
+    struct tensor dn = dq;                                                         /* dq is spent */
     linear_backward(c, &b->cross_q, (struct linear_grad){.dx = dn}, dqc, t[T_N3]); /* 9' */
     struct tensor dw = b->norm3_w->g, db = b->norm3_b->g;
     if (dw.data) dw = tensor_view(dw, 2, DIMS(1, C)), db = tensor_view(db, 2, DIMS(1, C));
-    norm_mod_back(c, dx, dn, t[T_X1], t[T_MEAN3], t[T_RSTD3], row_of(b->norm3_w), dw, db, 0); /* 8' */
+    norm_mod_back(c, dx, dn, t[T_X1], t[T_MEAN3], t[T_RSTD3], row_of(b->norm3_w), dw, db,
+                  0); /* 8' */
     arena_release(c->tmp, mark);
 }
 
@@ -315,20 +347,26 @@ static void self_backward(struct ctx *c, const struct block *b, const struct blo
     const int64_t C = b->dim;
     struct tensor dy1 = arena_like(c->tmp, dx), d_o = arena_like(c->tmp, dx);
     struct tensor dk = arena_like(c->tmp, dx), dqkv = arena_like(c->tmp, t[T_QKV]);
-    c->dev->ops->gate_add_bwd(c->dev, dy1, mod(dmod, 2, C), dx, t[T_Y1], mod(t[T_MOD], 2, C)); /* 7' */
+    c->dev->ops->gate_add_bwd(c->dev, dy1, mod(dmod, 2, C), dx, t[T_Y1],
+                              mod(t[T_MOD], 2, C));                          /* 7' */
     linear_backward(c, &b->o, (struct linear_grad){.dx = d_o}, dy1, t[T_O]); /* 6' */
-    struct tensor dq = dy1; /* dy1 is spent */
+    struct tensor dq = dy1;                                                  /* dy1 is spent */
     const struct self_attn attn = attention_of(b, run);
     self_attn_backward(c, &attn,
-                       (struct self_attn_grad){.dq = dq, .dk = dk, .dv = tensor_cols(dqkv, 2 * C, C),
-                                               .d_o = d_o, .o = t[T_O], .lse = t[T_LSE],
-                                               .q = t[T_Q], .k = t[T_K],
+                       (struct self_attn_grad){.dq = dq,
+                                               .dk = dk,
+                                               .dv = tensor_cols(dqkv, 2 * C, C),
+                                               .d_o = d_o,
+                                               .o = t[T_O],
+                                               .lse = t[T_LSE],
+                                               .q = t[T_Q],
+                                               .k = t[T_K],
                                                .v = tensor_cols(t[T_QKV], 2 * C, C)}); /* 5' */
     norm_rope_back(c, b, run, tensor_cols(dqkv, 0, C), dq, tensor_cols(t[T_QKV], 0, C), t[T_RSTD_Q],
                    b->norm_q, true); /* 4' */
     norm_rope_back(c, b, run, tensor_cols(dqkv, C, C), dk, tensor_cols(t[T_QKV], C, C), t[T_RSTD_K],
                    b->norm_k, true);
-    struct tensor da = d_o; /* d_o is spent */
+    struct tensor da = d_o;                                                    /* d_o is spent */
     linear_backward(c, &b->qkv, (struct linear_grad){.dx = da}, dqkv, t[T_A]); /* 3' */
     norm_mod_back(c, dx, da, x, t[T_MEAN1], t[T_RSTD1], mod(t[T_MOD], 1, C), mod(dmod, 1, C),
                   mod(dmod, 0, C), 1); /* 2' */

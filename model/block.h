@@ -15,27 +15,45 @@ struct block {
     int unit;
     int dim, ffn_dim, heads;
     double eps;
-    struct linear qkv, o;           /* self attention */
+    struct linear qkv, o; /* self attention */
     struct linear cross_q, cross_kv, cross_o;
     struct linear ffn_in, ffn_out;
     struct param *modulation, *norm_q, *norm_k, *cross_norm_q, *cross_norm_k, *norm3_w, *norm3_b;
 };
-enum block_tensor { /* R rows, C dim, F ffn_dim, B batch, L text rows of the batch */
-    T_MOD,                       /* [B,6C] S */
-    T_MEAN1, T_RSTD1, T_A,       /* [R], [R] S, [R,C] */
-    T_QKV,                       /* [R,3C] before the norms */
-    T_RSTD_Q, T_RSTD_K, T_Q, T_K, /* [R] S, [R,C] normed and rotated */
-    T_O, T_LSE,                  /* [R,C], [R,heads] S */
-    T_Y1, T_X1,                  /* attention output projected; x + g1*y1 */
-    T_MEAN3, T_RSTD3, T_N3,      /* affine norm */
-    T_QC, T_RSTD_QC, T_QN,       /* cross attention query */
-    T_KV, T_RSTD_KC, T_KN,       /* [L,2C], [L] S, [L,C] */
-    T_OC, T_LSEC,                /* [R,C], [R,heads] S */
-    T_Y2, T_X2,                  /* cross output projected; x1 + y2 */
-    T_MEAN2, T_RSTD2, T_F,
-    T_H, T_G,                    /* [R,F] before and after gelu */
-    T_Y3,                        /* ffn output */
-    T_COUNT
+enum block_tensor {        /* R rows, C dim, F ffn_dim, B batch, L text rows of the batch */
+                    T_MOD, /* [B,6C] S */
+                    T_MEAN1,
+                    T_RSTD1,
+                    T_A,   /* [R], [R] S, [R,C] */
+                    T_QKV, /* [R,3C] before the norms */
+                    T_RSTD_Q,
+                    T_RSTD_K,
+                    T_Q,
+                    T_K, /* [R] S, [R,C] normed and rotated */
+                    T_O,
+                    T_LSE, /* [R,C], [R,heads] S */
+                    T_Y1,
+                    T_X1, /* attention output projected; x + g1*y1 */
+                    T_MEAN3,
+                    T_RSTD3,
+                    T_N3, /* affine norm */
+                    T_QC,
+                    T_RSTD_QC,
+                    T_QN, /* cross attention query */
+                    T_KV,
+                    T_RSTD_KC,
+                    T_KN, /* [L,2C], [L] S, [L,C] */
+                    T_OC,
+                    T_LSEC, /* [R,C], [R,heads] S */
+                    T_Y2,
+                    T_X2, /* cross output projected; x1 + y2 */
+                    T_MEAN2,
+                    T_RSTD2,
+                    T_F,
+                    T_H,
+                    T_G,  /* [R,F] before and after gelu */
+                    T_Y3, /* ffn output */
+                    T_COUNT
 };
 struct block_saved {
     struct tensor t[T_COUNT];

@@ -194,8 +194,7 @@ void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struc
     const enum dtype T = ctx_compute(c), S = ctx_state(c);
     const int64_t C = d->config.dim;
     struct tensor buffer[2];
-    for (int k = 0; k < 2; k++)
-        buffer[k] = arena_new(c->tmp, T, 2, DIMS(run->plan->max_rows, C));
+    for (int k = 0; k < 2; k++) buffer[k] = arena_new(c->tmp, T, 2, DIMS(run->plan->max_rows, C));
     struct tensor de = ctx_zeros(c, c->tmp, S, 2, run->embed.e.dim);
     struct cond_grad dcond = {.text = ctx_zeros(c, c->tmp, S, 2, run->embed.ctx.dim),
                               .e0 = ctx_zeros(c, c->tmp, S, 2, run->embed.e0.dim)};
@@ -211,16 +210,22 @@ void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struc
         unit_enter(c->hooks, d->block[i].unit, PASS_BACKWARD);
         struct block_run again = br;
         again.keep_any = false; /* what is missing is made anew, in tmp */
-        block_forward(c, &d->block[i], &again, &run->saved[i], (struct tensor){0}, run->x[i], &cond);
+        block_forward(c, &d->block[i], &again, &run->saved[i], (struct tensor){0}, run->x[i],
+                      &cond);
         block_backward(c, &d->block[i], &br, &run->saved[i], dx, run->x[i], &cond, &dcond);
         unit_leave(c->hooks, d->block[i].unit, PASS_BACKWARD);
         arena_release(c->tmp, inside);
     }
     dx = leave_stage(run, 0, dx, dx.data == buffer[0].data ? buffer[1] : buffer[0]);
     unit_enter(c->hooks, d->embed.unit, PASS_BACKWARD);
-    embed_backward(c, &d->embed, &run->embed, (struct embed_in){run->in.xt, run->in.text, run->in.t},
-                   (struct embed_grad){.dx = dx, .dtext_ctx = dcond.text, .de = de,
-                                       .de0 = dcond.e0, .dxt = dxt, .dtext = dtext});
+    embed_backward(c, &d->embed, &run->embed,
+                   (struct embed_in){run->in.xt, run->in.text, run->in.t},
+                   (struct embed_grad){.dx = dx,
+                                       .dtext_ctx = dcond.text,
+                                       .de = de,
+                                       .de0 = dcond.e0,
+                                       .dxt = dxt,
+                                       .dtext = dtext});
     unit_leave(c->hooks, d->embed.unit, PASS_BACKWARD);
     arena_release(c->tmp, mark);
 }

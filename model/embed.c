@@ -9,7 +9,9 @@
 void embed_init(struct embed *m, struct unit *u, int unit, const struct model_config *cfg)
 {
     const int64_t C = cfg->dim, in = cfg->in_dim * 4;
-    *m = (struct embed){.unit = unit, .dim = (int)C, .freq_dim = (int)cfg->freq_dim,
+    *m = (struct embed){.unit = unit,
+                        .dim = (int)C,
+                        .freq_dim = (int)cfg->freq_dim,
                         .round_t = cfg->timestep_bf16_round};
     m->patch = (struct linear){
         param_add(u, "", "patch_embedding.weight", 0, INIT_UNIFORM, sqrt(6.0 / (double)(C + in)), 5,
@@ -48,11 +50,11 @@ static void time_forward(struct ctx *c, const struct embed *m, struct embed_save
     s->e = arena_new(c->keep, S, 2, DIMS(B, C));
     s->silu_e = arena_new(c->keep, T, 2, DIMS(B, C));
     s->e0 = arena_new(c->keep, S, 2, DIMS(B, 6 * C));
-    c->dev->ops->sinusoid(c->dev, s->wave, rounded);  /* 1 */
-    linear_forward(c, &m->time_in, s->h, s->wave);    /* 2 */
-    c->dev->ops->silu_fwd(c->dev, s->silu_h, s->h);   /* 3 */
-    linear_forward(c, &m->time_out, s->e, s->silu_h); /* 4 */
-    c->dev->ops->silu_fwd(c->dev, s->silu_e, s->e);   /* 5 */
+    c->dev->ops->sinusoid(c->dev, s->wave, rounded);    /* 1 */
+    linear_forward(c, &m->time_in, s->h, s->wave);      /* 2 */
+    c->dev->ops->silu_fwd(c->dev, s->silu_h, s->h);     /* 3 */
+    linear_forward(c, &m->time_out, s->e, s->silu_h);   /* 4 */
+    c->dev->ops->silu_fwd(c->dev, s->silu_e, s->e);     /* 5 */
     linear_forward(c, &m->time_proj, s->e0, s->silu_e); /* 6 */
     free(rounded);
 }
@@ -77,8 +79,10 @@ static void time_backward(struct ctx *c, const struct embed *m, const struct emb
 {
     const enum dtype T = ctx_compute(c), S = ctx_state(c);
     const int64_t B = de.dim[0], C = m->dim;
-    struct tensor g0 = arena_new(c->tmp, T, 2, DIMS(B, 6 * C)), g = arena_new(c->tmp, T, 2, DIMS(B, C));
-    struct tensor ds = arena_new(c->tmp, S, 2, DIMS(B, C)), dz = arena_new(c->tmp, S, 2, DIMS(B, C));
+    struct tensor g0 = arena_new(c->tmp, T, 2, DIMS(B, 6 * C)),
+                  g = arena_new(c->tmp, T, 2, DIMS(B, C));
+    struct tensor ds = arena_new(c->tmp, S, 2, DIMS(B, C)),
+                  dz = arena_new(c->tmp, S, 2, DIMS(B, C));
     c->dev->ops->cast(c->dev, g0, de0);
     linear_backward(c, &m->time_proj, (struct linear_grad){.dx = ds}, g0, s->silu_e); /* 6' */
     c->dev->ops->silu_bwd(c->dev, dz, ds, s->e);                                      /* 5' */
@@ -98,7 +102,7 @@ void embed_backward(struct ctx *c, const struct embed *m, const struct embed_sav
     linear_backward(c, &m->patch, (struct linear_grad){.dx = g.dxt}, g.dx, in.xt); /* 9' */
     c->dev->ops->cast(c->dev, dctx, g.dtext_ctx);
     linear_backward(c, &m->text_out, (struct linear_grad){.dx = dh, .aux = s->text_h}, dctx,
-                    s->text_g);                                                           /* 8' */
+                    s->text_g);                                                        /* 8' */
     linear_backward(c, &m->text_in, (struct linear_grad){.dx = g.dtext}, dh, in.text); /* 7' */
     time_backward(c, m, s, g.de, g.de0);
     arena_release(c->tmp, mark);

@@ -17,16 +17,16 @@ struct embed_in {
     const double *t;    /* [B] host: 1000 * sigma */
 };
 struct embed_saved {
-    struct tensor x, ctx;          /* out: [R,C] T, [L,C] T */
-    struct tensor e, e0;           /* out: [B,C] S, [B,6C] S */
-    struct tensor text_h, text_g;  /* [L,C] before and after gelu */
+    struct tensor x, ctx;                  /* out: [R,C] T, [L,C] T */
+    struct tensor e, e0;                   /* out: [B,C] S, [B,6C] S */
+    struct tensor text_h, text_g;          /* [L,C] before and after gelu */
     struct tensor wave, h, silu_h, silu_e; /* [B,freq] T, [B,C] S, T, T */
 };
 struct embed_grad {
-    struct tensor dx;          /* [R,C] T */
-    struct tensor dtext_ctx;   /* [L,C] S */
-    struct tensor de, de0;     /* [B,C] S, [B,6C] S */
-    struct tensor dxt, dtext;  /* out, T; data NULL: not wanted */
+    struct tensor dx;         /* [R,C] T */
+    struct tensor dtext_ctx;  /* [L,C] S */
+    struct tensor de, de0;    /* [B,C] S, [B,6C] S */
+    struct tensor dxt, dtext; /* out, T; data NULL: not wanted */
 };
 void embed_init(struct embed *m, struct unit *u, int unit, const struct model_config *cfg);
 /* All of s is made in the keep arena. */

@@ -30,25 +30,37 @@ void head_forward(struct ctx *c, const struct head *h, struct head_saved *s, str
     s->rstd = arena_new(c->keep, S, 1, DIMS(R));
     s->a = arena_new(c->keep, T, 2, DIMS(R, C));
     for (int k = 0; k < 2; k++) /* 1 */
-        c->dev->ops->bcast_add(c->dev, tensor_cols(s->mod, k * C, C), row(h->modulation->w, k, C), e);
-    struct ln_args a = {.out = s->a, .mean = s->mean, .rstd = s->rstd, .x = x,
-                        .scale = tensor_cols(s->mod, C, C), .shift = tensor_cols(s->mod, 0, C),
-                        .one = 1, .eps = h->eps};
-    c->dev->ops->ln_fwd(c->dev, &a);         /* 2 */
-    linear_forward(c, &h->out, out, s->a);   /* 3 */
+        c->dev->ops->bcast_add(c->dev, tensor_cols(s->mod, k * C, C), row(h->modulation->w, k, C),
+                               e);
+    struct ln_args a = {.out = s->a,
+                        .mean = s->mean,
+                        .rstd = s->rstd,
+                        .x = x,
+                        .scale = tensor_cols(s->mod, C, C),
+                        .shift = tensor_cols(s->mod, 0, C),
+                        .one = 1,
+                        .eps = h->eps};
+    c->dev->ops->ln_fwd(c->dev, &a);       /* 2 */
+    linear_forward(c, &h->out, out, s->a); /* 3 */
 }
 
-void head_backward(struct ctx *c, const struct head *h, const struct head_saved *s, struct tensor dx,
-                   struct tensor de, struct tensor dout, struct tensor x)
+void head_backward(struct ctx *c, const struct head *h, const struct head_saved *s,
+                   struct tensor dx, struct tensor de, struct tensor dout, struct tensor x)
 {
     const size_t mark = arena_mark(c->tmp);
     const int64_t C = h->dim;
     struct tensor da = arena_like(c->tmp, s->a);
     struct tensor dmod = ctx_zeros(c, c->tmp, s->mod.dtype, 2, s->mod.dim);
     linear_backward(c, &h->out, (struct linear_grad){.dx = da}, dout, s->a); /* 3' */
-    struct ln_grad_args a = {.dx = dx, .dscale = tensor_cols(dmod, C, C),
-                             .dshift = tensor_cols(dmod, 0, C), .dy = da, .x = x, .mean = s->mean,
-                             .rstd = s->rstd, .scale = tensor_cols(s->mod, C, C), .one = 1};
+    struct ln_grad_args a = {.dx = dx,
+                             .dscale = tensor_cols(dmod, C, C),
+                             .dshift = tensor_cols(dmod, 0, C),
+                             .dy = da,
+                             .x = x,
+                             .mean = s->mean,
+                             .rstd = s->rstd,
+                             .scale = tensor_cols(s->mod, C, C),
+                             .one = 1};
     c->dev->ops->ln_bwd(c->dev, &a); /* 2' */
     if (h->modulation->g.data)       /* 1' */
         c->dev->ops->colsum_add(c->dev, tensor_view(h->modulation->g, 1, DIMS(2 * C)), dmod);

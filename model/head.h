@@ -19,6 +19,6 @@ void head_init(struct head *h, struct unit *u, int unit, const struct model_conf
 void head_forward(struct ctx *c, const struct head *h, struct head_saved *s, struct tensor out,
                   struct tensor x, struct tensor e);
 /* dx =; de += */
-void head_backward(struct ctx *c, const struct head *h, const struct head_saved *s, struct tensor dx,
-                   struct tensor de, struct tensor dout, struct tensor x);
+void head_backward(struct ctx *c, const struct head *h, const struct head_saved *s,
+                   struct tensor dx, struct tensor de, struct tensor dout, struct tensor x);
 #endif

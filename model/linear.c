@@ -18,8 +18,13 @@ static struct tensor joined(const struct param *p, int parts, bool grad)
 static void product(struct ctx *c, const struct linear *l, struct tensor y, struct tensor aux,
                     struct tensor x, enum epilogue e)
 {
-    struct gemm_args g = {.c = y, .a = x, .b = joined(l->w, l->parts, false), .trans_b = true,
-                          .alpha = 1, .epilogue = e, .bias = joined(l->b, l->parts, false),
+    struct gemm_args g = {.c = y,
+                          .a = x,
+                          .b = joined(l->w, l->parts, false),
+                          .trans_b = true,
+                          .alpha = 1,
+                          .epilogue = e,
+                          .bias = joined(l->b, l->parts, false),
                           .aux = aux};
     c->dev->ops->gemm(c->dev, &g);
 }
@@ -40,14 +45,24 @@ void linear_backward(struct ctx *c, const struct linear *l, struct linear_grad g
 {
     struct tensor dw = joined(l->w, l->parts, true);
     if (g.dx.data) {
-        struct gemm_args a = {.c = g.dx, .a = dy, .b = joined(l->w, l->parts, false), .alpha = 1,
-                              .beta = g.add ? 1 : 0, .aux = g.aux,
+        struct gemm_args a = {.c = g.dx,
+                              .a = dy,
+                              .b = joined(l->w, l->parts, false),
+                              .alpha = 1,
+                              .beta = g.add ? 1 : 0,
+                              .aux = g.aux,
                               .epilogue = g.aux.data ? EPI_DGELU : EPI_NONE};
         c->dev->ops->gemm(c->dev, &a);
     }
     if (dw.data) {
-        struct gemm_args a = {.c = dw, .a = dy, .b = x, .trans_a = true, .alpha = 1, .beta = 1,
-                              .epilogue = EPI_BIAS_GRAD, .bias = joined(l->b, l->parts, true)};
+        struct gemm_args a = {.c = dw,
+                              .a = dy,
+                              .b = x,
+                              .trans_a = true,
+                              .alpha = 1,
+                              .beta = 1,
+                              .epilogue = EPI_BIAS_GRAD,
+                              .bias = joined(l->b, l->parts, true)};
         c->dev->ops->gemm(c->dev, &a);
     }
 }

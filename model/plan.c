@@ -36,10 +36,10 @@ static bool mark_full(const struct model_config *m, bool *full, struct err *e)
         err_set(e, RC_CONFIG,
                 "model_config.num_full_blocks: %d of %d layers; dual_end needs an even number of "
                 "layers and %s (or give full_block_indices)",
-                nf, n, m->skiparse_strict
-                           ? "a multiple of 4 that is at most half of the layers, unless "
-                             "skiparse_strict is false"
-                           : "an even number of full blocks");
+                nf, n,
+                m->skiparse_strict ? "a multiple of 4 that is at most half of the layers, unless "
+                                     "skiparse_strict is false"
+                                   : "an even number of full blocks");
         return false;
     }
     for (int i = 0; i < n; i++) full[i] = i < nf / 2 || i >= n - nf / 2;
@@ -104,7 +104,8 @@ static void stage_init(struct stage *s, struct dev *dev, struct layout *l, int t
         len[b] = text_len;
     }
     s->cross = (struct seqs){l->batch, l->sample_first, l->sample_len, first, len};
-    s->full = (struct seqs){l->batch, l->sample_first, l->sample_len, l->sample_first, l->sample_len};
+    s->full =
+        (struct seqs){l->batch, l->sample_first, l->sample_len, l->sample_first, l->sample_len};
     s->sub = (struct seqs){l->num_seqs, l->seq_first, l->seq_len, l->seq_first, l->seq_len};
     if (l->padded) stage_compact(s, dev);
 }
@@ -149,8 +150,9 @@ struct shape_plan *plan_shape(struct dev *dev, struct mesh *mesh, const struct m
     const struct part part = {ssp->size, ssp->rank, sp->size, sp->rank};
     const bool padded = m->pad_mode == PAD_REF && p->grid.ratio > 1;
     if (padded && mesh->axis[AXIS_SEQ]->size > 1)
-        err_stop(RC_CONFIG, "pad_mode: ref is the layout for parity tests and runs without sequence "
-                            "parallelism; set pad_mode: none");
+        err_stop(RC_CONFIG,
+                 "pad_mode: ref is the layout for parity tests and runs without sequence "
+                 "parallelism; set pad_mode: none");
     choose_stages(p, &part, padded);
     for (int s = 0; s < p->num_stages; s++)
         if (p->stage[s].layout->rows > p->max_rows) p->max_rows = p->stage[s].layout->rows;

@@ -19,9 +19,9 @@ int plan_ratio(const struct model_config *m);
 /* A layout with its device copies and its attention ranges. */
 struct stage {
     struct layout *layout;
-    struct tensor pos;             /* i16 [rows,3] on the device */
-    struct seqs full, sub;         /* self attention: per sample; per sub-sequence */
-    struct seqs cross;             /* per sample against text_len keys */
+    struct tensor pos;     /* i16 [rows,3] on the device */
+    struct seqs full, sub; /* self attention: per sample; per sub-sequence */
+    struct seqs cross;     /* per sample against text_len keys */
     /* padded layouts: rows of real tokens, and the way back (-1: padding); NULL data otherwise */
     struct tensor real, unreal;
     int64_t num_real;

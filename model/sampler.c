@@ -5,7 +5,10 @@
 void sampler_init(struct sampler *s, struct ctx *c, const struct dit *d, const struct shape_plan *p,
                   struct comm *ssp, bool batched)
 {
-    *s = (struct sampler){.ctx = c, .dit = d, .plan = p, .batched = batched,
+    *s = (struct sampler){.ctx = c,
+                          .dit = d,
+                          .plan = p,
+                          .batched = batched,
                           .samples = batched ? p->batch / 2 : p->batch};
     CHECK(!batched || p->batch % 2 == 0, "batched guidance needs an even batch");
     const struct stage *first = dit_first_stage(p), *last = dit_last_stage(p);
@@ -54,8 +57,8 @@ static struct tensor joined_text(struct sampler *s, const struct sampler_job *jo
     return both;
 }
 
-static struct tensor initial_noise(struct sampler *s, const struct sampler_job *job, struct tensor latent,
-                                   struct tensor pos)
+static struct tensor initial_noise(struct sampler *s, const struct sampler_job *job,
+                                   struct tensor latent, struct tensor pos)
 {
     struct ctx *c = s->ctx;
     const int64_t per = tensor_width(latent);
@@ -74,13 +77,14 @@ struct tensor sampler_run(struct sampler *s, const struct sampler_job *job)
     const struct stage *first = dit_first_stage(s->plan);
     const bool guided = job->guidance > 1;
     const int64_t rows = first->layout->rows / s->plan->batch * s->samples;
-    struct tensor latent = arena_new(c->keep, ctx_state(c), 5,
-                                     DIMS(s->samples, m->in_dim, s->plan->grid.t, 2 * s->plan->grid.h,
-                                          2 * s->plan->grid.w));
+    struct tensor latent = arena_new(
+        c->keep, ctx_state(c), 5,
+        DIMS(s->samples, m->in_dim, s->plan->grid.t, 2 * s->plan->grid.h, 2 * s->plan->grid.w));
     const struct tensor pos = tensor_rows(first->pos, 0, rows);
     struct tensor x = initial_noise(s, job, latent, pos);
     struct tensor text = joined_text(s, job);
-    const struct tensor v = arena_new(c->keep, ctx_compute(c), 2, DIMS(first->layout->rows, 4 * m->out_dim));
+    const struct tensor v =
+        arena_new(c->keep, ctx_compute(c), 2, DIMS(first->layout->rows, 4 * m->out_dim));
     const struct tensor u = s->batched ? v : arena_new(c->keep, v.dtype, 2, v.dim);
     struct dit_run *run = calloc(1, sizeof *run);
     CHECK(run, "out of memory");

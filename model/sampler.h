@@ -14,8 +14,8 @@ struct sampler {
 struct sampler_job {
     const double *sigma; /* [steps+1], 1 to 0 */
     int steps;
-    double guidance;          /* used when above 1 */
-    struct tensor text, null; /* [samples*text_len, text_dim] T: prompts; negative prompts */
+    double guidance;             /* used when above 1 */
+    struct tensor text, null;    /* [samples*text_len, text_dim] T: prompts; negative prompts */
     const struct rng_key *noise; /* [samples]: index = element of [C,T,H,W] */
     void (*progress)(void *arg, int step);
     void *arg;

@@ -10,7 +10,7 @@ struct clip { /* all of it is checkpointed */
     int started;
 };
 struct clip_result {
-    double coef;   /* multiply every gradient by it */
+    double coef; /* multiply every gradient by it */
     double limit, after;
 };
 void clip_init(struct clip *c, double init_max_grad_norm);

@@ -27,15 +27,18 @@ static const char *bad_tensor(const json_t *t)
     const char *dtype = json_string_value(json_object_get(t, "dtype"));
     if (!json_is_string(json_object_get(t, "name")) || !json_is_string(json_object_get(t, "kind")))
         return "a tensor without name and kind";
-    if (!dtype || (strcmp(dtype, "f32") && strcmp(dtype, "f64"))) return "a tensor of unknown dtype";
-    if (!json_is_array(shape) || json_array_size(shape) < 1 || json_array_size(shape) > TENSOR_MAXDIM)
+    if (!dtype || (strcmp(dtype, "f32") && strcmp(dtype, "f64")))
+        return "a tensor of unknown dtype";
+    if (!json_is_array(shape) || json_array_size(shape) < 1 ||
+        json_array_size(shape) > TENSOR_MAXDIM)
         return "a tensor without shape";
     json_int_t count = 1, seen = 0;
     size_t i;
     json_t *v;
     json_array_foreach(shape, i, v)
     {
-        if (!is_count(v) || json_integer_value(v) == 0 || json_integer_value(v) > ((json_int_t)1 << 40) / count)
+        if (!is_count(v) || json_integer_value(v) == 0 ||
+            json_integer_value(v) > ((json_int_t)1 << 40) / count)
             return "a tensor of impossible shape";
         count *= json_integer_value(v);
     }
@@ -83,13 +86,16 @@ json_t *ckpt_manifest(const char *folder, struct err *e)
             why = "not an osp checkpoint";
         else if (json_integer_value(json_object_get(m, "version")) != CKPT_VERSION)
             why = "a format version that this program does not know";
-        else if (!is_count(json_object_get(m, "step")) || !json_is_object(json_object_get(m, "meta")) ||
-                 !json_is_array(json_object_get(m, "files")) || !json_is_array(json_object_get(m, "tensors")))
+        else if (!is_count(json_object_get(m, "step")) ||
+                 !json_is_object(json_object_get(m, "meta")) ||
+                 !json_is_array(json_object_get(m, "files")) ||
+                 !json_is_array(json_object_get(m, "tensors")))
             why = "keys are missing";
         else if ((uint32_t)json_integer_value(json_object_get(m, "crc")) != ckpt_manifest_crc(m))
             why = "its content does not match its checksum";
         if (!why) json_array_foreach(json_object_get(m, "files"), i, v) if (!why) why = bad_file(v);
-        if (!why) json_array_foreach(json_object_get(m, "tensors"), i, v) if (!why) why = bad_tensor(v);
+        if (!why)
+            json_array_foreach(json_object_get(m, "tensors"), i, v) if (!why) why = bad_tensor(v);
         if (why) {
             err_set(e, RC_DATA, "%s: %s", path, why);
             json_decref(m);
@@ -206,7 +212,9 @@ void ckpt_remove_leftovers(const char *dir)
     DIR *d = opendir(dir);
     if (!d) return;
     for (struct dirent *f; (f = readdir(d));) {
-        if (strncmp(f->d_name, "iter_", 5) || (!ends_with(f->d_name, ".tmp") && !ends_with(f->d_name, ".old") && !ends_with(f->d_name, ".prev")))
+        if (strncmp(f->d_name, "iter_", 5) ||
+            (!ends_with(f->d_name, ".tmp") && !ends_with(f->d_name, ".old") &&
+             !ends_with(f->d_name, ".prev")))
             continue;
         char *path = io_path("%s/%s", dir, f->d_name);
         struct err e = {0};
@@ -215,8 +223,8 @@ void ckpt_remove_leftovers(const char *dir)
             continue;
         }
         io_remove_tree(path, &e);
-        log_warn("%s: left over from an interrupted save%s%s", path, e.code ? ", cannot remove: " : ", removed",
-                 e.code ? e.msg : "");
+        log_warn("%s: left over from an interrupted save%s%s", path,
+                 e.code ? ", cannot remove: " : ", removed", e.code ? e.msg : "");
         free(path);
     }
     closedir(d);

@@ -51,8 +51,8 @@ static bool create_piece(hid_t file, hid_t links, hid_t create, struct ckpt_piec
     snprintf(path, sizeof path, "%s/%s", ckpt_kind_name(p->kind), p->name);
     const hsize_t n = (hsize_t)p->count;
     const hid_t space = H5Screate_simple(1, &n, NULL);
-    const hid_t d = H5Dcreate2(file, path, h5_type(dtype_name(p->dtype)), space, links, create,
-                               H5P_DEFAULT);
+    const hid_t d =
+        H5Dcreate2(file, path, h5_type(dtype_name(p->dtype)), space, links, create, H5P_DEFAULT);
     bool ok = d >= 0 && put_number(d, "shape", H5T_NATIVE_INT64, p->dim, p->ndim) &&
               put_number(d, "first", H5T_NATIVE_INT64, &p->first, 1);
     const haddr_t at = ok ? H5Dget_offset(d) : HADDR_UNDEF;
@@ -76,7 +76,8 @@ void ckpt_h5_create(const char *path, struct ckpt_piece *piece, int n, struct er
     H5Pclose(create);
     H5Pclose(links);
     if (file >= 0 && H5Fclose(file) < 0) ok = false;
-    if (!ok) err_set(e, RC_IO, "%s: HDF5 cannot create the file (disk full or no permission?)", path);
+    if (!ok)
+        err_set(e, RC_IO, "%s: HDF5 cannot create the file (disk full or no permission?)", path);
 }
 
 struct box {
@@ -84,8 +85,8 @@ struct box {
 };
 
 /* Cuts the flat range [first, first+count) of an array into boxes, in order. */
-static int boxes(int ndim, const hsize_t *dim, hsize_t first, hsize_t count, int level, struct box *b,
-                 struct box *out)
+static int boxes(int ndim, const hsize_t *dim, hsize_t first, hsize_t count, int level,
+                 struct box *b, struct box *out)
 {
     hsize_t inner = 1;
     for (int i = level + 1; i < ndim; i++) inner *= dim[i];
@@ -149,16 +150,17 @@ static bool virtual_tensor(hid_t file, hid_t links, const json_t *t)
     const json_t *shape = json_object_get(t, "shape"), *pieces = json_object_get(t, "pieces");
     const int ndim = (int)json_array_size(shape);
     hsize_t dim[TENSOR_MAXDIM];
-    for (int i = 0; i < ndim; i++) dim[i] = (hsize_t)json_integer_value(json_array_get(shape, (size_t)i));
+    for (int i = 0; i < ndim; i++)
+        dim[i] = (hsize_t)json_integer_value(json_array_get(shape, (size_t)i));
     const hid_t create = H5Pcreate(H5P_DATASET_CREATE), whole = H5Screate_simple(ndim, dim, NULL);
     bool ok = true;
     for (size_t i = 0; ok && i < json_array_size(pieces); i++)
         ok = map_piece(create, whole, ndim, dim, json_array_get(pieces, i), path);
     H5Sselect_all(whole);
-    const hid_t d = ok ? H5Dcreate2(file, path,
-                                    h5_type(json_string_value(json_object_get(t, "dtype"))), whole,
-                                    links, create, H5P_DEFAULT)
-                       : -1;
+    const hid_t d =
+        ok ? H5Dcreate2(file, path, h5_type(json_string_value(json_object_get(t, "dtype"))), whole,
+                        links, create, H5P_DEFAULT)
+           : -1;
     ok = d >= 0;
     if (ok) H5Dclose(d);
     H5Sclose(whole);

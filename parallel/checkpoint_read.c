@@ -150,8 +150,9 @@ struct ckpt *ckpt_open(struct comm *world, const char *path, bool check)
     char *folder = broadcast_text(world, own);
     free(own);
     if (!folder)
-        err_stop(RC_NOINPUT, "%s: no checkpoint here (expected a folder with manifest.json, or a run "
-                             "folder with checkpoints/)",
+        err_stop(RC_NOINPUT,
+                 "%s: no checkpoint here (expected a folder with manifest.json, or a run "
+                 "folder with checkpoints/)",
                  path);
     struct err e = {0};
     json_t *m = world->rank == 0 ? ckpt_manifest(folder, &e) : NULL;
@@ -174,9 +175,15 @@ void ckpt_close(struct ckpt *c)
 
 json_t *ckpt_meta(const struct ckpt *c) { return json_object_get(c->manifest, "meta"); }
 const char *ckpt_path(const struct ckpt *c) { return c->path; }
-int64_t ckpt_step(const struct ckpt *c) { return json_integer_value(json_object_get(c->manifest, "step")); }
+int64_t ckpt_step(const struct ckpt *c)
+{
+    return json_integer_value(json_object_get(c->manifest, "step"));
+}
 
-static const json_t *tensors_of(const struct ckpt *c) { return json_object_get(c->manifest, "tensors"); }
+static const json_t *tensors_of(const struct ckpt *c)
+{
+    return json_object_get(c->manifest, "tensors");
+}
 
 int ckpt_num_tensors(const struct ckpt *c) { return (int)json_array_size(tensors_of(c)); }
 
@@ -190,7 +197,8 @@ static enum state_kind kind_of(const json_t *t)
 
 struct ckpt_tensor ckpt_tensor_at(const struct ckpt *c, int i)
 {
-    const json_t *t = json_array_get(tensors_of(c), (size_t)i), *shape = json_object_get(t, "shape");
+    const json_t *t = json_array_get(tensors_of(c), (size_t)i),
+                 *shape = json_object_get(t, "shape");
     struct ckpt_tensor x = {.name = json_string_value(json_object_get(t, "name")),
                             .kind = kind_of(t),
                             .ndim = (int)json_array_size(shape),
@@ -219,7 +227,10 @@ bool ckpt_has(const struct ckpt *c, enum state_kind kind)
 {
     size_t i;
     json_t *t;
-    json_array_foreach((json_t *)(uintptr_t)tensors_of(c), i, t) { if (kind_of(t) == kind) return true; }
+    json_array_foreach((json_t *)(uintptr_t)tensors_of(c), i, t)
+    {
+        if (kind_of(t) == kind) return true;
+    }
     return false;
 }
 
@@ -246,17 +257,19 @@ static void read_piece(const struct ckpt *c, const char *name, const json_t *p, 
     }
     if (done < bytes) err_stop(RC_DATA, "%s: %s cannot be read", path, name);
     const bool whole = from == pf && to == pf + pc;
-    if (whole && io_crc32c(0, raw, bytes) != (uint32_t)json_integer_value(json_object_get(p, "crc")))
+    if (whole &&
+        io_crc32c(0, raw, bytes) != (uint32_t)json_integer_value(json_object_get(p, "crc")))
         err_stop(RC_DATA, "%s: %s does not match its checksum", path, name);
     for (int64_t i = 0; i < to - from; i++)
-        out[from - first + i] = dtype == DT_F64 ? ((double *)(void *)raw)[i]
-                                                : (double)((float *)(void *)raw)[i];
+        out[from - first + i] =
+            dtype == DT_F64 ? ((double *)(void *)raw)[i] : (double)((float *)(void *)raw)[i];
     close(fd);
     free(raw);
     free(path);
 }
 
-static void read_range(const struct ckpt *c, const json_t *t, int64_t first, int64_t count, double *out)
+static void read_range(const struct ckpt *c, const json_t *t, int64_t first, int64_t count,
+                       double *out)
 {
     const enum dtype dtype =
         strcmp(json_string_value(json_object_get(t, "dtype")), "f64") == 0 ? DT_F64 : DT_F32;
@@ -268,7 +281,8 @@ static void read_range(const struct ckpt *c, const json_t *t, int64_t first, int
     }
 }
 
-void ckpt_read_f64(struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t count, double *out)
+void ckpt_read_f64(struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t count,
+                   double *out)
 {
     read_range(c, find_tensor(c, t->kind, t->name), first, count, out);
 }
@@ -284,7 +298,8 @@ struct load {
 static void shape_text(char *out, size_t size, int ndim, const int64_t *dim)
 {
     int n = snprintf(out, size, "[");
-    for (int i = 0; i < ndim; i++) n += snprintf(out + n, size - (size_t)n, "%s%lld", i ? "," : "", (long long)dim[i]);
+    for (int i = 0; i < ndim; i++)
+        n += snprintf(out + n, size - (size_t)n, "%s%lld", i ? "," : "", (long long)dim[i]);
     snprintf(out + n, size - (size_t)n, "]");
 }
 
@@ -302,7 +317,8 @@ static void require_same_shape(const struct ckpt *c, const struct param *p, cons
     char have[96], want[96];
     shape_text(have, sizeof have, ndim, dim);
     shape_text(want, sizeof want, p->ndim, p->dim);
-    err_stop(RC_CONFIG, "%s: %s is %s in the checkpoint, the model wants %s", c->path, p->name, have, want);
+    err_stop(RC_CONFIG, "%s: %s is %s in the checkpoint, the model wants %s", c->path, p->name,
+             have, want);
 }
 
 static void load_piece(void *arg, const struct piece *p)

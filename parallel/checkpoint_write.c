@@ -28,8 +28,11 @@ static void collect_piece(void *arg, const struct piece *p)
     c->s->piece = realloc(c->s->piece, (size_t)(c->s->num_pieces + 1) * sizeof *c->s->piece);
     CHECK(c->s->piece, "out of memory");
     struct ckpt_piece *q = &c->s->piece[c->s->num_pieces++];
-    *q = (struct ckpt_piece){.kind = c->kind, .ndim = p->param->ndim, .first = p->first,
-                             .count = p->count, .dtype = p->data.dtype};
+    *q = (struct ckpt_piece){.kind = c->kind,
+                             .ndim = p->param->ndim,
+                             .first = p->first,
+                             .count = p->count,
+                             .dtype = p->data.dtype};
     snprintf(q->name, sizeof q->name, "%s", p->param->name);
     memcpy(q->dim, p->param->dim, sizeof q->dim);
     q->data = malloc(tensor_bytes(p->data));
@@ -123,7 +126,8 @@ static json_t *describe_piece(const struct ckpt_piece *p, const char *file)
 }
 
 /* This rank's file and its description: {"file": ..., "pieces": [...]}. */
-static json_t *write_rank_file(const char *dir, int rank, const struct ckpt_snapshot *s, struct err *e)
+static json_t *write_rank_file(const char *dir, int rank, const struct ckpt_snapshot *s,
+                               struct err *e)
 {
     char name[64];
     snprintf(name, sizeof name, "rank_%05d.h5", rank);
@@ -156,11 +160,11 @@ static void join_pieces(json_t *tensors, json_t *index, json_t *pieces)
             json_array_append_new(tensors, t);
             json_object_set(index, key, t);
         }
-        json_array_append_new(json_object_get(t, "pieces"),
-                              json_pack("{s:O, s:O, s:O, s:O, s:O}", "file", json_object_get(p, "file"),
-                                        "first", json_object_get(p, "first"), "count",
-                                        json_object_get(p, "count"), "offset",
-                                        json_object_get(p, "offset"), "crc", json_object_get(p, "crc")));
+        json_array_append_new(
+            json_object_get(t, "pieces"),
+            json_pack("{s:O, s:O, s:O, s:O, s:O}", "file", json_object_get(p, "file"), "first",
+                      json_object_get(p, "first"), "count", json_object_get(p, "count"), "offset",
+                      json_object_get(p, "offset"), "crc", json_object_get(p, "crc")));
     }
 }
 
@@ -169,7 +173,9 @@ static void finish_folder(const char *tmp, json_t *manifest, json_t *meta, struc
     char *state = io_path("%s/state.h5", tmp), *path = io_path("%s/manifest.json", tmp);
     ckpt_h5_state(state, json_object_get(manifest, "tensors"), meta, e);
     if (!e->code) io_fsync_path(state, e);
-    if (!e->code) json_array_append_new(json_object_get(manifest, "files"), describe_file(tmp, "state.h5", e));
+    if (!e->code)
+        json_array_append_new(json_object_get(manifest, "files"),
+                              describe_file(tmp, "state.h5", e));
     if (!e->code) io_fsync_path(tmp, e);
     json_object_set_new(manifest, "crc", json_integer(ckpt_manifest_crc(manifest)));
     char *text = json_dumps(manifest, JSON_INDENT(1) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
@@ -183,7 +189,8 @@ static void finish_folder(const char *tmp, json_t *manifest, json_t *meta, struc
 /* Every rank's JSON text on rank 0. */
 static void gather_descriptions(struct comm *world, json_t *own, json_t *manifest)
 {
-    json_t *tensors = json_object_get(manifest, "tensors"), *files = json_object_get(manifest, "files");
+    json_t *tensors = json_object_get(manifest, "tensors"),
+           *files = json_object_get(manifest, "files");
     json_t *index = json_object();
     for (int r = 0; r < world->size; r++) {
         char *text = r == world->rank ? json_dumps(own, JSON_COMPACT) : NULL;
@@ -211,7 +218,8 @@ static void prepare_folder(const struct ckpt_place *place, const char *tmp, int6
     if (e->code) return;
     if (io_exists(tmp)) io_remove_tree(tmp, e);
     if (e->code) return;
-    const uint64_t room = io_free_bytes(place->dir, e), need = (uint64_t)bytes + (uint64_t)bytes / 50 + (1 << 20);
+    const uint64_t room = io_free_bytes(place->dir, e),
+                   need = (uint64_t)bytes + (uint64_t)bytes / 50 + (1 << 20);
     if (!e->code && room < need)
         err_set(e, RC_IO,
                 "%s: a checkpoint needs %.3f GB, %.3f GB are free; free space or lower "
@@ -221,9 +229,11 @@ static void prepare_folder(const struct ckpt_place *place, const char *tmp, int6
 }
 
 /* The moment at which the new checkpoint counts. */
-static void publish(const struct ckpt_place *place, const char *tmp, const char *final, struct err *e)
+static void publish(const struct ckpt_place *place, const char *tmp, const char *final,
+                    struct err *e)
 {
-    char *before = io_path("%s.prev", final); /* the same step again: one of the two always stands */
+    char *before =
+        io_path("%s.prev", final); /* the same step again: one of the two always stands */
     const bool again = io_exists(final);
     if (again) io_rename(final, before, e);
     if (!e->code) io_rename(tmp, final, e);
@@ -244,9 +254,9 @@ void ckpt_write(struct comm *world, const struct ckpt_place *place, const struct
     *e = (struct err){0};
     if (world->rank == 0) prepare_folder(place, tmp, (int64_t)bytes, e);
     bool failed = agree(world, e);
-    json_t *manifest = json_pack("{s:s, s:i, s:[], s:[], s:I, s:i}", "format", "osp-checkpoint",
-                                 "version", CKPT_VERSION, "files", "tensors", "step",
-                                 (json_int_t)step, "ranks", world->size);
+    json_t *manifest =
+        json_pack("{s:s, s:i, s:[], s:[], s:I, s:i}", "format", "osp-checkpoint", "version",
+                  CKPT_VERSION, "files", "tensors", "step", (json_int_t)step, "ranks", world->size);
     if (!failed) {
         json_t *own = write_rank_file(tmp, world->rank, s, e);
         failed = agree(world, e);

@@ -22,12 +22,13 @@ static void check_agreement(struct comm *c, enum comm_kind kind, double bytes, c
     struct tensor dst = tensor_make(all, DT_U8, 1, DIMS((int64_t)sizeof mine * c->size));
     c->ops->all_gather(c, dst, src, NULL);
     for (int r = 0; r < c->size; r++)
-        CHECK(all[r].seq == mine.seq && all[r].kind == mine.kind && all[r].tag == mine.tag &&
-                  (kind == COMM_EXCHANGE || all[r].bytes == mine.bytes),
-              "axis %s: collective #%llu \"%s\" (%s, %.0f bytes) meets #%llu (%s, %.0f bytes) of its "
-              "rank %d",
-              c->name, (unsigned long long)mine.seq, tag, kind_names[kind], bytes,
-              (unsigned long long)all[r].seq, kind_names[all[r].kind], all[r].bytes, r);
+        CHECK(
+            all[r].seq == mine.seq && all[r].kind == mine.kind && all[r].tag == mine.tag &&
+                (kind == COMM_EXCHANGE || all[r].bytes == mine.bytes),
+            "axis %s: collective #%llu \"%s\" (%s, %.0f bytes) meets #%llu (%s, %.0f bytes) of its "
+            "rank %d",
+            c->name, (unsigned long long)mine.seq, tag, kind_names[kind], bytes,
+            (unsigned long long)all[r].seq, kind_names[all[r].kind], all[r].bytes, r);
     free(all);
 }
 

@@ -16,7 +16,11 @@ struct run { /* rows [row, row+rows) to or from a peer */
     int64_t row, rows;
 };
 enum comm_kind {
-    COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_REDUCE, COMM_EXCHANGE, COMM_BROADCAST,
+    COMM_ALL_GATHER,
+    COMM_REDUCE_SCATTER,
+    COMM_ALL_REDUCE,
+    COMM_EXCHANGE,
+    COMM_BROADCAST,
     COMM_KINDS
 };
 struct comm_count {
@@ -44,13 +48,13 @@ struct comm {
     const struct comm_ops *ops;
     struct dev *dev; /* whose memory the tensors are in */
     void *impl;
-    uint64_t seq;                 /* collectives begun so far */
-    const char *volatile doing;   /* tag of the one in flight, read by the watchdog */
+    uint64_t seq;               /* collectives begun so far */
+    const char *volatile doing; /* tag of the one in flight, read by the watchdog */
     volatile double since;
-    double deadline_s;            /* 0: none */
-    bool check;                   /* --check-comm: compare number, kind, size and tag first */
+    double deadline_s; /* 0: none */
+    bool check;        /* --check-comm: compare number, kind, size and tag first */
     struct comm_count count[COMM_KINDS];
-    double seconds;               /* spent inside calls and waits */
+    double seconds; /* spent inside calls and waits */
 };
 
 /* work NULL: the call returns when the result is there. */
@@ -76,9 +80,9 @@ void comm_broadcast_bytes(struct comm *, void *p, size_t n, int root, const char
 void comm_gather_bytes(struct comm *, void *dst, const void *src, size_t n, const char *tag);
 
 /* Transports. The world's tensors live on dev (NULL: host memory; may be set later). */
-struct comm *comm_self(struct dev *dev);                      /* one rank, no transport */
-struct comm *comm_null(int size, int rank, struct dev *dev);  /* counts, moves nothing */
-struct comm *comm_mpi_world(struct dev *dev);                 /* after launch_start */
+struct comm *comm_self(struct dev *dev);                     /* one rank, no transport */
+struct comm *comm_null(int size, int rank, struct dev *dev); /* counts, moves nothing */
+struct comm *comm_mpi_world(struct dev *dev);                /* after launch_start */
 /* Runs f(world, arg) on n threads, each with its own rank; returns when all have returned. A
  * CHECK on one rank (trapped by f) must break the others out: comm_thread_break. */
 void comm_thread_run(int n, void (*f)(struct comm *world, void *arg), void *arg);

@@ -12,7 +12,7 @@
 struct mpi_work { /* what completes at the wait */
     MPI_Request *req;
     int num_req;
-    void *parts;        /* reduce-scatter: contributions received */
+    void *parts; /* reduce-scatter: contributions received */
     struct tensor dst;
 };
 
@@ -21,12 +21,18 @@ static MPI_Comm mpi(const struct comm *c) { return *(const MPI_Comm *)c->impl; }
 static MPI_Datatype type_of(enum dtype d)
 {
     switch (d) {
-    case DT_F32: return MPI_FLOAT;
-    case DT_F64: return MPI_DOUBLE;
-    case DT_BF16: return MPI_UINT16_T;
-    case DT_I16: return MPI_INT16_T;
-    case DT_I32: return MPI_INT32_T;
-    default: return MPI_UNSIGNED_CHAR;
+    case DT_F32:
+        return MPI_FLOAT;
+    case DT_F64:
+        return MPI_DOUBLE;
+    case DT_BF16:
+        return MPI_UINT16_T;
+    case DT_I16:
+        return MPI_INT16_T;
+    case DT_I32:
+        return MPI_INT32_T;
+    default:
+        return MPI_UNSIGNED_CHAR;
     }
 }
 
@@ -125,7 +131,8 @@ static void exchange(struct comm *c, struct tensor dst, const struct run *recv, 
         if (recv[i].peer == c->rank) { /* the k-th own run out is the k-th own run in */
             while (own < num_send && send[own].peer != c->rank) own++;
             CHECK(own < num_send && send[own].rows == recv[i].rows, "own rows do not match");
-            memcpy(to, (char *)src.data + (size_t)send[own++].row * row, (size_t)recv[i].rows * row);
+            memcpy(to, (char *)src.data + (size_t)send[own++].row * row,
+                   (size_t)recv[i].rows * row);
         } else {
             MPI_Irecv(to, count_of(recv[i].rows), row_type, recv[i].peer, 7, mpi(c),
                       &w->req[w->num_req++]);
@@ -133,8 +140,8 @@ static void exchange(struct comm *c, struct tensor dst, const struct run *recv, 
     }
     for (int i = 0; i < num_send; i++)
         if (send[i].peer != c->rank)
-            MPI_Isend((char *)src.data + (size_t)send[i].row * row, count_of(send[i].rows), row_type,
-                      send[i].peer, 7, mpi(c), &w->req[w->num_req++]);
+            MPI_Isend((char *)src.data + (size_t)send[i].row * row, count_of(send[i].rows),
+                      row_type, send[i].peer, 7, mpi(c), &w->req[w->num_req++]);
     MPI_Type_free(&row_type); /* lives on until the messages are through */
     settle(c, w, out);
 }
@@ -167,8 +174,8 @@ static void free_comm(struct comm *c)
     free(c);
 }
 
-static const struct comm_ops ops = {"mpi", all_gather, reduce_scatter, all_reduce, exchange,
-                                    broadcast, wait_done, split, free_comm};
+static const struct comm_ops ops = {"mpi",     all_gather, reduce_scatter, all_reduce, exchange,
+                                    broadcast, wait_done,  split,          free_comm};
 
 static struct comm *make(MPI_Comm m, const char *name)
 {

@@ -11,10 +11,10 @@ struct slot { /* gathered weights of one unit */
     struct tensor w[BUFFERS];
     struct work work[BUFFERS];
 };
-struct ubuf { /* one flat buffer of one unit */
-    int64_t count, padded;       /* elements; multiple of F * ALIGN_ELEMENTS */
-    int64_t decayed, trainable;  /* ends of those runs: decayed, other trained, frozen */
-    int shard;                   /* index into shards; -1: empty */
+struct ubuf {                   /* one flat buffer of one unit */
+    int64_t count, padded;      /* elements; multiple of F * ALIGN_ELEMENTS */
+    int64_t decayed, trainable; /* ends of those runs: decayed, other trained, frozen */
+    int shard;                  /* index into shards; -1: empty */
 };
 struct fsdp {
     struct dev *dev;
@@ -49,7 +49,8 @@ static int class_of(const struct param *p)
     return p->flags & P_DECAY ? 0 : 1;
 }
 
-/* Places the parameters of a unit: each property is one run of the buffer, declared order inside. */
+/* Places the parameters of a unit: each property is one run of the buffer, declared order inside.
+ */
 static void place_params(struct fsdp *f, int u)
 {
     const int64_t unit = (int64_t)f->axis->size * ALIGN_ELEMENTS;
@@ -87,7 +88,9 @@ static void make_shard(struct fsdp *f, int u, int k)
     const enum dtype S = dtype_state(f->dev->compute);
     const int64_t n = b->padded / f->axis->size, first = n * f->axis->rank;
     struct shard *s = &f->shard[b->shard];
-    *s = (struct shard){.unit = u, .full_precision = k == 1, .first = first,
+    *s = (struct shard){.unit = u,
+                        .full_precision = k == 1,
+                        .first = first,
                         .decay_end = clamp(b->decayed - first, n),
                         .frozen_from = clamp(b->trainable - first, n)};
     s->master = zeros(f, S, n);
@@ -307,8 +310,9 @@ static void hook_leave(void *ctx, int unit, enum pass pass)
         for (int k = 0; k < BUFFERS; k++) {
             const struct ubuf *b = &f->buf[unit][k];
             if (b->count)
-                comm_reduce_scatter(f->axis, f->shard[b->shard].grad, part(f->grad[k], 0, b->padded),
-                                    f->unit[unit].name, &f->grad_work[k]);
+                comm_reduce_scatter(f->axis, f->shard[b->shard].grad,
+                                    part(f->grad[k], 0, b->padded), f->unit[unit].name,
+                                    &f->grad_work[k]);
         }
     if (pass == PASS_BACKWARD || !f->opts.keep_after_forward) release_slot(f, slot_of(f, unit));
 }
@@ -356,11 +360,16 @@ void fsdp_use_ema(struct fsdp *f, bool on)
 static struct tensor state_of(const struct shard *s, enum state_kind kind)
 {
     switch (kind) {
-    case STATE_MASTER: return s->master;
-    case STATE_GRAD: return s->grad;
-    case STATE_M: return s->m;
-    case STATE_V: return s->v;
-    default: return s->ema;
+    case STATE_MASTER:
+        return s->master;
+    case STATE_GRAD:
+        return s->grad;
+    case STATE_M:
+        return s->m;
+    case STATE_V:
+        return s->v;
+    default:
+        return s->ema;
     }
 }
 
@@ -399,10 +408,18 @@ static void init_piece(void *arg, const struct piece *p)
         (struct rng_key){.seed = a->seed, .use = RNG_INIT, .item = rng_hash(p->param->name)});
     const double scale = p->param->init_scale;
     switch (p->param->init) {
-    case INIT_ZERO: d->ops->fill(d, p->data, 0); break;
-    case INIT_ONE: d->ops->fill(d, p->data, 1); break;
-    case INIT_UNIFORM: d->ops->rng_uniform(d, p->data, s, (uint64_t)p->first, -scale, scale); break;
-    case INIT_NORMAL: d->ops->rng_normal(d, p->data, s, (uint64_t)p->first, scale); break;
+    case INIT_ZERO:
+        d->ops->fill(d, p->data, 0);
+        break;
+    case INIT_ONE:
+        d->ops->fill(d, p->data, 1);
+        break;
+    case INIT_UNIFORM:
+        d->ops->rng_uniform(d, p->data, s, (uint64_t)p->first, -scale, scale);
+        break;
+    case INIT_NORMAL:
+        d->ops->rng_normal(d, p->data, s, (uint64_t)p->first, scale);
+        break;
     }
 }
 

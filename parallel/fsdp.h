@@ -21,7 +21,7 @@ struct shard {
     bool full_precision;
     int64_t first; /* element of the unit buffer where this shard begins */
     struct tensor master, grad, m, v, ema, wire;
-    int64_t decay_end;  /* elements [0, decay_end) of the shard are decayed */
+    int64_t decay_end;   /* elements [0, decay_end) of the shard are decayed */
     int64_t frozen_from; /* elements from here on are frozen (or padding) */
 };
 struct fsdp;
@@ -54,6 +54,6 @@ void fsdp_get(struct fsdp *f, enum state_kind kind, const char *name, double *ou
 /* Each rank takes its pieces out of a whole tensor; no communication. */
 void fsdp_put(struct fsdp *f, enum state_kind kind, const char *name, const double *in);
 const struct param *fsdp_find(struct fsdp *f, const char *name); /* NULL: no such parameter */
-size_t fsdp_slot_bytes(const struct fsdp *f); /* memory of the gather slots */
+size_t fsdp_slot_bytes(const struct fsdp *f);                    /* memory of the gather slots */
 struct dev *fsdp_device(const struct fsdp *f);
 #endif

@@ -7,7 +7,7 @@
 /* Starts MPI when there is a launcher or none is needed; returns the world. */
 struct comm *launch_start(int *argc, char ***argv);
 void launch_end(struct comm *world);
-int launch_signal(void);       /* the signal asked for by anyone on this rank; 0: none */
+int launch_signal(void); /* the signal asked for by anyone on this rank; 0: none */
 void launch_catch_signals(void);
 int launch_local_ranks(struct comm *world); /* ranks on this host */
 #endif

@@ -135,7 +135,8 @@ static void padded_position(struct grid g, enum phase phase, int cls, int64_t pl
     const int P = g.ratio, PP = P * P;
     int64_t t, r, c;
     if (g.dims == 1) {
-        const int64_t at = phase == PHASE_TOKEN ? place * P + cls : place / P * PP + cls * P + place % P;
+        const int64_t at =
+            phase == PHASE_TOKEN ? place * P + cls : place / P * PP + cls * P + place % P;
         t = at / ((int64_t)g.h * g.w);
         r = at / g.w % g.h;
         c = at % g.w;

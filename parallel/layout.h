@@ -14,9 +14,9 @@
 
 enum phase { PHASE_TOKEN, PHASE_GROUP, PHASE_COUNT };
 struct grid {
-    int t, h, w;  /* tokens after patching */
-    int ratio;    /* P; 1: no sub-sequences */
-    int dims;     /* 2 or 1 */
+    int t, h, w; /* tokens after patching */
+    int ratio;   /* P; 1: no sub-sequences */
+    int dims;    /* 2 or 1 */
 };
 struct part { /* this rank's share of the sequence */
     int ssp_size, ssp_rank, sp_size, sp_rank;
@@ -29,16 +29,16 @@ struct layout {
     struct grid grid;
     struct part part;
     enum phase phase;
-    bool padded;          /* the reference layout of model.md 2.2, with rows for padding */
+    bool padded;            /* the reference layout of model.md 2.2, with rows for padding */
     int batch, num_classes; /* B, K */
     int64_t rows;
-    int16_t *pos;         /* [rows*3]; -1,-1,-1: padding */
+    int16_t *pos; /* [rows*3]; -1,-1,-1: padding */
     /* sub-sequences, B*G entries, lengths may be 0 */
     int num_seqs;
     int32_t *seq_first, *seq_len;
     /* one sequence per sample: full attention, cross attention (no padding rows inside) */
     int32_t *sample_first, *sample_len; /* [B] */
-    struct chunk *chunks; /* local chunks in row order; padded layouts have none */
+    struct chunk *chunks;               /* local chunks in row order; padded layouts have none */
     int num_chunks;
 };
 /* Stops when the part is illegal (S does not divide K). */
@@ -47,9 +47,9 @@ struct layout *layout_new(struct grid g, int batch, enum phase phase, struct par
  * above; seq_* then cover padding too and real tokens are found by pos >= 0. */
 struct layout *layout_padded(struct grid g, int batch, enum phase phase);
 void layout_free(struct layout *l);
-int grid_classes(struct grid g);                          /* K */
-int token_class(struct grid g, int t, int r, int c);      /* i */
-int group_class(struct grid g, int t, int r, int c);      /* j */
+int grid_classes(struct grid g);                     /* K */
+int token_class(struct grid g, int t, int r, int c); /* i */
+int group_class(struct grid g, int t, int r, int c); /* j */
 int64_t grid_tokens(struct grid g);
 /* Length of chunk (i,j), analytic. */
 int64_t chunk_count(struct grid g, int i, int j);

@@ -13,7 +13,8 @@ static int32_t *rows_by_token(const struct layout *l)
     memset(at, 0xff, (size_t)(tokens * l->batch) * sizeof *at);
     for (int64_t r = 0; r < l->rows; r++) {
         const int16_t *p = l->pos + 3 * r;
-        if (p[0] >= 0) at[r / per * tokens + ((int64_t)p[0] * g.h + p[1]) * g.w + p[2]] = (int32_t)r;
+        if (p[0] >= 0)
+            at[r / per * tokens + ((int64_t)p[0] * g.h + p[1]) * g.w + p[2]] = (int32_t)r;
     }
     return at;
 }
@@ -127,9 +128,10 @@ static void move(const struct redist *r, struct tensor out, struct tensor in, bo
     if (!r->moves) {
         r->dev->ops->copy(r->dev, out.data, in.data, tensor_bytes(in));
     } else if (r->send) {
-        comm_exchange(r->comm, out, forward ? r->recv : r->send, forward ? r->num_recv : r->num_send,
-                      in, forward ? r->send : r->recv, forward ? r->num_send : r->num_recv,
-                      forward ? "switch" : "switch backward", NULL);
+        comm_exchange(r->comm, out, forward ? r->recv : r->send,
+                      forward ? r->num_recv : r->num_send, in, forward ? r->send : r->recv,
+                      forward ? r->num_send : r->num_recv, forward ? "switch" : "switch backward",
+                      NULL);
     } else {
         r->dev->ops->rows_gather(r->dev, out, in, forward ? r->forward_map : r->backward_map);
     }

@@ -8,11 +8,11 @@
 #include "parallel/layout.h"
 struct redist {
     const struct layout *src, *dst;
-    bool moves;                  /* false: the two orders are equal, nothing to do */
+    bool moves;                              /* false: the two orders are equal, nothing to do */
     struct tensor forward_map, backward_map; /* i32 on the device; one-rank path */
-    struct run *send, *recv;     /* SSP path: rows of src to send, rows of dst to receive */
+    struct run *send, *recv; /* SSP path: rows of src to send, rows of dst to receive */
     int num_send, num_recv;
-    struct comm *comm;           /* SSP axis */
+    struct comm *comm; /* SSP axis */
     struct dev *dev;
 };
 struct redist *redist_new(struct dev *dev, struct comm *ssp, const struct layout *src,

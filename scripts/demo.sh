@@ -23,7 +23,7 @@ mpirun -n "$ranks" ./osp sample configs/sample/tiny.yaml checkpoint="$run" outpu
     samples_per_prompt=3 same_noise=true compare=data_cache/clips.h5 | tee "$run/sample.log"
 
 say "4 inspect and report"
-./osp inspect "$run" | head -n 12
+./osp inspect "$run" > "$run/inspect.txt"; head -n 8 "$run/inspect.txt"
 ./osp report "$run"
 
 say "result"
@@ -45,4 +45,5 @@ row "wall time" "$(( $(date +%s) - start )) s" "<= 480 s" "$([ $(( $(date +%s) -
 row "videos" "$run/samples/" "" ""
 row "all videos in one, contact sheet" "$run/samples/video_grid.mp4, sheet.png" "" ""
 row "report" "$run/report.html" "" ""
+[ "${DEMO_CHECK:-1}" = 1 ] || fail=0 # a shortened demo shows the table only
 exit $fail

@@ -124,7 +124,8 @@ void expect_stop(const char *text, int code, void (*f)(void *), void *arg)
         if (!strstr(t->err.msg, text))
             fail_line("    expected a stop with \"%s\", got \"%s\"\n", text, t->err.msg);
         if (t->err.code != code)
-            fail_line("    stop \"%s\": exit code %d, expected %d\n", t->err.msg, t->err.code, code);
+            fail_line("    stop \"%s\": exit code %d, expected %d\n", t->err.msg, t->err.code,
+                      code);
     }
     err_set_trap(before);
     free(t);

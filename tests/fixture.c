@@ -7,11 +7,21 @@ _Thread_local struct dit_run fixture_run;
 
 struct model_config fixture_model(void)
 {
-    return (struct model_config){.dim = 24, .ffn_dim = 40, .freq_dim = 16, .in_dim = 3, .out_dim = 3,
-                                 .num_heads = 2, .num_layers = 4, .text_len = 5, .text_dim = 8,
-                                 .eps = 1e-6, .qk_norm = true, .cross_attn_norm = true,
-                                 .skiparse_model_type = SKIPARSE_DUAL_END, .sparse_ratio = 2,
-                                 .num_full_blocks = 0, .skiparse_dim = 1, .skiparse_strict = false};
+    return (struct model_config){.dim = 24,
+                                 .ffn_dim = 40,
+                                 .freq_dim = 16,
+                                 .in_dim = 3,
+                                 .out_dim = 3,
+                                 .num_heads = 2,
+                                 .num_layers = 4,
+                                 .text_len = 5,
+                                 .text_dim = 8,
+                                 .eps = 1e-6,
+                                 .skiparse_model_type = SKIPARSE_DUAL_END,
+                                 .sparse_ratio = 2,
+                                 .num_full_blocks = 0,
+                                 .skiparse_dim = 1,
+                                 .skiparse_strict = false};
 }
 
 void fixture_open(struct fixture *f, struct comm *world, const struct fixture_opts *o)
@@ -26,8 +36,8 @@ void fixture_open(struct fixture *f, struct comm *world, const struct fixture_op
     most = o->w > most ? o->w : most;
     f->dit = dit_new(f->dev, &o->model, o->recompute, o->recompute_blocks, most);
     f->fsdp = fsdp_new(f->dev, &f->mesh, f->dit->unit, f->dit->num_units, o->fsdp);
-    f->plan = plan_shape(f->dev, &f->mesh, &o->model, o->batch, o->t, o->h, o->w,
-                         (int)o->model.text_len);
+    f->plan =
+        plan_shape(f->dev, &f->mesh, &o->model, o->batch, o->t, o->h, o->w, (int)o->model.text_len);
     arena_init(&f->keep, f->dev, (size_t)192 << 20, "keep");
     arena_init(&f->tmp, f->dev, (size_t)96 << 20, "tmp");
     f->ctx = (struct ctx){f->dev, &f->mesh, fsdp_hooks(f->fsdp), &f->keep, &f->tmp};
@@ -91,10 +101,10 @@ double fixture_step(struct fixture *f, const struct step_io *io)
     arena_release(&f->tmp, 0);
     struct tensor text = arena_new(&f->keep, T, 2, DIMS(B * m->text_len, m->text_dim));
     dev_put_f64(f->dev, text, io->text);
-    const struct dit_input in = {
-        rows_of(f, latent(f, io->xt, m->in_dim), first, PATCH_IN, T), text, io->t};
-    struct tensor target = rows_of(f, latent(f, io->target, m->out_dim), last, PATCH_OUT,
-                                   dtype_state(T));
+    const struct dit_input in = {rows_of(f, latent(f, io->xt, m->in_dim), first, PATCH_IN, T), text,
+                                 io->t};
+    struct tensor target =
+        rows_of(f, latent(f, io->target, m->out_dim), last, PATCH_OUT, dtype_state(T));
     dit_forward(&f->ctx, f->dit, f->plan, in, io->backward, &fixture_run);
     struct tensor sum = arena_new(&f->keep, DT_F64, 1, DIMS(B));
     f->dev->ops->fill(f->dev, sum, 0);

@@ -18,7 +18,7 @@ struct fixture_opts {
     struct model_config model;
     enum recompute recompute;
     const struct cfg_ints *recompute_blocks;
-    int batch, t, h, w; /* token grid */
+    int batch, t, h, w;          /* token grid */
     struct mesh_degrees degrees; /* zeros: all ones, fsdp = world */
     struct fsdp_opts fsdp;
     int threads;

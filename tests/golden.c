@@ -9,14 +9,10 @@
 
 int golden_variants(struct variant *v, int max)
 {
-    const struct variant all[] = {{"ref", DT_F64, PAD_NONE},
-                                  {"ref", DT_F64, PAD_REF},
-                                  {"ref", DT_F32, PAD_NONE},
-                                  {"cpu", DT_F32, PAD_NONE},
-                                  {"cpu", DT_F32, PAD_REF},
-                                  {"cpu", DT_BF16, PAD_NONE},
-                                  {"cuda", DT_F32, PAD_NONE},
-                                  {"cuda", DT_BF16, PAD_NONE}};
+    const struct variant all[] = {{"ref", DT_F64, PAD_NONE},  {"ref", DT_F64, PAD_REF},
+                                  {"ref", DT_F32, PAD_NONE},  {"cpu", DT_F32, PAD_NONE},
+                                  {"cpu", DT_F32, PAD_REF},   {"cpu", DT_BF16, PAD_NONE},
+                                  {"cuda", DT_F32, PAD_NONE}, {"cuda", DT_BF16, PAD_NONE}};
     int n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all && n < max; i++)
         if (dev_supports(all[i].device, all[i].compute)) v[n++] = all[i];
@@ -38,8 +34,6 @@ struct model_config golden_model(long long f)
                                  .text_len = (int64_t)h5_attr(f, "/", "text_len"),
                                  .text_dim = (int64_t)h5_attr(f, "/", "text_dim"),
                                  .eps = h5_attr(f, "/", "eps"),
-                                 .qk_norm = true,
-                                 .cross_attn_norm = true,
                                  .skiparse_model_type = full ? SKIPARSE_FULL : SKIPARSE_DUAL_END,
                                  .sparse_ratio = (int64_t)h5_attr(f, "/", "P"),
                                  .num_full_blocks = (int64_t)h5_attr(f, "/", "nf"),
@@ -76,8 +70,8 @@ double relative_l2(const double *got, const double *want, int64_t n)
     return d == 0 ? 0 : sqrt(d / w);
 }
 
-void golden_compare(const struct variant *v, const char *what, const double *got, const double *want,
-                    int64_t n, bool stored_f64, struct bound b)
+void golden_compare(const struct variant *v, const char *what, const double *got,
+                    const double *want, int64_t n, bool stored_f64, struct bound b)
 {
     if (v->compute == DT_BF16) {
         if (b.l2_bf16 == 0) return;

@@ -19,9 +19,10 @@ int64_t golden_place(int kind, int P, int T, int H, int W, int B, int b, int t, 
 struct bound {
     double tol64, tol32, l2_bf16;
 };
-void golden_compare(const struct variant *v, const char *what, const double *got, const double *want,
-                    int64_t n, bool stored_f64, struct bound b);
-void golden_label(char *out, int size, const struct variant *v, const char *file, const char *group);
+void golden_compare(const struct variant *v, const char *what, const double *got,
+                    const double *want, int64_t n, bool stored_f64, struct bound b);
+void golden_label(char *out, int size, const struct variant *v, const char *file,
+                  const char *group);
 double relative_l2(const double *got, const double *want, int64_t n);
 
 /* One group of a file on one variant. What it reads and makes lives until the group is done. */
@@ -35,12 +36,9 @@ struct golden_case {
     void **owned;
     int num_owned, room;
 };
-enum golden_on {     /* which variants */
-    GOLDEN_HOST,     /* the first one: nothing depends on the device */
-    GOLDEN_EXACT,    /* plain layout, f64 and f32 */
-    GOLDEN_DEVICES,  /* plain layout, with bf16 */
-    GOLDEN_ALL       /* with the padded layout */
-};
+/* Which variants: the first one, as nothing depends on the device; the plain layout in f64 and f32;
+ * the same with bf16; all, with the padded layout. */
+enum golden_on { GOLDEN_HOST, GOLDEN_EXACT, GOLDEN_DEVICES, GOLDEN_ALL };
 /* Runs f on every group with dataset (or group) `key` of the files PREFIX*.h5 and on the files
  * themselves where key is in the root; each one is a line of the output and of the counts. Skips
  * when there is no such file. with_dev: c->dev and c->arena are ready. */
@@ -54,7 +52,7 @@ struct tensor golden_put(struct golden_case *c, enum dtype d, int ndim, const in
                          const double *host);
 struct tensor golden_new(struct golden_case *c, enum dtype d, int ndim, const int64_t *dim);
 double *golden_get(struct golden_case *c, struct tensor t); /* rows may be strided */
-/* t against dataset `name` of the group; both flat. The S dtype is judged as f32 where T is bf16. */
+/* t against dataset `name` of the group, both flat. state: got is S, so f32 where T is bf16. */
 void golden_check(struct golden_case *c, const char *name, struct tensor t, struct bound b);
 void golden_check_values(struct golden_case *c, const char *name, const double *got, bool state,
                          struct bound b);

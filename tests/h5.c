@@ -126,7 +126,8 @@ static int by_name(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-int golden_files(const char *prefix, void (*f)(void *arg, long long file, const char *name), void *arg)
+int golden_files(const char *prefix, void (*f)(void *arg, long long file, const char *name),
+                 void *arg)
 {
     char *names[256];
     int n = 0;

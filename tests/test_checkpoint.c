@@ -21,9 +21,15 @@ static void open_small(struct fixture *f, struct comm *world, enum dtype t)
 {
     struct model_config m = fixture_model();
     m.num_layers = 2;
-    fixture_open(f, world, &(struct fixture_opts){.device = "ref", .compute = t, .model = m, .batch = 1,
-                                                  .t = 1, .h = 2, .w = 2,
-                                                  .fsdp = {.optimizer = true, .ema = true}});
+    fixture_open(f, world,
+                 &(struct fixture_opts){.device = "ref",
+                                        .compute = t,
+                                        .model = m,
+                                        .batch = 1,
+                                        .t = 1,
+                                        .h = 2,
+                                        .w = 2,
+                                        .fsdp = {.optimizer = true, .ema = true}});
 }
 
 struct value_arg {
@@ -36,7 +42,8 @@ struct value_arg {
 /* A value that names its place: parameter, element, kind and step. */
 static double value_at(const char *name, int64_t i, int kind, int step)
 {
-    return (double)(float)(1e-3 * (double)(rng_hash(name) % 1000) + (double)i + 0.25 * kind + 1000.0 * step);
+    return (double)(float)(1e-3 * (double)(rng_hash(name) % 1000) + (double)i + 0.25 * kind +
+                           1000.0 * step);
 }
 
 static void each_value(void *arg, const struct piece *p)
@@ -181,8 +188,10 @@ static void every_operation(const char *action, const char *name)
         }
     }
     log_set_level(LOG_WARN);
-    EXPECT(complete && old_states > 10 && new_states >= 1, "%d operations, %d old, %d new", k, old_states, new_states);
-    printf("    %s at each of %d operations: old state %d times, new state %d times\n", action, k - 1, old_states, new_states);
+    EXPECT(complete && old_states > 10 && new_states >= 1, "%d operations, %d old, %d new", k,
+           old_states, new_states);
+    printf("    %s at each of %d operations: old state %d times, new state %d times\n", action,
+           k - 1, old_states, new_states);
     fixture_close(&f);
     comm_free(world);
     free(dir);
@@ -245,7 +254,8 @@ static void test_damage(struct comm *world)
             /* a flip in the manifest's white space or in a comment-like value may be harmless */
             EXPECT(step == 1 || n == 2, "%s byte %ld bit %d was not noticed", names[n], at, bit);
             EXPECT(step == 1 || step == 2 || n == 2, "step %d", step);
-            if (step > 0 && step <= 2) EXPECT(wrong_values(&f, step) == 0, "%s byte %ld: wrong values", names[n], at);
+            if (step > 0 && step <= 2)
+                EXPECT(wrong_values(&f, step) == 0, "%s byte %ld: wrong values", names[n], at);
             detected += step == 1;
             flip(path, at, bit);
         }
@@ -301,9 +311,15 @@ static void load_wrong(void *arg)
     m.full_block_indices = (struct cfg_ints){1, {0}};
     struct fixture f;
     struct comm *world = comm_self(NULL);
-    fixture_open(&f, world, &(struct fixture_opts){.device = "ref", .compute = DT_F32, .model = m,
-                                                   .batch = 1, .t = 1, .h = 2, .w = 2,
-                                                   .fsdp = {.optimizer = true, .ema = true}});
+    fixture_open(&f, world,
+                 &(struct fixture_opts){.device = "ref",
+                                        .compute = DT_F32,
+                                        .model = m,
+                                        .batch = 1,
+                                        .t = 1,
+                                        .h = 2,
+                                        .w = 2,
+                                        .fsdp = {.optimizer = true, .ema = true}});
     load(&f, w->dir);
 }
 
@@ -337,7 +353,9 @@ static void test_readable(struct comm *world)
     char *dir = fresh_dir("readable");
     struct reshard r = {dir, 1, true};
     comm_thread_run(3, reshard_rank, &r);
-    char *cmd = io_path("cd %s/iter_000000001 && h5dump -d /model/blocks.0.modulation -s 0,0,0 -c 1,1,3 state.h5 2>&1", dir);
+    char *cmd = io_path("cd %s/iter_000000001 && h5dump -d /model/blocks.0.modulation -s 0,0,0 -c "
+                        "1,1,3 state.h5 2>&1",
+                        dir);
     FILE *p = popen(cmd, "r");
     char text[4096];
     const size_t n = fread(text, 1, sizeof text - 1, p);
@@ -348,7 +366,8 @@ static void test_readable(struct comm *world)
     } else {
         char want[64];
         snprintf(want, sizeof want, "%g", value_at("blocks.0.modulation", 1, STATE_MASTER, 1));
-        EXPECT(rc == 0 && strstr(text, "( 1, 6, 24 )") && strstr(text, want), "h5dump says: %s", text);
+        EXPECT(rc == 0 && strstr(text, "( 1, 6, 24 )") && strstr(text, want), "h5dump says: %s",
+               text);
     }
     free(cmd);
     free(dir);
@@ -358,8 +377,8 @@ int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "N ranks write, M read: 36 pairs of 1,2,3,4,6,8", .run = test_reshard},
-        {.name = "killed at every file operation of a save", .run = test_kill},
-        {.name = "every file operation of a save fails once", .run = test_fail},
+        {.name = "killed at every file operation of a save", .run = test_kill, .flags = TEST_SLOW},
+        {.name = "every file operation of a save fails once", .run = test_fail, .flags = TEST_SLOW},
         {.name = "bit flips and truncation are noticed", .run = test_damage},
         {.name = "rotation keeps the last two and every third", .run = test_rotation},
         {.name = "wrong model, missing folder, full disk", .run = test_errors},

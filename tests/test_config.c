@@ -66,7 +66,8 @@ static const struct bad {
     {0, "sede: 1\n", "c.yaml:1:1: sede: unknown key (did you mean \"seed\"?)", 0},
     {0, "model_config:\n  num_head: 4\n",
      "c.yaml:2:3: model_config.num_head: unknown key (did you mean "
-     "\"model_config.num_heads\"?)", 0},
+     "\"model_config.num_heads\"?)",
+     0},
     {0, "model_confg:\n  dim: 4\n",
      "c.yaml:1:1: model_confg: unknown key (did you mean \"model_config\"?)", 0},
     {0, "ffn_dim: 4\n", "unknown key (did you mean \"model_config.ffn_dim\"?)", 0},
@@ -101,8 +102,8 @@ static const struct bad {
     {0, "fsdp_size: some\n", "fsdp_size: expects an integer, not \"some\" (or auto)", 0},
     {0, "fsdp_size: 0\n", "fsdp_size: 0 is below the least value 1 (or auto)", 0},
     {0, "reshard_after_forward: maybe\n", "expects one of null, true, false", 0},
-    {0, "recompute: some\n",
-     "expects one of all, attention, gemm, none, not \"some\" (or a list", 0},
+    {0, "recompute: some\n", "expects one of all, attention, gemm, none, not \"some\" (or a list",
+     0},
     {0, "recompute: [1, 40]\n", "recompute: there is no block 40 of 32", 0},
     {0, "gradient_checkpointing: true\nrecompute: gemm\n",
      "c.yaml:1:25: gradient_checkpointing: and recompute say the same thing twice", 0},
@@ -140,8 +141,8 @@ static const struct bad {
      "c.yaml:2:10: sp_size: sequence parallelism (4 ranks) is not built yet", 0},
     {3, "use_sequence_parallel: true\nsp_size: 3\n", "sp_size: 3 does not divide num_heads 16", 0},
     {0, "cp_size: 2\n", "c.yaml:1:1: cp_size: was renamed to sp_size", 0},
-    {0, "use_skiparse_context_parallel: true\n",
-     "was renamed to use_skiparse_sequence_parallel", 0},
+    {0, "use_skiparse_context_parallel: true\n", "was renamed to use_skiparse_sequence_parallel",
+     0},
     {0, "prompt_txt: a cat\n", "does not belong here: it is a key of osp sample", 0},
     {0, "a: &x 1\nb: *x\n", "c.yaml:1:4: anchors (&name) are refused", 0},
     {0, "a: *x\n", "c.yaml:1:4: aliases (*x) are refused", 0},
@@ -175,7 +176,8 @@ static void test_bad(struct comm *world)
 {
     (void)world;
     for (size_t i = 0; i < sizeof bads / sizeof bads[0]; i++) {
-        struct job j = {.verb = bads[i].verb, .ranks = bads[i].ranks,
+        struct job j = {.verb = bads[i].verb,
+                        .ranks = bads[i].ranks,
                         .path = write_yaml(bads[i].yaml, strlen(bads[i].yaml))};
         char text[256];
         snprintf(text, sizeof text, "%s", bads[i].text);
@@ -197,7 +199,8 @@ static void test_all_at_once(struct comm *world)
     EXPECT(strstr(all, "4 problems in the configuration") && strstr(all, "c.yaml:1:1: sed: ") &&
                strstr(all, "c.yaml:2:8: smoke: ") &&
                strstr(all, "c.yaml:3:16: model_config.dmi: ") &&
-               strstr(all, "c.yaml:4:12: ema_decay: "), "%s", all);
+               strstr(all, "c.yaml:4:12: ema_decay: "),
+           "%s", all);
 }
 
 static void test_limits(struct comm *world)
@@ -246,8 +249,8 @@ static void test_tree(struct comm *world)
         const char *p = outcome((struct job){.path = "configs/train/tiny.yaml", .ranks = ranks});
         EXPECT(!*p, "%s", p);
     }
-    const char *p = outcome((struct job){.path = "configs/train/osp_14b.yaml", .ranks = 96,
-                                         .verb = SETTINGS_PLAN});
+    const char *p = outcome(
+        (struct job){.path = "configs/train/osp_14b.yaml", .ranks = 96, .verb = SETTINGS_PLAN});
     EXPECT(!*p, "%s", p);
 }
 
@@ -259,7 +262,8 @@ static void test_official(struct comm *world)
     j.verb = SETTINGS_TRAIN;
     const char *all = outcome(j);
     EXPECT(strstr(all, "3 problems") && strstr(all, "pretrained_model") &&
-               strstr(all, "t2v_random"), "%s", all);
+               strstr(all, "t2v_random"),
+           "%s", all);
     char *sets[] = {"smoke=true", "model_config.pretrained_model_dir_or_checkpoint=null"};
     j.sets = sets;
     j.num_sets = 2;
@@ -275,11 +279,18 @@ static void test_official(struct comm *world)
 static void test_values(struct comm *world)
 {
     (void)world;
-    char *sets[] = {"recompute=[0, 2]", "optimizer_config.betas=[0.5, 0.25]", "resume=a=b",
-                    "fsdp_size=4", "seed=1", "seed=7", "data_config.global_batch_size=null",
-                    "model_config={dim: 128, eps: 1e-5}", "wandb_config.exp_name=x"};
+    char *sets[] = {"recompute=[0, 2]",
+                    "optimizer_config.betas=[0.5, 0.25]",
+                    "resume=a=b",
+                    "fsdp_size=4",
+                    "seed=1",
+                    "seed=7",
+                    "data_config.global_batch_size=null",
+                    "data_config.batch_size=1",
+                    "model_config={dim: 128, eps: 1e-5}",
+                    "wandb_config.exp_name=x"};
     struct loaded_settings l;
-    settings_load(&l, SETTINGS_TRAIN, "configs/train/tiny.yaml", sets, 9);
+    settings_load(&l, SETTINGS_TRAIN, "configs/train/tiny.yaml", sets, 10);
     const struct settings *s = &l.s;
     EXPECT(s->recompute == -1 && s->recompute_blocks.n == 2, "list");
     EXPECT(s->recompute_blocks.v[1] == 2, "list");
@@ -294,7 +305,7 @@ static void test_values(struct comm *world)
     const struct cfg_field *schema = settings_schema(SETTINGS_TRAIN, &n);
     char where[128];
     cfg_where(schema, n, l.origin, "model_config.dim", where, sizeof where);
-    EXPECT(strcmp(where, "command line:8:20: model_config.dim: ") == 0, "%s", where);
+    EXPECT(strcmp(where, "command line:9:20: model_config.dim: ") == 0, "%s", where);
     cfg_where(schema, n, l.origin, "ema_decay", where, sizeof where);
     EXPECT(strcmp(where, "configs/train/tiny.yaml:15:12: ema_decay: ") == 0, "%s", where);
     cfg_where(schema, n, l.origin, "max_seconds", where, sizeof where);
@@ -315,7 +326,10 @@ static void test_values(struct comm *world)
 static void test_override_errors(struct comm *world)
 {
     (void)world;
-    static const struct { char *set; const char *text; } cases[] = {
+    static const struct {
+        char *set;
+        const char *text;
+    } cases[] = {
         {"seed", "command line:1:1: \"seed\" is not of the form key=value"},
         {"seeed=1", "command line:1:7: seeed: unknown key (did you mean \"seed\"?)"},
         {"seed=x", "command line:1:6: seed: expects an integer"},
@@ -336,9 +350,11 @@ static void test_round_trip(struct comm *world)
     (void)world;
     static char *const odd[] = {
         "output_dir=\"a: b #c\"", "output_dir=\"\\\"q\\\\ \\n\\t\\u0085\\u2028 \\U0001F600\"",
-        "output_dir=\"null\"", "output_dir=\"12\"", "output_dir=\"- x\"", "output_dir=yes",
-        "output_dir=\" lead\"", "output_dir=\"\xc3\xa9t\xc3\xa9 \\uFEFF\"", "output_dir='[a]'",
-        "recompute=[1, 2]", "recompute=gemm", "optimizer_config.lr=0.1234567890123456789"};
+        "output_dir=\"null\"",    "output_dir=\"12\"",
+        "output_dir=\"- x\"",     "output_dir=yes",
+        "output_dir=\" lead\"",   "output_dir=\"\xc3\xa9t\xc3\xa9 \\uFEFF\"",
+        "output_dir='[a]'",       "recompute=[1, 2]",
+        "recompute=gemm",         "optimizer_config.lr=0.1234567890123456789"};
     for (size_t i = 0; i < sizeof odd / sizeof odd[0]; i++)
         for (int origins = 0; origins < 2; origins++) {
             struct loaded_settings a, b;

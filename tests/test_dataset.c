@@ -317,7 +317,7 @@ static void failing_operations(struct comm *world)
         fault_set(spec);
         ok = build_dataset(&g, NULL, &e);
         fault_set(NULL);
-        EXPECT(ok || strstr(e.msg, "injected fault"), "%s", e.msg);
+        EXPECT(ok || strstr(e.msg, "Input/output error"), "%s", e.msg);
         EXPECT(!io_exists(tmp), "operation %d leaves no temporary file", n);
         if (io_exists(g.save_path)) {
             struct dataset *d = dataset_open(g.save_path, 0, &e2);

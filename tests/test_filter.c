@@ -192,7 +192,7 @@ static void one_record_per_rule(struct comm *world)
     const struct clip_record good = {.cap = captions, .num_cap = 1, .motion = 0.2};
     const struct video_info file = {1280, 720, 200, 24};
     struct clip_record c[] = {[0] = good, good, good, good, good, good, good, good, good,
-                       good,       good, good, good, good, good, good, good};
+                              good,       good, good, good, good, good, good, good};
     struct video_info v[17];
     for (int i = 0; i < 17; i++) v[i] = file;
     c[1].num_cap = 0;
@@ -248,12 +248,12 @@ static void frames_of_the_plan(struct comm *world)
 {
     (void)world;
     struct clip_record c = {.cap = captions,
-                     .num_cap = 1,
-                     .motion = 0.2,
-                     .has_cut = true,
-                     .cut = {7, 160},
-                     .has_frames = true,
-                     .num_frames = 153};
+                            .num_cap = 1,
+                            .motion = 0.2,
+                            .has_cut = true,
+                            .cut = {7, 160},
+                            .has_frames = true,
+                            .num_frames = 153};
     const struct video_info v = {1280, 720, 200, 30};
     struct clip_plan p;
     char detail[256];

@@ -11,8 +11,8 @@
 struct block_case {
     struct golden_case *c;
     struct fixture fx;
-    int index;               /* of the block in the model: its names are blocks.INDEX.* */
-    int at, in, out;         /* layouts: the block's own, of x, of y: 0 full, 1 token, 2 group */
+    int index;       /* of the block in the model: its names are blocks.INDEX.* */
+    int at, in, out; /* layouts: the block's own, of x, of y: 0 full, 1 token, 2 group */
     int P;
     const struct stage *stage;
     struct block_saved saved;
@@ -66,9 +66,13 @@ static struct fixture_opts options(const struct block_case *b)
     m.skiparse_model_type = b->at == 0 ? SKIPARSE_FULL : SKIPARSE_DUAL_END;
     m.sparse_ratio = b->P;
     m.pad_mode = c->v.pad_mode;
-    return (struct fixture_opts){.device = c->v.device, .compute = c->v.compute, .model = m,
-                                 .batch = (int)golden_attr(c, "B"), .t = (int)golden_attr(c, "T"),
-                                 .h = (int)golden_attr(c, "H"), .w = (int)golden_attr(c, "W"),
+    return (struct fixture_opts){.device = c->v.device,
+                                 .compute = c->v.compute,
+                                 .model = m,
+                                 .batch = (int)golden_attr(c, "B"),
+                                 .t = (int)golden_attr(c, "T"),
+                                 .h = (int)golden_attr(c, "H"),
+                                 .w = (int)golden_attr(c, "W"),
                                  .fsdp = {.optimizer = true}};
 }
 
@@ -105,7 +109,7 @@ static void check_grad(void *arg, const char *name, bool is_group)
     b->num_grads++;
 }
 
-/* ---- rows -------------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 /* Row of a file tensor in layout `kind` for row r of the stage; -1: padding. */
 static int64_t file_row(const struct block_case *b, int kind, int64_t r)
 {
@@ -113,7 +117,8 @@ static int64_t file_row(const struct block_case *b, int kind, int64_t r)
     const int16_t *p = l->pos + 3 * r;
     if (p[0] < 0) return -1;
     const int sample = (int)(r / (l->rows / l->batch));
-    return golden_place(kind, b->P, l->grid.t, l->grid.h, l->grid.w, l->batch, sample, p[0], p[1], p[2]);
+    return golden_place(kind, b->P, l->grid.t, l->grid.h, l->grid.w, l->batch, sample, p[0], p[1],
+                        p[2]);
 }
 
 /* File tensor as rows of the stage. Padding rows get filler: nothing there may reach a real row. */
@@ -163,7 +168,7 @@ static void check_mask(struct block_case *b, const char *name, int kind)
     EXPECT(max_error(seen, mask.v, mask.count, NULL) == 0, "%s", name);
 }
 
-/* ---- one block --------------------------------------------------------------------------------- */
+/* ---- one block ------------------------------------------------------------------------------- */
 static void setup(struct block_case *b)
 {
     struct golden_case *c = b->c;
@@ -176,7 +181,8 @@ static void setup(struct block_case *b)
     h5_each(c->file, "/params", put_param, b);
     const enum dtype T = c->v.compute, S = dtype_state(T);
     const int64_t C = o.model.dim, R = b->stage->layout->rows, L = o.batch * o.model.text_len;
-    const struct h5_array x = golden_read(c, "x"), e0 = golden_read(c, "e0"), w = golden_read(c, "w");
+    const struct h5_array x = golden_read(c, "x"), e0 = golden_read(c, "e0"),
+                          w = golden_read(c, "w");
     const struct h5_array text = golden_read(c, "text");
     b->x = arena_new(&fx->keep, T, 2, DIMS(R, C));
     b->y = arena_like(&fx->keep, b->x);
@@ -189,8 +195,11 @@ static void setup(struct block_case *b)
     dev_put_f64(fx->dev, b->cond.e0, e0.v);
     b->dcond.text = ctx_zeros(&fx->ctx, &fx->keep, S, 2, b->cond.text.dim);
     b->dcond.e0 = ctx_zeros(&fx->ctx, &fx->keep, S, 2, b->cond.e0.dim);
-    b->run = (struct block_run){.stage = b->stage, .rope = &fx->dit->rope, .full = b->at == 0,
-                                .policy = RECOMPUTE_NONE, .keep_any = true};
+    b->run = (struct block_run){.stage = b->stage,
+                                .rope = &fx->dit->rope,
+                                .full = b->at == 0,
+                                .policy = RECOMPUTE_NONE,
+                                .keep_any = true};
     check_mask(b, "mask_in", b->in);
     check_mask(b, "mask_out", b->out);
 }
@@ -275,8 +284,8 @@ static void run_block(struct golden_case *c)
     snprintf(path, sizeof path, "%s/grads", c->group);
     h5_each(c->file, path, check_grad, &b);
     const int n = b.fx.dit->unit[unit].num_params;
-    EXPECT(b.num_params == n && b.num_grads == n, "%d parameters, in the file %d and %d gradients", n,
-           b.num_params, b.num_grads);
+    EXPECT(b.num_params == n && b.num_grads == n, "%d parameters, in the file %d and %d gradients",
+           n, b.num_params, b.num_grads);
     struct comm *world = b.fx.mesh.axis[AXIS_WORLD];
     fixture_close(&b.fx);
     comm_free(world);

@@ -11,8 +11,8 @@
 
 struct model_case {
     long long file;
-    const char *name;  /* of the file */
-    char group[64];    /* "/padded" */
+    const char *name; /* of the file */
+    char group[64];   /* "/padded" */
     struct variant v;
     struct fixture *fx;
     double l2_diff, l2_all; /* over all gradients */
@@ -65,7 +65,8 @@ static void check_rows(struct model_case *m, const char *name, struct tensor row
     struct h5_array a = h5_read(m->file, path);
     const struct layout *l = st->layout;
     const int64_t C = rows.dim[1], per = l->rows / l->batch;
-    double *got = calloc((size_t)(l->rows * C), sizeof *got), *want = calloc((size_t)(l->rows * C), sizeof *want);
+    double *got = calloc((size_t)(l->rows * C), sizeof *got),
+           *want = calloc((size_t)(l->rows * C), sizeof *want);
     dev_get_f64(m->fx->dev, got, rows);
     for (int64_t r = 0; r < l->rows; r++) {
         const int16_t *p = l->pos + 3 * r;
@@ -73,11 +74,13 @@ static void check_rows(struct model_case *m, const char *name, struct tensor row
             memset(got + r * C, 0, (size_t)C * sizeof *got);
             continue;
         }
-        const int64_t at = golden_place(kind, (int)m->fx->dit->config.sparse_ratio, l->grid.t,
-                                        l->grid.h, l->grid.w, l->batch, (int)(r / per), p[0], p[1], p[2]);
+        const int64_t at =
+            golden_place(kind, (int)m->fx->dit->config.sparse_ratio, l->grid.t, l->grid.h,
+                         l->grid.w, l->batch, (int)(r / per), p[0], p[1], p[2]);
         memcpy(want + r * C, a.v + at * C, (size_t)C * sizeof *want);
     }
-    golden_compare(&m->v, name, got, want, l->rows * C, a.stored_f64, (struct bound){1e-12, 5e-6, 2e-2});
+    golden_compare(&m->v, name, got, want, l->rows * C, a.stored_f64,
+                   (struct bound){1e-12, 5e-6, 2e-2});
     free(got);
     free(want);
     h5_free(&a);
@@ -107,7 +110,8 @@ static void check_intermediates(struct model_case *m)
     for (int i = 0; i < p->num_layers; i++) {
         char name[64];
         snprintf(name, sizeof name, "block_out.%d", i);
-        /* layout of the file: a sparse block that does not give back the full layout keeps its own */
+        /* layout of the file: a sparse block that does not give back the full layout keeps its own
+         */
         const bool sparse = p->kind[i] != BLOCK_FULL;
         const bool back = sparse && (i + 1 == p->num_layers || p->kind[i + 1] == BLOCK_FULL);
         const int kind = !sparse || back ? 0 : p->kind[i] == BLOCK_TOKEN ? 1 : 2;
@@ -120,14 +124,20 @@ static void compare_schedule(struct model_case *m)
     const struct shape_plan *p = m->fx->plan;
     struct h5_array kind = h5_read(m->file, "/block_kind");
     for (int i = 0; i < p->num_layers; i++)
-        EXPECT((int)kind.v[i] == (int)p->kind[i], "block %d: kind %d, file %g", i, p->kind[i], kind.v[i]);
+        EXPECT((int)kind.v[i] == (int)p->kind[i], "block %d: kind %d, file %g", i, p->kind[i],
+               kind.v[i]);
     h5_free(&kind);
 }
 
 static void open_model(struct model_case *m, struct fixture *fx, int B, int T, int H, int W)
 {
-    struct fixture_opts o = {.device = m->v.device, .compute = m->v.compute,
-                             .model = golden_model(m->file), .batch = B, .t = T, .h = H, .w = W,
+    struct fixture_opts o = {.device = m->v.device,
+                             .compute = m->v.compute,
+                             .model = golden_model(m->file),
+                             .batch = B,
+                             .t = T,
+                             .h = H,
+                             .w = W,
                              .fsdp = {.optimizer = true}};
     o.model.pad_mode = m->v.pad_mode;
     struct comm *world = comm_self(NULL);
@@ -151,17 +161,27 @@ static void run_model_group(struct model_case *m)
     compare_schedule(m);
     struct h5_array xt = in_group(m, "xt"), x0 = in_group(m, "x0"), noise = in_group(m, "noise");
     struct h5_array text = in_group(m, "text"), t = in_group(m, "t"), v = in_group(m, "v");
-    struct h5_array loss = in_group(m, "loss"), dxt = in_group(m, "dxt"), dtext = in_group(m, "dtext");
+    struct h5_array loss = in_group(m, "loss"), dxt = in_group(m, "dxt"),
+                    dtext = in_group(m, "dtext");
     for (int64_t i = 0; i < x0.count; i++) noise.v[i] -= x0.v[i];
-    double *got_v = calloc((size_t)v.count, sizeof *got_v), *got_x = calloc((size_t)dxt.count, sizeof *got_x);
+    double *got_v = calloc((size_t)v.count, sizeof *got_v),
+           *got_x = calloc((size_t)dxt.count, sizeof *got_x);
     double *got_t = calloc((size_t)dtext.count, sizeof *got_t);
-    const struct step_io io = {.xt = xt.v, .target = noise.v, .text = text.v, .t = t.v, .v = got_v,
-                               .dxt = got_x, .dtext = got_t, .share = (double)v.count, .backward = true};
+    const struct step_io io = {.xt = xt.v,
+                               .target = noise.v,
+                               .text = text.v,
+                               .t = t.v,
+                               .v = got_v,
+                               .dxt = got_x,
+                               .dtext = got_t,
+                               .share = (double)v.count,
+                               .backward = true};
     const double l = fixture_step(&fx, &io);
     golden_compare(&m->v, "v", got_v, v.v, v.count, true, (struct bound){1e-12, 5e-6, 2e-2});
     golden_compare(&m->v, "loss", &l, loss.v, 1, true, (struct bound){1e-12, 2e-6, 3e-3});
     golden_compare(&m->v, "dxt", got_x, dxt.v, dxt.count, true, (struct bound){1e-12, 1e-5, 6e-2});
-    golden_compare(&m->v, "dtext", got_t, dtext.v, dtext.count, true, (struct bound){1e-12, 1e-5, 6e-2});
+    golden_compare(&m->v, "dtext", got_t, dtext.v, dtext.count, true,
+                   (struct bound){1e-12, 1e-5, 6e-2});
     char path[128];
     snprintf(path, sizeof path, "%s/intermediate", m->group);
     if (h5_has(m->file, path)) check_intermediates(m);
@@ -169,8 +189,8 @@ static void run_model_group(struct model_case *m)
     m->l2_all = m->l2_diff = 0;
     if (h5_has(m->file, path)) {
         h5_each(m->file, path, check_grad, m);
-        EXPECT(m->v.compute != DT_BF16 || m->l2_diff <= 4e-4 * m->l2_all, "all gradients: L2^2 %g of %g",
-               m->l2_diff, m->l2_all);
+        EXPECT(m->v.compute != DT_BF16 || m->l2_diff <= 4e-4 * m->l2_all,
+               "all gradients: L2^2 %g of %g", m->l2_diff, m->l2_all);
     }
     struct h5_array *all[] = {&xt, &x0, &noise, &text, &t, &v, &loss, &dxt, &dtext};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) h5_free(all[i]);
@@ -198,7 +218,8 @@ static void run_sample_group(struct model_case *m)
     flow_sampling_sigmas(exact, steps, h5_attr(m->file, m->group, "shift"));
     expect_close("sigma", exact, sg.v, steps + 1, 3e-7);
     for (int i = 0; i < steps; i++) {
-        struct step_io io = {.xt = state, .target = zero, .text = text.v, .t = &ts.v[i], .v = c, .share = 1};
+        struct step_io io = {
+            .xt = state, .target = zero, .text = text.v, .t = &ts.v[i], .v = c, .share = 1};
         fixture_step(&fx, &io);
         io.text = neg.v;
         io.v = u;
@@ -206,9 +227,11 @@ static void run_sample_group(struct model_case *m)
         golden_compare(&m->v, "v_cond", c, vc.v + i * n, n, true, (struct bound){1e-12, 2e-5, 0});
         golden_compare(&m->v, "v_uncond", u, vu.v + i * n, n, true, (struct bound){1e-12, 2e-5, 0});
         /* the op works on rows; here its arithmetic on one latent in both orders is enough */
-        struct tensor rows = arena_new(&fx.keep, dtype_state(m->v.compute), 2, DIMS(dit_first_stage(fx.plan)->layout->rows, x.dim[2] * 4));
+        struct tensor rows = arena_new(&fx.keep, dtype_state(m->v.compute), 2,
+                                       DIMS(dit_first_stage(fx.plan)->layout->rows, x.dim[2] * 4));
         struct tensor rc = arena_like(&fx.keep, rows), ru = arena_like(&fx.keep, rows);
-        struct tensor lx = arena_new(&fx.keep, rows.dtype, 5, DIMS(x.dim[1], x.dim[2], x.dim[3], x.dim[4], x.dim[5]));
+        struct tensor lx = arena_new(&fx.keep, rows.dtype, 5,
+                                     DIMS(x.dim[1], x.dim[2], x.dim[3], x.dim[4], x.dim[5]));
         const struct tensor pos = dit_first_stage(fx.plan)->pos;
         dev_put_f64(fx.dev, lx, state);
         fx.dev->ops->patch_rows(fx.dev, rows, lx, pos, PATCH_IN);
@@ -220,7 +243,8 @@ static void run_sample_group(struct model_case *m)
             fx.dev->ops->sample_step(fx.dev, rows, rc, ru, guidance, sg.v[i + 1] - sg.v[i]);
         fx.dev->ops->unpatch_rows(fx.dev, lx, rows, pos, PATCH_IN);
         dev_get_f64(fx.dev, state, lx);
-        golden_compare(&m->v, "x", state, x.v + (i + 1) * n, n, true, (struct bound){1e-12, 2e-5, 0});
+        golden_compare(&m->v, "x", state, x.v + (i + 1) * n, n, true,
+                       (struct bound){1e-12, 2e-5, 0});
     }
     free(exact);
     free(state);
@@ -275,15 +299,29 @@ static void run_variant(int k, const char *dataset, void (*f)(struct model_case 
     if (!found) test_skip("no golden file with %s in %s", dataset, golden_dir());
 }
 
-#define VARIANT(k)                                                                                 \
-    static void models_##k(struct comm *w) { (void)w; run_variant(k, "v", run_model_group); }      \
-    static void samples_##k(struct comm *w) { (void)w; run_variant(k, "v_cond", run_sample_group); }
-VARIANT(0) VARIANT(1) VARIANT(2) VARIANT(3) VARIANT(4) VARIANT(5)
+#define VARIANT(k)                                  \
+    static void models_##k(struct comm *w)          \
+    {                                               \
+        (void)w;                                    \
+        run_variant(k, "v", run_model_group);       \
+    }                                               \
+    static void samples_##k(struct comm *w)         \
+    {                                               \
+        (void)w;                                    \
+        run_variant(k, "v_cond", run_sample_group); \
+    }
+VARIANT(0)
+VARIANT(1)
+VARIANT(2)
+VARIANT(3)
+VARIANT(4)
+VARIANT(5)
 
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
-        {.name = "models reproduce velocity, loss and all gradients (variant 0: ref f64)", .run = models_0},
+        {.name = "models reproduce velocity, loss and all gradients (variant 0: ref f64)",
+         .run = models_0},
         {.name = "models, variant 1 (ref f64, padded layout)", .run = models_1},
         {.name = "models, variant 2 (ref f32)", .run = models_2},
         {.name = "models, variant 3 (cpu f32)", .run = models_3},

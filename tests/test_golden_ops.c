@@ -28,17 +28,24 @@ static struct tensor put_row(struct golden_case *c, const char *name, enum dtype
     return golden_put(c, d, 2, DIMS(1, a.count), a.v);
 }
 
-/* ---- norms and activations --------------------------------------------------------------------- */
+/* ---- norms and activations ------------------------------------------------------------------- */
 static void check_layernorm(struct golden_case *c, const char *name, bool affine)
 {
     const enum dtype T = c->v.compute, S = state_of(c);
     const struct tensor x = put_rows(c, "x", T), dy = put_rows(c, "dy", T);
     const int64_t R = x.dim[0], C = x.dim[1];
-    struct ln_args a = {.out = golden_new(c, T, 2, x.dim), .mean = golden_new(c, S, 1, DIMS(R)),
-                        .rstd = golden_new(c, S, 1, DIMS(R)), .x = x, .eps = EPS,
+    struct ln_args a = {.out = golden_new(c, T, 2, x.dim),
+                        .mean = golden_new(c, S, 1, DIMS(R)),
+                        .rstd = golden_new(c, S, 1, DIMS(R)),
+                        .x = x,
+                        .eps = EPS,
                         .one = affine ? 0 : 1};
-    struct ln_grad_args g = {.dx = golden_new(c, T, 2, x.dim), .dy = dy, .x = x, .mean = a.mean,
-                             .rstd = a.rstd, .one = a.one};
+    struct ln_grad_args g = {.dx = golden_new(c, T, 2, x.dim),
+                             .dy = dy,
+                             .x = x,
+                             .mean = a.mean,
+                             .rstd = a.rstd,
+                             .one = a.one};
     if (affine) {
         g.scale = a.scale = put_row(c, "weight", S);
         a.shift = put_row(c, "bias", S);
@@ -61,10 +68,19 @@ static void check_rmsnorm(struct golden_case *c)
     const struct tensor x = put_rows(c, "x", T), dy = put_rows(c, "dy", T);
     const struct h5_array weight = golden_read(c, "weight");
     const struct tensor w = golden_put(c, S, 1, DIMS(weight.count), weight.v);
-    struct norm_rope_args a = {.out = golden_new(c, T, 2, x.dim), .x = x, .w = w, .heads = 1,
-                               .rstd = golden_new(c, S, 1, DIMS(x.dim[0])), .eps = EPS};
-    struct norm_rope_grad_args g = {.dx = golden_new(c, T, 2, x.dim), .dy = dy, .x = x, .w = w,
-                                    .dw = golden_new(c, S, 1, w.dim), .rstd = a.rstd, .heads = 1,
+    struct norm_rope_args a = {.out = golden_new(c, T, 2, x.dim),
+                               .x = x,
+                               .w = w,
+                               .heads = 1,
+                               .rstd = golden_new(c, S, 1, DIMS(x.dim[0])),
+                               .eps = EPS};
+    struct norm_rope_grad_args g = {.dx = golden_new(c, T, 2, x.dim),
+                                    .dy = dy,
+                                    .x = x,
+                                    .w = w,
+                                    .dw = golden_new(c, S, 1, w.dim),
+                                    .rstd = a.rstd,
+                                    .heads = 1,
                                     .eps = EPS};
     c->dev->ops->norm_rope_fwd(c->dev, &a);
     c->dev->ops->norm_rope_bwd(c->dev, &g);
@@ -97,7 +113,7 @@ static void run_rows(struct golden_case *c)
     check_activations(c);
 }
 
-/* ---- patches and sinusoid ---------------------------------------------------------------------- */
+/* ---- patches and sinusoid -------------------------------------------------------------------- */
 static struct tensor put_pos(struct golden_case *c, const struct layout *l)
 {
     struct tensor pos = golden_new(c, DT_I16, 2, DIMS(l->rows, 3));
@@ -138,9 +154,13 @@ static void check_patch(struct golden_case *c, const struct layout *l)
     struct tensor rows = golden_new(c, S, 2, DIMS(l->rows, in)), rows_t = rows;
     c->dev->ops->patch_rows(c->dev, rows, latent, pos, PATCH_IN);
     if (T != S) c->dev->ops->cast(c->dev, rows_t = golden_new(c, T, 2, rows.dim), rows);
-    struct gemm_args g = {.c = golden_new(c, T, 2, DIMS(l->rows, C)), .a = rows_t,
-                          .b = golden_put(c, T, 2, DIMS(C, in), w.v), .trans_b = true, .alpha = 1,
-                          .epilogue = EPI_BIAS, .bias = golden_put(c, T, 1, DIMS(C), bias.v)};
+    struct gemm_args g = {.c = golden_new(c, T, 2, DIMS(l->rows, C)),
+                          .a = rows_t,
+                          .b = golden_put(c, T, 2, DIMS(C, in), w.v),
+                          .trans_b = true,
+                          .alpha = 1,
+                          .epilogue = EPI_BIAS,
+                          .bias = golden_put(c, T, 1, DIMS(C), bias.v)};
     c->dev->ops->gemm(c->dev, &g);
     golden_check_values(c, "tokens", reorder(c, l, golden_get(c, g.c), C, true), false, OP);
     /* rows to latent and back are copies: exact */
@@ -179,8 +199,8 @@ static void run_sinusoid(struct golden_case *c)
     golden_check(c, "emb", out, OP);
 }
 
-/* ---- attention --------------------------------------------------------------------------------- */
-struct ranges { /* real tokens of [B,N] as compact rows */
+/* ---- attention ------------------------------------------------------------------------------- */
+struct ranges {           /* real tokens of [B,N] as compact rows */
     int32_t *first, *len; /* [B] */
     int32_t *row;         /* row[i] = row of the stored tensor */
     int64_t rows;
@@ -233,14 +253,24 @@ static void run_attention(struct golden_case *c)
     const struct seqs seqs = {(int)q.dim[0], rq.first, rq.len, rk.first, rk.len};
     const struct tensor tq = pack(c, &rq, &q), tk = pack(c, &rk, &k), tv = pack(c, &rk, &v);
     const double scale = 1 / sqrt((double)q.dim[3]);
-    struct attn_args a = {.o = golden_new(c, tq.dtype, 3, tq.dim), .q = tq, .k = tk, .v = tv,
-                          .lse = golden_new(c, state_of(c), 2, tq.dim), .seqs = &seqs,
+    struct attn_args a = {.o = golden_new(c, tq.dtype, 3, tq.dim),
+                          .q = tq,
+                          .k = tk,
+                          .v = tv,
+                          .lse = golden_new(c, state_of(c), 2, tq.dim),
+                          .seqs = &seqs,
                           .scale = scale};
     c->dev->ops->attn_fwd(c->dev, &a);
     struct attn_grad_args g = {.dq = golden_new(c, tq.dtype, 3, tq.dim),
                                .dk = golden_new(c, tk.dtype, 3, tk.dim),
-                               .dv = golden_new(c, tv.dtype, 3, tv.dim), .d_o = pack(c, &rq, &d_o),
-                               .o = a.o, .lse = a.lse, .q = tq, .k = tk, .v = tv, .seqs = &seqs,
+                               .dv = golden_new(c, tv.dtype, 3, tv.dim),
+                               .d_o = pack(c, &rq, &d_o),
+                               .o = a.o,
+                               .lse = a.lse,
+                               .q = tq,
+                               .k = tk,
+                               .v = tv,
+                               .seqs = &seqs,
                                .scale = scale};
     c->dev->ops->attn_bwd(c->dev, &g);
     check_packed(c, "o", &rq, a.o);
@@ -249,7 +279,7 @@ static void run_attention(struct golden_case *c)
     check_packed(c, "dv", &rk, g.dv);
 }
 
-/* ---- rotary embedding -------------------------------------------------------------------------- */
+/* ---- rotary embedding ------------------------------------------------------------------------ */
 /* The op normalises rows first; weight 1, and the factor of the norm divided out again. file_row:
  * row of the stored tensor of row r of the layout. */
 static void check_rope(struct golden_case *c, const char *which, const struct layout *l,
@@ -274,8 +304,11 @@ static void check_rope(struct golden_case *c, const char *which, const struct la
     struct norm_rope_args a = {.out = golden_new(c, T, 2, DIMS(l->rows, C)),
                                .x = golden_put(c, T, 2, DIMS(l->rows, C), in),
                                .rstd = golden_new(c, S, 1, DIMS(l->rows)),
-                               .w = golden_put(c, S, 1, DIMS(C), ones), .pos = put_pos(c, l),
-                               .rope = &rope, .heads = (int)x.dim[2], .eps = EPS};
+                               .w = golden_put(c, S, 1, DIMS(C), ones),
+                               .pos = put_pos(c, l),
+                               .rope = &rope,
+                               .heads = (int)x.dim[2],
+                               .eps = EPS};
     c->dev->ops->norm_rope_fwd(c->dev, &a);
     double *got = golden_get(c, a.out);
     for (int64_t r = 0; r < l->rows; r++) {
@@ -289,7 +322,8 @@ static void check_rope(struct golden_case *c, const char *which, const struct la
 
 /* kind 0 plain, 1 token, 2 group: in chunk order by token, and in the padded layout, where padding
  * rows must come out unrotated. */
-static void check_rope_layouts(struct golden_case *c, const char *which, int kind, struct grid g, int B)
+static void check_rope_layouts(struct golden_case *c, const char *which, int kind, struct grid g,
+                               int B)
 {
     const enum phase phase = kind == 2 ? PHASE_GROUP : PHASE_TOKEN;
     for (int padded = 0; padded <= (kind > 0); padded++) {
@@ -311,7 +345,8 @@ static void check_rope_layouts(struct golden_case *c, const char *which, int kin
 
 static void run_rope(struct golden_case *c)
 {
-    struct grid g = {(int)golden_attr(c, "T"), (int)golden_attr(c, "H"), (int)golden_attr(c, "W"), 1, 2};
+    struct grid g = {(int)golden_attr(c, "T"), (int)golden_attr(c, "H"), (int)golden_attr(c, "W"),
+                     1, 2};
     const int B = (int)golden_attr(c, "B"), P = (int)golden_attr(c, "P");
     check_rope_layouts(c, "full", 0, g, B);
     g.ratio = P;
@@ -347,12 +382,12 @@ static void run_rope_table(struct golden_case *c)
     rope_free(&rope, c->dev);
 }
 
-/* ---- cases ------------------------------------------------------------------------------------- */
-#define CASE(name, file, key, f)                                                                   \
-    static void name(struct comm *w)                                                               \
-    {                                                                                              \
-        (void)w;                                                                                   \
-        golden_each(file, key, GOLDEN_DEVICES, true, f);                                           \
+/* ---- cases ----------------------------------------------------------------------------------- */
+#define CASE(name, file, key, f)                         \
+    static void name(struct comm *w)                     \
+    {                                                    \
+        (void)w;                                         \
+        golden_each(file, key, GOLDEN_DEVICES, true, f); \
     }
 CASE(rows_case, "model_ops", "layernorm_y", run_rows)
 CASE(patch_case, "model_ops", "unpatchified", run_patchify)

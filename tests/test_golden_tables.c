@@ -12,8 +12,8 @@
 #include "tests/check.h"
 #include "tests/golden.h"
 
-/* ---- skiparse ---------------------------------------------------------------------------------- */
-struct tables { /* of one phase */
+/* ---- skiparse -------------------------------------------------------------------------------- */
+struct tables {             /* of one phase */
     const char *phase_name; /* "token" */
     enum phase phase;
     struct grid grid, whole; /* as given; grown to Hp x Wp, without padding */
@@ -113,7 +113,8 @@ static void check_perm(struct golden_case *c, const struct tables *t)
 static void check_switch(struct golden_case *c, const struct tables *t)
 {
     if (!golden_has(c, "token_to_group")) return; /* small grids only */
-    const struct h5_array to = golden_read(c, "token_to_group"), back = golden_read(c, "group_to_token");
+    const struct h5_array to = golden_read(c, "token_to_group"),
+                          back = golden_read(c, "group_to_token");
     struct layout *token = layout_padded(t->whole, 1, PHASE_TOKEN);
     struct layout *group = layout_padded(t->whole, 1, PHASE_GROUP);
     struct comm *self = comm_self(c->dev);
@@ -121,13 +122,15 @@ static void check_switch(struct golden_case *c, const struct tables *t)
     double *place = golden_doubles(c, to.count);
     for (int64_t k = 0; k < to.count; k++) place[k] = (double)k;
     const struct tensor src = golden_put(c, DT_F64, 2, DIMS(to.count, 1), place);
-    const struct tensor dst = golden_new(c, DT_F64, 2, src.dim), again = golden_new(c, DT_F64, 2, src.dim);
+    const struct tensor dst = golden_new(c, DT_F64, 2, src.dim),
+                        again = golden_new(c, DT_F64, 2, src.dim);
     redist_forward(move, dst, src);
     redist_backward(move, again, dst);
     const double *forth = move->moves ? golden_get(c, dst) : place;
     EXPECT(move->moves || t->grid.ratio == 1, "the two orders differ");
     for (int64_t k = 0; k < to.count; k++) {
-        EXPECT(forth[k] == to.v[k], "group place %lld: %g, file %g", (long long)k, forth[k], to.v[k]);
+        EXPECT(forth[k] == to.v[k], "group place %lld: %g, file %g", (long long)k, forth[k],
+               to.v[k]);
         EXPECT((int64_t)to.v[(int64_t)to.v[k]] == k, "involution at %lld", (long long)k);
         EXPECT(to.v[k] == back.v[k], "group_to_token at %lld", (long long)k);
     }
@@ -141,13 +144,18 @@ static void check_switch(struct golden_case *c, const struct tables *t)
 static void run_skiparse(struct golden_case *c)
 {
     const int P = (int)golden_attr(c, "P");
-    const struct grid g = {(int)golden_attr(c, "T"), (int)golden_attr(c, "H"), (int)golden_attr(c, "W"), P, 2};
+    const struct grid g = {(int)golden_attr(c, "T"), (int)golden_attr(c, "H"),
+                           (int)golden_attr(c, "W"), P, 2};
     struct grid whole = g;
     whole.h = (int)golden_attr(c, "Hp");
     whole.w = (int)golden_attr(c, "Wp");
     for (int phase = 0; phase < PHASE_COUNT; phase++) {
-        const struct tables t = {phase == PHASE_TOKEN ? "token" : "group", (enum phase)phase, g,
-                                 whole, (int64_t)golden_attr(c, "S"), (int64_t)golden_attr(c, "n")};
+        const struct tables t = {phase == PHASE_TOKEN ? "token" : "group",
+                                 (enum phase)phase,
+                                 g,
+                                 whole,
+                                 (int64_t)golden_attr(c, "S"),
+                                 (int64_t)golden_attr(c, "n")};
         EXPECT(grid_classes(g) == t.K, "%d classes", grid_classes(g));
         check_padded(c, &t);
         check_perm(c, &t);
@@ -159,7 +167,7 @@ static void run_skiparse(struct golden_case *c)
     }
 }
 
-/* ---- noise levels ------------------------------------------------------------------------------ */
+/* ---- noise levels ---------------------------------------------------------------------------- */
 static void run_sampling_sigmas(struct golden_case *c)
 {
     const int steps = (int)golden_attr(c, "steps");
@@ -171,15 +179,21 @@ static void run_sampling_sigmas(struct golden_case *c)
     expect_close("sigma", s, sigma.v, steps + 1, 1e-15);
     expect_close("sigma_f32", s, f32.v, steps + 1, 3e-7);
     for (int i = 0; i <= steps; i++)
-        EXPECT(fabs(1000 * s[i] - t.v[i]) <= 2e-4, "timestep %d: %.9g, file %.9g", i, 1000 * s[i], t.v[i]);
+        EXPECT(fabs(1000 * s[i] - t.v[i]) <= 2e-4, "timestep %d: %.9g, file %.9g", i, 1000 * s[i],
+               t.v[i]);
     EXPECT(s[0] == 1 && s[steps] == 0, "from %g to %g", s[0], s[steps]);
 }
 
 /* Published settings: 256 tokens -> 0.5, 4096 -> 1.15. */
 static struct flow_config published(void)
 {
-    return (struct flow_config){.dynamic_shift = true, .logit_normal = true, .base_shift = 0.5,
-                                .max_shift = 1.15, .logit_std = 1, .base_seq = 256, .max_seq = 4096};
+    return (struct flow_config){.dynamic_shift = true,
+                                .logit_normal = true,
+                                .base_shift = 0.5,
+                                .max_shift = 1.15,
+                                .logit_std = 1,
+                                .base_seq = 256,
+                                .max_seq = 4096};
 }
 
 static void run_training_sigmas(struct golden_case *c)
@@ -198,7 +212,8 @@ static void run_training_sigmas(struct golden_case *c)
         for (int64_t i = 0; i < n; i++) {
             f.logit_mean = z.v[i];
             got_u[k * n + i] = flow_shift(u.v[i], got_shift[k]);
-            got_z[k * n + i] = flow_shift(flow_base(&f, (struct rng_key){.use = RNG_TEST}), got_shift[k]);
+            got_z[k * n + i] =
+                flow_shift(flow_base(&f, (struct rng_key){.use = RNG_TEST}), got_shift[k]);
         }
     }
     expect_close("shift", got_shift, shift.v, K, 4e-15);
@@ -210,7 +225,7 @@ static void run_training_sigmas(struct golden_case *c)
     EXPECT(fabs(flow_base(&f, key) - 1 / (1 + exp(-draw))) < 1e-15, "a draw of its own");
 }
 
-/* ---- optimiser --------------------------------------------------------------------------------- */
+/* ---- optimiser ------------------------------------------------------------------------------- */
 static const struct bound VECTOR = {1e-13, 2e-6, 0};
 
 static void adamw_run(struct golden_case *c, const char *ema_name, double decay)
@@ -218,11 +233,16 @@ static void adamw_run(struct golden_case *c, const char *ema_name, double decay)
     const enum dtype T = c->v.compute, S = dtype_state(T);
     const struct h5_array p0 = golden_read(c, "p0"), grad = golden_read(c, "grad");
     const int64_t n = p0.count, steps = grad.dim[0];
-    struct adamw_args a = {.p = golden_put(c, S, 1, DIMS(n), p0.v), .m = golden_new(c, S, 1, DIMS(n)),
+    struct adamw_args a = {.p = golden_put(c, S, 1, DIMS(n), p0.v),
+                           .m = golden_new(c, S, 1, DIMS(n)),
                            .v = golden_new(c, S, 1, DIMS(n)),
-                           .ema = golden_put(c, S, 1, DIMS(n), p0.v), .lr = golden_attr(c, "lr"),
-                           .beta1 = golden_attr(c, "beta1"), .beta2 = golden_attr(c, "beta2"),
-                           .eps = golden_attr(c, "eps"), .grad_scale = 1, .ema_keep = decay,
+                           .ema = golden_put(c, S, 1, DIMS(n), p0.v),
+                           .lr = golden_attr(c, "lr"),
+                           .beta1 = golden_attr(c, "beta1"),
+                           .beta2 = golden_attr(c, "beta2"),
+                           .eps = golden_attr(c, "eps"),
+                           .grad_scale = 1,
+                           .ema_keep = decay,
                            .weight_decay = golden_attr(c, "weight_decay")};
     if (T != S) a.wire = golden_new(c, T, 1, DIMS(n));
     double *trace[4]; /* p, m, v, ema of every step */
@@ -240,7 +260,8 @@ static void adamw_run(struct golden_case *c, const char *ema_name, double decay)
     golden_check_values(c, "m", trace[1], true, VECTOR);
     golden_check_values(c, "v", trace[2], true, VECTOR);
     golden_check_values(c, ema_name, trace[3], true, VECTOR);
-    if (a.wire.data) expect_close("wire copy", golden_get(c, a.wire), trace[0] + (steps - 1) * n, n, 4e-3);
+    if (a.wire.data)
+        expect_close("wire copy", golden_get(c, a.wire), trace[0] + (steps - 1) * n, n, 4e-3);
 }
 
 struct ema_visit {
@@ -288,13 +309,14 @@ static void run_clip(struct golden_case *c)
         golden_check_values(c, name, v, true, VECTOR);
         for (int64_t k = 0; k < tensor_count(g[i]); k++) after += v[k] * v[k];
     }
-    EXPECT(fabs(sqrt(after) - r.after) <= 1e-6 * r.after, "norm after: %g, said %g", sqrt(after), r.after);
+    EXPECT(fabs(sqrt(after) - r.after) <= 1e-6 * r.after, "norm after: %g, said %g", sqrt(after),
+           r.after);
 }
 
 static void run_adaptive(struct golden_case *c)
 {
-    static const char *const column[] = {"norm seen", "limit used", "coefficient", "norm after",
-                                         "moving average", "moving variance"};
+    static const char *const column[] = {"norm seen",  "limit used",     "coefficient",
+                                         "norm after", "moving average", "moving variance"};
     const struct h5_array norm = golden_read(c, "norm"), trace = golden_read(c, "trace");
     const int64_t n = norm.count;
     EXPECT(trace.count == 6 * n, "%lld columns", (long long)(trace.count / n));
@@ -304,7 +326,8 @@ static void run_adaptive(struct golden_case *c)
     clip.decay = golden_attr(c, "decay");
     for (int64_t i = 0; i < n; i++) {
         const struct clip_result r = clip_step(&clip, CLIP_RULE_ADAPTIVE, norm.v[i]);
-        /* what the limit was applied to: the norm before it, from the coefficient that is applied */
+        /* what the limit was applied to: the norm before it, from the coefficient that is applied
+         */
         const double seen = r.coef < 1 ? r.after / r.coef : norm.v[i];
         const double row[6] = {seen, r.limit, r.coef, r.after, clip.mean, clip.var};
         for (int k = 0; k < 6; k++) {
@@ -315,12 +338,12 @@ static void run_adaptive(struct golden_case *c)
     for (int k = 0; k < 6; k++) expect_close(column[k], got + k * n, want + k * n, n, 1e-13);
 }
 
-/* ---- cases ------------------------------------------------------------------------------------- */
-#define CASE(name, file, key, on, f)                                                               \
-    static void name(struct comm *w)                                                               \
-    {                                                                                              \
-        (void)w;                                                                                   \
-        golden_each(file, key, on, (on) != GOLDEN_HOST || (f) == run_skiparse, f);                 \
+/* ---- cases ----------------------------------------------------------------------------------- */
+#define CASE(name, file, key, on, f)                                               \
+    static void name(struct comm *w)                                               \
+    {                                                                              \
+        (void)w;                                                                   \
+        golden_each(file, key, on, (on) != GOLDEN_HOST || (f) == run_skiparse, f); \
     }
 CASE(skiparse_case, "model_skiparse", "token_idx", GOLDEN_HOST, run_skiparse)
 CASE(sampling_case, "model_schedule", "timestep_f32", GOLDEN_HOST, run_sampling_sigmas)

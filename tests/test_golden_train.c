@@ -12,10 +12,10 @@ struct train_case {
     struct golden_case *c;
     struct fixture fx;
     struct clip clip;
-    int step; /* 0-based */
-    enum state_kind kind;   /* what is being compared, in group `after` */
+    int step;             /* 0-based */
+    enum state_kind kind; /* what is being compared, in group `after` */
     const char *after;
-    double diff, update;    /* squared: error, total change since the start */
+    double diff, update; /* squared: error, total change since the start */
     int count;
 };
 
@@ -24,15 +24,20 @@ static void open_run(struct train_case *t)
 {
     struct golden_case *c = t->c;
     const struct h5_array x = golden_read(c, "batch_0/xt");
-    struct fixture_opts o = {.device = c->v.device, .compute = c->v.compute,
-                             .model = golden_model(c->file), .batch = (int)x.dim[0],
-                             .t = (int)x.dim[2], .h = (int)x.dim[3] / 2, .w = (int)x.dim[4] / 2,
+    struct fixture_opts o = {.device = c->v.device,
+                             .compute = c->v.compute,
+                             .model = golden_model(c->file),
+                             .batch = (int)x.dim[0],
+                             .t = (int)x.dim[2],
+                             .h = (int)x.dim[3] / 2,
+                             .w = (int)x.dim[4] / 2,
                              .fsdp = {.optimizer = true, .ema = true}};
     o.model.pad_mode = c->v.pad_mode;
     fixture_open(&t->fx, comm_self(NULL), &o);
     const struct h5_array kind = golden_read(c, "block_kind");
     for (int i = 0; i < t->fx.plan->num_layers; i++)
-        EXPECT((int)kind.v[i] == (int)t->fx.plan->kind[i], "block %d: kind %d", i, t->fx.plan->kind[i]);
+        EXPECT((int)kind.v[i] == (int)t->fx.plan->kind[i], "block %d: kind %d", i,
+               t->fx.plan->kind[i]);
 }
 
 static void put_param(void *arg, const char *name, bool is_group)
@@ -70,12 +75,20 @@ static void update(struct train_case *t, double coef)
     int n;
     const struct shard *sh = fsdp_shards(fx->fsdp, &n);
     for (int i = 0; i < n; i++) {
-        struct adamw_args a = {.p = sh[i].master, .m = sh[i].m, .v = sh[i].v, .g = sh[i].grad,
-                               .ema = sh[i].ema, .lr = golden_attr(c, "lr"), .beta1 = b1,
-                               .beta2 = b2, .eps = golden_attr(c, "opt_eps"),
+        struct adamw_args a = {.p = sh[i].master,
+                               .m = sh[i].m,
+                               .v = sh[i].v,
+                               .g = sh[i].grad,
+                               .ema = sh[i].ema,
+                               .lr = golden_attr(c, "lr"),
+                               .beta1 = b1,
+                               .beta2 = b2,
+                               .eps = golden_attr(c, "opt_eps"),
                                .weight_decay = golden_attr(c, "weight_decay"),
-                               .bias1 = 1 - pow(b1, at), .bias2 = 1 - pow(b2, at),
-                               .grad_scale = coef, .ema_keep = golden_attr(c, "ema")};
+                               .bias1 = 1 - pow(b1, at),
+                               .bias2 = 1 - pow(b2, at),
+                               .grad_scale = coef,
+                               .ema_keep = golden_attr(c, "ema")};
         if (sh[i].wire.data != sh[i].master.data) a.wire = sh[i].wire;
         EXPECT(sh[i].decay_end == sh[i].frozen_from, "a parameter without decay");
         fx->dev->ops->adamw(fx->dev, &a);
@@ -95,8 +108,12 @@ static void train_step(struct train_case *t, double *loss, double *norm)
     const struct h5_array xt = batch(t, "xt"), x0 = batch(t, "x0"), noise = batch(t, "noise");
     const struct h5_array text = batch(t, "text"), time = batch(t, "t");
     for (int64_t i = 0; i < x0.count; i++) noise.v[i] -= x0.v[i];
-    const struct step_io io = {.xt = xt.v, .target = noise.v, .text = text.v, .t = time.v,
-                               .share = (double)x0.count, .backward = true};
+    const struct step_io io = {.xt = xt.v,
+                               .target = noise.v,
+                               .text = text.v,
+                               .t = time.v,
+                               .share = (double)x0.count,
+                               .backward = true};
     fsdp_zero_grads(t->fx.fsdp);
     loss[t->step] = fixture_step(&t->fx, &io);
     norm[t->step] = grad_norm(t);

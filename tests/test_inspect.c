@@ -24,8 +24,9 @@ static json_t *meta_of(int step, int ranks)
                      "step", step, "state", "cursor", 12 * step, "adam_steps", step, "skipped", 1,
                      "seconds", 2.5, "clip", "mean", 0.5, "limit", 0.75, "var", 0.01, "structure",
                      "model_config.skiparse_model_type", SKIPARSE_DUAL_END,
-                     "model_config.sparse_ratio", 2, "config", "seed: 7\n", "layout", "ranks", ranks,
-                     "fsdp_size", ranks, "skiparse_sp_size", 1, "sp_size", 1, "stage", "sft");
+                     "model_config.sparse_ratio", 2, "config", "seed: 7\n", "layout", "ranks",
+                     ranks, "fsdp_size", ranks, "skiparse_sp_size", 1, "sp_size", 1, "stage",
+                     "sft");
 }
 
 static void change_one(struct fixture *f, double by)
@@ -43,15 +44,19 @@ static void write_job(struct comm *world, void *arg)
 {
     const struct job *j = arg;
     struct fixture f;
-    const struct fixture_opts o = {.device = "ref", .compute = DT_F32, .model = fixture_model(),
-                                   .batch = 1, .t = 1, .h = 2, .w = 2,
+    const struct fixture_opts o = {.device = "ref",
+                                   .compute = DT_F32,
+                                   .model = fixture_model(),
+                                   .batch = 1,
+                                   .t = 1,
+                                   .h = 2,
+                                   .w = 2,
                                    .fsdp = {.prefetch = 1, .optimizer = true, .ema = true}};
     fixture_open(&f, world, &o);
     fsdp_init_params(f.fsdp, 3);
     if (j->change != 0) change_one(&f, j->change);
-    struct ckpt_snapshot *s = ckpt_snapshot(f.fsdp, &f.mesh,
-                                            1u << STATE_MASTER | 1u << STATE_M |
-                                                (j->ema ? 1u << STATE_EMA : 0));
+    struct ckpt_snapshot *s = ckpt_snapshot(
+        f.fsdp, &f.mesh, 1u << STATE_MASTER | 1u << STATE_M | (j->ema ? 1u << STATE_EMA : 0));
     const struct ckpt_place place = {j->dir, 0, 0};
     json_t *meta = meta_of(j->step, world->size);
     struct err e = {0};
@@ -98,10 +103,21 @@ static void says_what_is_in_it(struct comm *world)
     (void)world;
     char *run = make_run("says", 2, 40, 0, true);
     char *t = inspected(run, (struct inspect_opts){.verify = true, .config = true});
-    static const char *const want[] = {
-        "/iter_000000040\n", "step       40\n", "ranks 2, fsdp_size 2", "dual_end", "sparse_ratio 2",
-        "stage sft", "cursor 480", "limit 0.75", "every byte of every file matches", "base hash ",
-        "optim/m hash ", "ema hash ", "seed: 7\n", "patch_embedding.weight", "24x3x1x2x2"};
+    static const char *const want[] = {"/iter_000000040\n",
+                                       "step       40\n",
+                                       "ranks 2, fsdp_size 2",
+                                       "dual_end",
+                                       "sparse_ratio 2",
+                                       "stage sft",
+                                       "cursor 480",
+                                       "limit 0.75",
+                                       "every byte of every file matches",
+                                       "base hash ",
+                                       "optim/m hash ",
+                                       "ema hash ",
+                                       "seed: 7\n",
+                                       "patch_embedding.weight",
+                                       "24x3x1x2x2"};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++)
         EXPECT(strstr(t, want[i]), "no \"%s\" in:\n%.1500s", want[i], t);
     free(t);

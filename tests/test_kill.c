@@ -30,8 +30,10 @@ static char *write_yaml(const char *run)
     char *text = io_path(
         "seed: 7\noutput_dir: %s/%s\nweight_dtype: fp32\ngrad_clip: adaptive\nema_decay: 0.99\n"
         "training_iteration: %d\nlog_interval: 1\nsave_interval: 4\ncheckpoint: {keep_last: 2}\n"
-        "model_config: {dim: 48, ffn_dim: 96, freq_dim: 16, in_dim: 12, out_dim: 12, num_heads: 4,\n"
-        "  num_layers: 4, text_len: 8, text_dim: 8, skiparse_model_type: dual_end, sparse_ratio: 2}\n"
+        "model_config: {dim: 48, ffn_dim: 96, freq_dim: 16, in_dim: 12, out_dim: 12, num_heads: "
+        "4,\n"
+        "  num_layers: 4, text_len: 8, text_dim: 8, skiparse_model_type: dual_end, sparse_ratio: "
+        "2}\n"
         "data_config:\n  batch_size: 2\n  global_batch_size: 8\n"
         "  dataset_config: {metafile_or_dir_path: %s, text_max_length: 8, sample_height: 16,\n"
         "    sample_width: 16, sample_num_frames: 4, codec: pixel, text_codec: hash}\n"
@@ -45,23 +47,30 @@ static char *write_yaml(const char *run)
     return path;
 }
 
-static pid_t start(const char *yaml, const char *log)
+static const char *const no_sets[] = {NULL};
+
+static pid_t start_with(const char *yaml, const char *log, const char *const *sets)
 {
     char *osp = program();
     fflush(stdout);
     const pid_t pid = fork();
     if (pid == 0) {
-        const int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0666), in = open("/dev/null", O_RDONLY);
+        const int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0666),
+                  in = open("/dev/null", O_RDONLY);
         dup2(in, 0);
         dup2(fd, 1);
         dup2(fd, 2);
         setpgid(0, 0);
-        execlp("mpirun", "mpirun", "-n", "2", osp, "train", yaml, (char *)NULL);
+        const char *argv[16] = {"mpirun", "-n", "2", osp, "train", yaml};
+        for (int i = 0; sets[i] && i < 8; i++) argv[6 + i] = sets[i];
+        execvp("mpirun", (char *const *)(uintptr_t)argv);
         _exit(127);
     }
     free(osp);
     return pid;
 }
+
+static pid_t start(const char *yaml, const char *log) { return start_with(yaml, log, no_sets); }
 
 /* Ranks of the run: processes with its YAML on their command line that are not mpirun. */
 static int find_ranks(const char *yaml, pid_t *rank, int max)
@@ -108,8 +117,9 @@ static void wait_gone(const char *yaml)
 static int diff(const char *a, const char *b)
 {
     char *osp = program();
-    char *cmd = io_path("%s diff %s/%s %s/%s > %s/diff.log 2>&1 || (head -n 12 %s/diff.log; exit 1)", osp,
-                        test_dir(), a, test_dir(), b, test_dir(), test_dir());
+    char *cmd =
+        io_path("%s diff %s/%s %s/%s > %s/diff.log 2>&1 || (head -n 12 %s/diff.log; exit 1)", osp,
+                test_dir(), a, test_dir(), b, test_dir(), test_dir());
     const int rc = system(cmd);
     free(cmd);
     free(osp);
@@ -134,7 +144,8 @@ static void test_kill(struct comm *world)
     char *calm = write_yaml("calm"), *storm = write_yaml("storm");
     char *log = io_path("%s/kill.log", test_dir());
     EXPECT(finish(start(calm, log)) == 0, "the undisturbed run failed, see %s", log);
-    const struct rng_stream s = rng_open((struct rng_key){.seed = (uint64_t)time(NULL), .use = RNG_TEST});
+    const struct rng_stream s =
+        rng_open((struct rng_key){.seed = (uint64_t)time(NULL), .use = RNG_TEST});
     int done = 0, early = 0;
     bool complete = false;
     for (int i = 0; done < kills && i < 4 * kills && !complete; i++) {
@@ -152,7 +163,8 @@ static void test_kill(struct comm *world)
         EXPECT(rc == 0 || rc == 137 || rc == 1 || rc == 143, "kill %d: exit code %d", i, rc);
     }
     if (!complete) EXPECT(finish(start(storm, log)) == 0, "the last start failed, see %s", log);
-    EXPECT(diff("calm", "storm") == 0, "the killed run ends with other bits; see %s/diff.log", test_dir());
+    EXPECT(diff("calm", "storm") == 0, "the killed run ends with other bits; see %s/diff.log",
+           test_dir());
     printf("    %d kills (%d starts too early to kill), %s\n", done, early,
            complete ? "the run ended between kills" : "then run to its end");
     free(calm);
@@ -169,7 +181,8 @@ static void test_signal(struct comm *world)
     pid_t rank[16];
     int n = 0;
     char *lines = io_path("%s/polite/metrics.jsonl", test_dir());
-    for (int i = 0; i < 200 && !(io_exists(lines) && (n = find_ranks(yaml, rank, 16)) == 2); i++) nap(0.05);
+    for (int i = 0; i < 200 && !(io_exists(lines) && (n = find_ranks(yaml, rank, 16)) == 2); i++)
+        nap(0.05);
     nap(0.3);
     if (n) kill(rank[n - 1], SIGUSR1);
     const int rc = finish(pid);
@@ -181,6 +194,34 @@ static void test_signal(struct comm *world)
     free(lines);
 }
 
+/* A rank that stops answering: the others say so after the deadline and end with code 86. */
+static void test_hang(struct comm *world)
+{
+    (void)world;
+    if (!have_mpirun()) return;
+    char *yaml = write_yaml("hang"), *log = io_path("%s/hang.log", test_dir());
+    const char *const sets[] = {"comm_deadline_s=2", "training_iteration=100000", NULL};
+    const pid_t pid = start_with(yaml, log, sets);
+    pid_t rank[16];
+    int n = 0;
+    char *lines = io_path("%s/hang/metrics.jsonl", test_dir());
+    for (int i = 0; i < 200 && !(io_exists(lines) && (n = find_ranks(yaml, rank, 16)) == 2); i++)
+        nap(0.05);
+    nap(0.5);
+    if (n) kill(rank[0], SIGSTOP);
+    const int rc = finish(pid);
+    EXPECT(rc == RC_HANG, "exit code %d", rc);
+    struct err e = {0};
+    char *text = io_read_file(log, NULL, &e);
+    EXPECT(text && strstr(text, "a rank is missing") && strstr(text, "on axis"), "%s",
+           text ? text : e.msg);
+    wait_gone(yaml);
+    free(text);
+    free(lines);
+    free(log);
+    free(yaml);
+}
+
 int main(int argc, char **argv)
 {
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);
@@ -189,7 +230,10 @@ int main(int argc, char **argv)
     setenv("OMP_NUM_THREADS", "1", 0);
     const struct test tests[] = {
         {.name = "kill -9 at random moments loses nothing", .run = test_kill, .flags = TEST_SLOW},
-        {.name = "a signal to one rank ends all with a checkpoint", .run = test_signal, .flags = TEST_SLOW},
+        {.name = "a signal to one rank ends all with a checkpoint",
+         .run = test_signal,
+         .flags = TEST_SLOW},
+        {.name = "a stopped rank is noticed and named", .run = test_hang, .flags = TEST_SLOW},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

@@ -17,13 +17,15 @@ struct problem { /* inputs of one batch, host doubles */
 static double *draw(int64_t n, uint64_t item)
 {
     double *x = calloc((size_t)n, sizeof *x);
-    const struct rng_stream s = rng_open((struct rng_key){.seed = 9, .use = RNG_TEST, .item = item});
+    const struct rng_stream s =
+        rng_open((struct rng_key){.seed = 9, .use = RNG_TEST, .item = item});
     for (int64_t i = 0; i < n; i++) x[i] = rng_normal_at(s, (uint64_t)i);
     return x;
 }
 
 /* Samples [first, first+batch) of an endless stream, so that ranks can take their own. */
-static struct problem make_problem(const struct model_config *m, int first, int batch, int t, int h, int w)
+static struct problem make_problem(const struct model_config *m, int first, int batch, int t, int h,
+                                   int w)
 {
     const int64_t per = m->in_dim * t * h * w * 4, out = m->out_dim * t * h * w * 4;
     const int64_t text = m->text_len * m->text_dim;
@@ -59,8 +61,7 @@ static void fill_params(struct fixture *f)
             const int64_t n = param_count(p);
             double *x = draw(n, rng_hash(p->name));
             const double scale = p->ndim >= 2 ? 1 / sqrt((double)n / (double)p->dim[0]) : 0.2;
-            for (int64_t k = 0; k < n; k++)
-                x[k] = x[k] * scale + (p->init == INIT_ONE ? 1 : 0);
+            for (int64_t k = 0; k < n; k++) x[k] = x[k] * scale + (p->init == INIT_ONE ? 1 : 0);
             fsdp_put(f->fsdp, STATE_MASTER, p->name, x);
             free(x);
         }
@@ -76,7 +77,10 @@ struct fd {
 static double fd_loss(void *arg)
 {
     struct fd *d = arg;
-    const struct step_io io = {.xt = d->p->xt, .target = d->p->target, .text = d->p->text, .t = d->p->t,
+    const struct step_io io = {.xt = d->p->xt,
+                               .target = d->p->target,
+                               .text = d->p->text,
+                               .t = d->p->t,
                                .share = (double)d->p->out_n};
     return fixture_step(d->f, &io);
 }
@@ -98,12 +102,14 @@ static void directions(struct fixture *f, struct problem *p, double *worst)
                 for (int i = 0; i < f->dit->unit[u].num_params; i++) {
                     const struct param *q = &f->dit->unit[u].param[i];
                     const int64_t n = param_count(q);
-                    double *d = draw(n, rng_hash(q->name) + k + 1), *x = calloc((size_t)n, sizeof *x);
+                    double *d = draw(n, rng_hash(q->name) + k + 1),
+                           *x = calloc((size_t)n, sizeof *x);
                     fsdp_get(f->fsdp, STATE_MASTER, q->name, x);
                     if (point == 0) {
                         double *g = calloc((size_t)n, sizeof *g);
                         fsdp_get(f->fsdp, STATE_GRAD, q->name, g);
-                        for (int64_t e = 0; e < n; e++) want += g[e] * d[e], size += fabs(g[e] * d[e]);
+                        for (int64_t e = 0; e < n; e++)
+                            want += g[e] * d[e], size += fabs(g[e] * d[e]);
                         free(g);
                     }
                     const double before = point ? at[point - 1] : 0;
@@ -127,15 +133,29 @@ static void check_gradients(const char *name, struct model_config m, int batch, 
 {
     struct fixture f;
     struct comm *world = comm_self(NULL);
-    fixture_open(&f, world, &(struct fixture_opts){.device = "ref", .compute = DT_F64, .model = m,
-                                                   .recompute = RECOMPUTE_GEMM, .batch = batch,
-                                                   .t = t, .h = h, .w = w, .fsdp = {.optimizer = true}});
+    fixture_open(&f, world,
+                 &(struct fixture_opts){.device = "ref",
+                                        .compute = DT_F64,
+                                        .model = m,
+                                        .recompute = RECOMPUTE_GEMM,
+                                        .batch = batch,
+                                        .t = t,
+                                        .h = h,
+                                        .w = w,
+                                        .fsdp = {.optimizer = true}});
     f.dev->poison = false; /* thousands of passes */
     fill_params(&f);
     struct problem p = make_problem(&m, 0, batch, t, h, w);
-    double *dxt = calloc((size_t)p.n, sizeof *dxt), *dtext = calloc((size_t)p.text_n, sizeof *dtext);
-    const struct step_io io = {.xt = p.xt, .target = p.target, .text = p.text, .t = p.t, .dxt = dxt,
-                               .dtext = dtext, .share = (double)p.out_n, .backward = true};
+    double *dxt = calloc((size_t)p.n, sizeof *dxt),
+           *dtext = calloc((size_t)p.text_n, sizeof *dtext);
+    const struct step_io io = {.xt = p.xt,
+                               .target = p.target,
+                               .text = p.text,
+                               .t = p.t,
+                               .dxt = dxt,
+                               .dtext = dtext,
+                               .share = (double)p.out_n,
+                               .backward = true};
     fixture_step(&f, &io);
     double worst = 0;
     directions(&f, &p, &worst);
@@ -209,15 +229,15 @@ static double *all_grads(struct fixture *f, int64_t *n)
     return g;
 }
 
-static double *run_once(struct comm *world, struct fixture_opts o, int first, double share, double *loss,
-                        int64_t *n)
+static double *run_once(struct comm *world, struct fixture_opts o, int first, double share,
+                        double *loss, int64_t *n)
 {
     struct fixture f;
     fixture_open(&f, world, &o);
     fill_params(&f);
     struct problem p = make_problem(&o.model, first, o.batch, o.t, o.h, o.w);
-    const struct step_io io = {.xt = p.xt, .target = p.target, .text = p.text, .t = p.t,
-                               .share = share, .backward = true};
+    const struct step_io io = {
+        .xt = p.xt, .target = p.target, .text = p.text, .t = p.t, .share = share, .backward = true};
     *loss = fixture_step(&f, &io);
     comm_sum_f64(world, loss, 1, "loss");
     double *g = all_grads(&f, n);
@@ -230,8 +250,14 @@ static void test_policies(struct comm *world)
 {
     struct model_config m = fixture_model();
     m.num_full_blocks = 2;
-    struct fixture_opts o = {.device = "ref", .compute = DT_F64, .model = m, .batch = 2, .t = 1,
-                             .h = 5, .w = 3, .fsdp = {.optimizer = true}};
+    struct fixture_opts o = {.device = "ref",
+                             .compute = DT_F64,
+                             .model = m,
+                             .batch = 2,
+                             .t = 1,
+                             .h = 5,
+                             .w = 3,
+                             .fsdp = {.optimizer = true}};
     double first_loss = 0, loss;
     int64_t n;
     double *first = NULL;
@@ -260,8 +286,14 @@ static void test_ranks(struct comm *world)
     m.num_full_blocks = 2;
     enum { GLOBAL = 8 };
     const double share = GLOBAL * 1000;
-    struct fixture_opts o = {.device = "ref", .compute = DT_F64, .model = m, .batch = GLOBAL, .t = 1,
-                             .h = 3, .w = 5, .fsdp = {.optimizer = true}};
+    struct fixture_opts o = {.device = "ref",
+                             .compute = DT_F64,
+                             .model = m,
+                             .batch = GLOBAL,
+                             .t = 1,
+                             .h = 3,
+                             .w = 5,
+                             .fsdp = {.optimizer = true}};
     struct comm *alone = comm_self(NULL);
     double want_loss, loss;
     int64_t n;
@@ -276,7 +308,8 @@ static void test_ranks(struct comm *world)
             o.fsdp.keep_after_forward = mode == 2;
             world->check = mode == 1;
             double *g = run_once(world, o, world->rank * o.batch, share, &loss, &n);
-            EXPECT(fabs(loss / want_loss - 1) < 1e-12, "fsdp %d: loss %.17g against %.17g", fsdp, loss, want_loss);
+            EXPECT(fabs(loss / want_loss - 1) < 1e-12, "fsdp %d: loss %.17g against %.17g", fsdp,
+                   loss, want_loss);
             char what[64];
             snprintf(what, sizeof what, "gradients, fsdp %d mode %d", fsdp, mode);
             expect_close(what, g, want, n, 1e-12);
@@ -290,9 +323,13 @@ static void test_ranks(struct comm *world)
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
-        {.name = "every gradient equals finite differences in f64", .run = test_differences, .flags = TEST_SLOW},
+        {.name = "every gradient equals finite differences in f64",
+         .run = test_differences,
+         .flags = TEST_SLOW},
         {.name = "recompute policies give the same bits", .run = test_policies},
-        {.name = "sharded ranks give the gradients of one rank", .run = test_ranks, .ranks = {1, 2, 4, 8}},
+        {.name = "sharded ranks give the gradients of one rank",
+         .run = test_ranks,
+         .ranks = {1, 2, 4, 8}},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

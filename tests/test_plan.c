@@ -13,18 +13,37 @@ static char codec_wan[] = "wan_vae", codec_pixel[] = "pixel";
 
 static struct settings paper(bool large)
 {
-    struct settings s = {
-        .fsdp_size = 16, .use_skiparse_sequence_parallel = true, .skiparse_sp_size = 4, .sp_size = 1,
-        .explicit_prefetching_num_blocks = 0, .gradient_checkpointing = true, .recompute = -2,
-        .gradient_accumulation_steps = 1, .weight_dtype = 0, .ema_decay = 0.999,
-        .model = {.dim = 5120, .ffn_dim = 13824, .freq_dim = 256, .in_dim = 16, .out_dim = 16,
-                  .num_heads = 40, .num_layers = 40, .text_len = 512, .text_dim = 4096, .eps = 1e-6,
-                  .qk_norm = true, .cross_attn_norm = true,
-                  .skiparse_model_type = SKIPARSE_DUAL_END, .sparse_ratio = 2, .num_full_blocks = 8,
-                  .skiparse_dim = 1, .skiparse_strict = true},
-        .data = {.batch_size = 1, .codec = codec_wan, .sample_height = 720, .sample_width = 1280,
-                 .sample_num_frames = 81},
-        .plan = {.ranks = 96, .nvlink_gbps = 400, .ib_gbps = 50}};
+    struct settings s = {.fsdp_size = 16,
+                         .use_skiparse_sequence_parallel = true,
+                         .skiparse_sp_size = 4,
+                         .sp_size = 1,
+                         .explicit_prefetching_num_blocks = 0,
+                         .gradient_checkpointing = true,
+                         .recompute = -2,
+                         .gradient_accumulation_steps = 1,
+                         .weight_dtype = 0,
+                         .ema_decay = 0.999,
+                         .model = {.dim = 5120,
+                                   .ffn_dim = 13824,
+                                   .freq_dim = 256,
+                                   .in_dim = 16,
+                                   .out_dim = 16,
+                                   .num_heads = 40,
+                                   .num_layers = 40,
+                                   .text_len = 512,
+                                   .text_dim = 4096,
+                                   .eps = 1e-6,
+                                   .skiparse_model_type = SKIPARSE_DUAL_END,
+                                   .sparse_ratio = 2,
+                                   .num_full_blocks = 8,
+                                   .skiparse_dim = 1,
+                                   .skiparse_strict = true},
+                         .data = {.batch_size = 1,
+                                  .codec = codec_wan,
+                                  .sample_height = 720,
+                                  .sample_width = 1280,
+                                  .sample_num_frames = 81},
+                         .plan = {.ranks = 96, .nvlink_gbps = 400, .ib_gbps = 50}};
     if (!large) {
         s.model.dim = 1536;
         s.model.ffn_dim = 8960;
@@ -57,7 +76,8 @@ static void large_model(struct comm *world)
     const double state = (double)(o->master_bytes + o->moment_bytes + o->ema_bytes + o->grad_bytes);
     EXPECT(near(state, 20.0 * 14288491584 / 16), "%g", state);
     EXPECT(near((double)o->wire_bytes, 2.0 * 14288491584 / 16), "%zu", o->wire_bytes);
-    /* two gathers of the wire copies, one scatter of fp32 gradients: 15/16 of them leave the rank */
+    /* two gathers of the wire copies, one scatter of fp32 gradients: 15/16 of them leave the rank
+     */
     EXPECT(near(c.comm[AXIS_FSDP][COMM_ALL_GATHER].bytes, 2 * 2.0 * 14288491584 * 15 / 16), "%g",
            c.comm[AXIS_FSDP][COMM_ALL_GATHER].bytes);
     EXPECT(near(c.comm[AXIS_FSDP][COMM_REDUCE_SCATTER].bytes, 4.0 * 14288491584 * 15 / 16), "%g",
@@ -146,9 +166,14 @@ static void text_and_json(struct comm *world)
     struct plan_cost c;
     plan_cost(&s, 96, &c);
     char *t = printed(&s, &c, false);
-    static const char *const want[] = {"14,288,491,584", "F F F F T G T G", "G F F F F\n",
-                                       "activations kept", "75,600 tokens", "of 141 GB",
-                                       "fsdp         reduce-scatter", "between nodes, 50 GB/s"};
+    static const char *const want[] = {"14,288,491,584",
+                                       "F F F F T G T G",
+                                       "G F F F F\n",
+                                       "activations kept",
+                                       "75,600 tokens",
+                                       "of 141 GB",
+                                       "fsdp         reduce-scatter",
+                                       "between nodes, 50 GB/s"};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++)
         EXPECT(strstr(t, want[i]), "no \"%s\" in\n%s", want[i], t);
     free(t);
@@ -157,7 +182,8 @@ static void text_and_json(struct comm *world)
     EXPECT(o && json_integer_value(json_object_get(o, "parameters")) == 14288491584, "%.300s", t);
     const json_t *flops = json_object_get(o, "flops"), *memory = json_object_get(o, "memory_bytes");
     EXPECT(near(json_real_value(json_object_get(flops, "executed")), 15.81e15), "FLOPs");
-    EXPECT(json_integer_value(json_object_get(memory, "total")) == (json_int_t)plan_total_bytes(&c.rank),
+    EXPECT(json_integer_value(json_object_get(memory, "total")) ==
+               (json_int_t)plan_total_bytes(&c.rank),
            "memory");
     json_decref(o);
     free(t);

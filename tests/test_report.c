@@ -5,7 +5,8 @@
 #include <string.h>
 
 #include "core/io.h"
-#include "data/video.h"
+#include "core/log.h"
+#include "data/hdf.h"
 #include "tests/check.h"
 #include "train/report.h"
 #include "train/report_svg.h"
@@ -101,24 +102,67 @@ static void page_has_everything(struct comm *world)
     put_file(run, "samples/big.mp4", big, 4 << 20);
     free(big);
     char *p = page_of(run);
-    static const char *const want[] = {
-        "<h1>page</h1>", "finished", "Training loss", "Validation loss", "noise level",
-        "Gradient norm", "Learning rate", "Throughput", "1 min 15 s", "(× 0.5)", "(× 0.2)",
-        "data:image/png;base64,iVBOR3g=", "data:video/mp4;base64,dmlkZW8=", "href=\"samples/big.mp4\"",
-        "note: &lt;&amp;&gt;", "2 could not be read", "prefers-color-scheme:dark"};
+    static const char *const want[] = {"<h1>page</h1>",
+                                       "finished",
+                                       "Training loss",
+                                       "Validation loss",
+                                       "noise level",
+                                       "Gradient norm",
+                                       "Learning rate",
+                                       "Throughput",
+                                       "1 min 15 s",
+                                       "(× 0.5)",
+                                       "(× 0.2)",
+                                       "data:image/png;base64,iVBOR3g=",
+                                       "data:video/mp4;base64,dmlkZW8=",
+                                       "href=\"samples/big.mp4\"",
+                                       "note: &lt;&amp;&gt;",
+                                       "2 could not be read",
+                                       "prefers-color-scheme:dark"};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++)
         EXPECT(strstr(p, want[i]), "no \"%s\"", want[i]);
     EXPECT(count(p, "<svg") == count(p, "</svg>") && count(p, "<svg") >= 6, "%d", count(p, "<svg"));
     EXPECT(!strstr(p, "http:") && !strstr(p, "https:") && !strstr(p, "<script"), "self-contained");
     const char *last = strstr(p, "<h2>Schedule");
     EXPECT(!strstr(p, "nan ") && !strstr(p, " nan") && !strstr(p, "inf ") && last, "plain numbers");
-    EXPECT(!strstr(p, "notes.txt") && count(p, "data:video") == 1, "only pictures and small videos");
+    EXPECT(!strstr(p, "notes.txt") && count(p, "data:video") == 1,
+           "only pictures and small videos");
     put_text(run, "config.yaml", "seed: 2  # default\n");
     char *again = page_of(run);
     EXPECT(strstr(again, "seed: 2  # default"), "config.yaml comes first");
     free(again);
     free(p);
     free(samples);
+    free(run);
+}
+
+static void clips_left_out(struct comm *world)
+{
+    (void)world;
+    char *run = fresh_run("clips"), *data = io_path("%s/clips.h5", run);
+    char *text[] = {"a<1>.mp4", "b.mp4"}, *rule[] = {"too_short", "unreadable"};
+    struct hdf h;
+    struct err e = {0};
+    const bool ok = hdf_create(&h, data, &e) && hdf_group(&h, "/rejected", &e) &&
+                    hdf_put_texts(&h, "/rejected/path", text, 2, &e) &&
+                    hdf_put_texts(&h, "/rejected/rule", rule, 2, &e) &&
+                    hdf_put_texts(&h, "/rejected/detail", text, 2, &e) && hdf_close(&h, &e);
+    EXPECT(ok, "%s", e.msg);
+    put_text(run, "metrics.jsonl", sample_log);
+    char *config = io_path("data_config:\n  metafile_or_dir_path: %s  # clips.yaml:3:1\n", data);
+    put_text(run, "config.yaml", config);
+    char *p = page_of(run);
+    EXPECT(strstr(p, "Clips that were not used") && strstr(p, "<td>a&lt;1&gt;.mp4<td>too_short"),
+           "%.200s", p);
+    free(p);
+    put_text(run, "clips.h5", "this is not a data set");
+    log_set_level(LOG_WARN + 1); /* the warning is expected */
+    p = page_of(run);
+    log_set_level(LOG_WARN);
+    EXPECT(!strstr(p, "Clips that were not used") && strstr(p, "Configuration"), "goes on without");
+    free(p);
+    free(config);
+    free(data);
     free(run);
 }
 
@@ -177,11 +221,15 @@ static void odd_curves(struct comm *world)
 int main(int argc, char **argv)
 {
     static const struct test tests[] = {
-        {"metrics.jsonl: a resume hides later steps, cut lines are counted", log_is_read_back, {0}, 0},
+        {"metrics.jsonl: a resume hides later steps, cut lines are counted",
+         log_is_read_back,
+         {0},
+         0},
         {"the page has curves, numbers, samples and configuration, and needs no network",
          page_has_everything,
          {0},
          0},
+        {"clips that the data set does without are listed", clips_left_out, {0}, 0},
         {"a folder that is no run is a clear error", errors_are_clear, {0}, 0},
         {"curves without finite values, flat ones, single points", odd_curves, {0}, 0},
     };

@@ -32,7 +32,8 @@ static void run_rank(struct comm *world, void *arg)
 /* Worst relative difference to the losses of one rank over every sharding and several policies. */
 static double worst_over_ranks(const char *device, const char *dtype, bool all)
 {
-    struct run_arg one = {.extra = {device, dtype, "resume=never", "recompute=none"}, .steps = STEPS};
+    struct run_arg one = {.extra = {device, dtype, "resume=never", "recompute=none"},
+                          .steps = STEPS};
     comm_thread_run(1, run_rank, &one);
     static const char *const policies[] = {"recompute=all", "recompute=attention", "recompute=gemm",
                                            "recompute=none", "recompute=[1,3]"};
@@ -44,7 +45,8 @@ static double worst_over_ranks(const char *device, const char *dtype, bool all)
                 if (!all && (ranks + fsdp + p) % 5) continue;
                 char size[32];
                 snprintf(size, sizeof size, "fsdp_size=%d", fsdp);
-                struct run_arg a = {.extra = {device, dtype, "resume=never", policies[p], size}, .steps = STEPS};
+                struct run_arg a = {.extra = {device, dtype, "resume=never", policies[p], size},
+                                    .steps = STEPS};
                 comm_thread_run(ranks, run_rank, &a);
                 runs++;
                 for (int i = 0; i < STEPS; i++) {
@@ -52,15 +54,16 @@ static double worst_over_ranks(const char *device, const char *dtype, bool all)
                     if (!(e <= worst)) worst = e;
                 }
             }
-    printf("    %s %s: %d runs of %d steps, loss %.6f -> %.6f, worst relative difference %.2g\n", device,
-           dtype, runs, STEPS, one.loss[0], one.loss[STEPS - 1], worst);
+    printf("    %s %s: %d runs of %d steps, loss %.6f -> %.6f, worst relative difference %.2g\n",
+           device, dtype, runs, STEPS, one.loss[0], one.loss[STEPS - 1], worst);
     return worst;
 }
 
 static void test_ranks_f64(struct comm *w)
 {
     (void)w;
-    EXPECT(worst_over_ranks("device=ref", "weight_dtype=fp64", false) <= 1e-12, "f64 losses differ");
+    EXPECT(worst_over_ranks("device=ref", "weight_dtype=fp64", false) <= 1e-12,
+           "f64 losses differ");
 }
 
 static void test_ranks_f32(struct comm *w)
@@ -70,18 +73,23 @@ static void test_ranks_f32(struct comm *w)
         test_skip("no cpu device");
         return;
     }
-    EXPECT(worst_over_ranks("device=cpu", "weight_dtype=fp32", !test_fast()) <= 1e-6, "f32 losses differ");
+    EXPECT(worst_over_ranks("device=cpu", "weight_dtype=fp32", !test_fast()) <= 1e-6,
+           "f32 losses differ");
 }
 
 static void test_accumulation(struct comm *w)
 {
     (void)w;
-    struct run_arg whole = {.extra = {"device=ref", "weight_dtype=fp64", "resume=never"}, .steps = 5};
-    struct run_arg parts = {.extra = {"device=ref", "weight_dtype=fp64", "resume=never", "data_config.batch_size=2"}, .steps = 5};
+    struct run_arg whole = {.extra = {"device=ref", "weight_dtype=fp64", "resume=never"},
+                            .steps = 5};
+    struct run_arg parts = {
+        .extra = {"device=ref", "weight_dtype=fp64", "resume=never", "data_config.batch_size=2"},
+        .steps = 5};
     comm_thread_run(1, run_rank, &whole);
     comm_thread_run(2, run_rank, &parts);
     for (int i = 0; i < 5; i++)
-        EXPECT(fabs(parts.loss[i] / whole.loss[i] - 1) < 1e-12, "step %d: %.17g against %.17g", i, parts.loss[i], whole.loss[i]);
+        EXPECT(fabs(parts.loss[i] / whole.loss[i] - 1) < 1e-12, "step %d: %.17g against %.17g", i,
+               parts.loss[i], whole.loss[i]);
 }
 
 struct resume_arg {
@@ -127,7 +135,8 @@ static void resume_rank(struct comm *world, void *arg)
     free(c);
 }
 
-static void resume_case(const char *device, const char *dtype, int ranks, int ranks_after, bool bits, double tol)
+static void resume_case(const char *device, const char *dtype, int ranks, int ranks_after,
+                        bool bits, double tol)
 {
     static int number;
     char *whole_dir = io_path("output_dir=%s/whole%d", test_dir(), number);
@@ -142,11 +151,15 @@ static void resume_case(const char *device, const char *dtype, int ranks, int ra
         EXPECT(first.loss[i] == whole.loss[i], "step %d differs before the save", i);
         const double want = whole.loss[STEPS / 2 + i], got = second.loss[i];
         if (bits)
-            EXPECT(got == want, "step %d after the resume: %.17g, uninterrupted %.17g", i, got, want);
+            EXPECT(got == want, "step %d after the resume: %.17g, uninterrupted %.17g", i, got,
+                   want);
         else
-            EXPECT(fabs(got / want - 1) <= tol, "step %d after the resume: %.17g, uninterrupted %.17g", i, got, want);
+            EXPECT(fabs(got / want - 1) <= tol,
+                   "step %d after the resume: %.17g, uninterrupted %.17g", i, got, want);
     }
-    if (bits) EXPECT(second.sum == whole.sum, "weights, moments or EMA differ: %.17g, %.17g", second.sum, whole.sum);
+    if (bits)
+        EXPECT(second.sum == whole.sum, "weights, moments or EMA differ: %.17g, %.17g", second.sum,
+               whole.sum);
     free(whole_dir);
     free(split_dir);
 }
@@ -172,7 +185,8 @@ static void test_skip_step(struct comm *world)
     double loss;
     train_case_steps(c, 1, &loss);
     const struct param *p = fsdp_find(c->ses.fsdp, "blocks.1.norm3.weight");
-    double *keep = calloc((size_t)param_count(p), sizeof *keep), *bad = calloc((size_t)param_count(p), sizeof *bad);
+    double *keep = calloc((size_t)param_count(p), sizeof *keep),
+           *bad = calloc((size_t)param_count(p), sizeof *bad);
     fsdp_get(c->ses.fsdp, STATE_MASTER, p->name, keep);
     memcpy(bad, keep, (size_t)param_count(p) * sizeof *bad);
     bad[3] = NAN;
@@ -197,12 +211,15 @@ static void test_validation(struct comm *world)
     struct train_case *c = calloc(1, sizeof *c);
     const char *extra[] = {"device=ref", "weight_dtype=fp64", "resume=never", NULL};
     train_case_open(c, world, extra);
-    const struct valid_result raw = trainer_validate(&c->t, false), ema = trainer_validate(&c->t, true);
-    EXPECT(raw.samples == 4 && raw.buckets == 4, "%lld samples in %d buckets", (long long)raw.samples, raw.buckets);
+    const struct valid_result raw = trainer_validate(&c->t, false),
+                              ema = trainer_validate(&c->t, true);
+    EXPECT(raw.samples == 4 && raw.buckets == 4, "%lld samples in %d buckets",
+           (long long)raw.samples, raw.buckets);
     EXPECT(raw.mean == ema.mean, "EMA starts at the weights");
     static double alone;
     if (world->size == 1) alone = raw.mean;
-    EXPECT(fabs(raw.mean / alone - 1) < 1e-12, "%d ranks: %.17g, one rank %.17g", world->size, raw.mean, alone);
+    EXPECT(fabs(raw.mean / alone - 1) < 1e-12, "%d ranks: %.17g, one rank %.17g", world->size,
+           raw.mean, alone);
     /* the head starts at zero: the loss is the mean square of the target */
     EXPECT(raw.mean > 1 && raw.mean < 3, "%g", raw.mean);
     train_case_close(c);
@@ -212,12 +229,19 @@ static void test_validation(struct comm *world)
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
-        {.name = "20 steps give the same losses on 1, 2, 4, 8 ranks (ref f64, 1e-12)", .run = test_ranks_f64, .flags = TEST_SLOW},
-        {.name = "20 steps give the same losses on 1, 2, 4, 8 ranks (cpu f32, 1e-6)", .run = test_ranks_f32},
+        {.name = "20 steps give the same losses on 1, 2, 4, 8 ranks (ref f64, 1e-12)",
+         .run = test_ranks_f64,
+         .flags = TEST_SLOW},
+        {.name = "20 steps give the same losses on 1, 2, 4, 8 ranks (cpu f32, 1e-6)",
+         .run = test_ranks_f32},
         {.name = "micro-batches add up to the whole batch", .run = test_accumulation},
         {.name = "10 + save + resume + 10 equals 20", .run = test_resume},
-        {.name = "a non-finite step is skipped on all ranks", .run = test_skip_step, .ranks = {1, 2}},
-        {.name = "validation does not depend on the ranks", .run = test_validation, .ranks = {1, 2, 4}},
+        {.name = "a non-finite step is skipped on all ranks",
+         .run = test_skip_step,
+         .ranks = {1, 2}},
+        {.name = "validation does not depend on the ranks",
+         .run = test_validation,
+         .ranks = {1, 2, 4}},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

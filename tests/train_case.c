@@ -32,12 +32,21 @@ const char *train_case_data(void)
         data_path = io_path("%s/clips.h5", test_dir());
         yaml_path = io_path("%s/train.yaml", test_dir());
         io_write_file(yaml_path, yaml, sizeof yaml - 1, &e);
-        const struct data_build b = {
-            .meta_path = "tests/clips/clips.json", .save_path = data_path, .codec = "pixel",
-            .text_codec = "hash", .window_stride = 4, .text_dim = 8, .text_len = 8,
-            .filter = {.sample_height = 16, .sample_width = 16, .sample_num_frames = 4, .train_fps = 8,
-                       .too_long_factor = 1e9, .max_h_div_w_ratio = 10, .min_h_div_w_ratio = 0.1,
-                       .max_motion_value = 1e9}};
+        const struct data_build b = {.meta_path = "tests/clips/clips.json",
+                                     .save_path = data_path,
+                                     .codec = "pixel",
+                                     .text_codec = "hash",
+                                     .window_stride = 4,
+                                     .text_dim = 8,
+                                     .text_len = 8,
+                                     .filter = {.sample_height = 16,
+                                                .sample_width = 16,
+                                                .sample_num_frames = 4,
+                                                .train_fps = 8,
+                                                .too_long_factor = 1e9,
+                                                .max_h_div_w_ratio = 10,
+                                                .min_h_div_w_ratio = 0.1,
+                                                .max_motion_value = 1e9}};
         if (!e.code) build_dataset(&b, NULL, &e);
         CHECK(!e.code, "the test data set: %s", e.msg);
     }

@@ -15,9 +15,12 @@ void args_parse(struct args *a, int argc, char **argv, const char *usage)
     const struct {
         const char *name;
         bool *flag;
-    } flags[] = {{"--print-config", &a->print_config}, {"--help-config", &a->help_config},
-                 {"--help", &a->help},                 {"-h", &a->help},
-                 {"--check-comm", &a->check_comm},     {"--json", &a->json},
+    } flags[] = {{"--print-config", &a->print_config},
+                 {"--help-config", &a->help_config},
+                 {"--help", &a->help},
+                 {"-h", &a->help},
+                 {"--check-comm", &a->check_comm},
+                 {"--json", &a->json},
                  {"--verify", &a->verify}};
     for (int i = 0; i < argc; i++) {
         if (argv[i][0] == '-') {

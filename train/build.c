@@ -11,30 +11,37 @@
 #include "train/print_config.h"
 #include "train/verbs.h"
 
-static const char usage[] =
-    "osp data CONFIG [key=value ...] [--print-config] [--help-config]\n"
-    "Reads clip descriptions (JSON, CSV or an index of them), filters, decodes and encodes the clips\n"
-    "and writes one HDF5 data set with latents and text embeddings.";
+static const char usage[] = "osp data CONFIG [key=value ...] [--print-config] [--help-config]\n"
+                            "Reads clip descriptions (JSON, CSV or an index of them), filters, "
+                            "decodes and encodes the clips\n"
+                            "and writes one HDF5 data set with latents and text embeddings.";
 
 static bool interrupted(void) { return launch_signal() != 0; }
 
 static struct data_build build_of(const struct settings *s)
 {
     const struct filter_config *f = &s->job.filter;
-    return (struct data_build){
-        .ann_txt_path = s->job.ann_txt_path, .meta_path = s->job.meta_path,
-        .save_path = s->job.save_path, .codec = s->data.codec, .text_codec = s->data.text_codec,
-        .filter = {.sample_height = s->data.sample_height, .sample_width = s->data.sample_width,
-                   .sample_num_frames = s->data.sample_num_frames, .train_fps = s->data.train_fps,
-                   .sample_stride = s->data.sample_stride, .min_hxw = f->min_hxw,
-                   .too_long_factor = f->too_long_factor,
-                   .max_h_div_w_ratio = f->max_h_div_w_ratio,
-                   .min_h_div_w_ratio = f->min_h_div_w_ratio,
-                   .min_motion_value = f->min_motion_value,
-                   .max_motion_value = f->max_motion_value},
-        .window_stride = s->data.window_stride, .text_dim = s->model.text_dim,
-        .text_len = s->model.text_len, .max_failure_rate = f->max_failure_rate,
-        .interrupted = interrupted};
+    return (struct data_build){.ann_txt_path = s->job.ann_txt_path,
+                               .meta_path = s->job.meta_path,
+                               .save_path = s->job.save_path,
+                               .codec = s->data.codec,
+                               .text_codec = s->data.text_codec,
+                               .filter = {.sample_height = s->data.sample_height,
+                                          .sample_width = s->data.sample_width,
+                                          .sample_num_frames = s->data.sample_num_frames,
+                                          .train_fps = s->data.train_fps,
+                                          .sample_stride = s->data.sample_stride,
+                                          .min_hxw = f->min_hxw,
+                                          .too_long_factor = f->too_long_factor,
+                                          .max_h_div_w_ratio = f->max_h_div_w_ratio,
+                                          .min_h_div_w_ratio = f->min_h_div_w_ratio,
+                                          .min_motion_value = f->min_motion_value,
+                                          .max_motion_value = f->max_motion_value},
+                               .window_stride = s->data.window_stride,
+                               .text_dim = s->model.text_dim,
+                               .text_len = s->data.text_max_length,
+                               .max_failure_rate = f->max_failure_rate,
+                               .interrupted = interrupted};
 }
 
 /* A training configuration builds with filter rules that let its own source pass. */
@@ -58,15 +65,21 @@ struct dataset *build_or_open(struct comm *world, const struct settings *s)
 {
     struct err e = {0};
     const char *path = s->data.metafile_or_dir;
+    if (s->data.dataset_name == 1)
+        err_stop(RC_CONFIG,
+                 "data_config.dataset_name: t2v_random (noise, which teaches nothing) is not "
+                 "built; name a data set with wan_t2v");
     if (!path)
-        err_stop(RC_CONFIG, "data_config.dataset_config.metafile_or_dir_path: name the data set (made by osp data)");
+        err_stop(RC_CONFIG, "data_config.dataset_config.metafile_or_dir_path: name the data set "
+                            "(made by osp data)");
     if (world->rank == 0 && s->data.source && !io_exists(path)) {
         launch_catch_signals();
         const struct data_build b = build_for_training(s);
         build_dataset(&b, NULL, &e);
     } else if (world->rank == 0 && !io_exists(path)) {
-        err_set(&e, RC_NOINPUT, "%s: no such data set; make it with osp data, or name its clips in "
-                                "data_config.dataset_config.source",
+        err_set(&e, RC_NOINPUT,
+                "%s: no such data set; make it with osp data, or name its clips in "
+                "data_config.dataset_config.source",
                 path);
     }
     comm_broadcast_bytes(world, &e, sizeof e, 0, "data set");
@@ -74,8 +87,8 @@ struct dataset *build_or_open(struct comm *world, const struct settings *s)
     struct dataset *d = dataset_open(path, s->validation.window, &e);
     err_raise(&e);
     if (d->num_train == 0)
-        err_stop(RC_DATA, "%s: no training windows; lower validation.window (%g) or window_stride", path,
-                 s->validation.window);
+        err_stop(RC_DATA, "%s: no training windows; lower validation.window (%g) or window_stride",
+                 path, s->validation.window);
     return d;
 }
 

@@ -34,7 +34,8 @@ static void take_known(struct compare *c, const json_t *manifest)
     }
 }
 
-struct compare *compare_open(const char *path, const struct prompts *p, int items, const json_t *manifest)
+struct compare *compare_open(const char *path, const struct prompts *p, int items,
+                             const json_t *manifest)
 {
     struct err e = {0};
     struct compare *c = calloc(1, sizeof *c);
@@ -51,7 +52,8 @@ struct compare *compare_open(const char *path, const struct prompts *p, int item
         int64_t i = 0;
         while (i < c->d->n && !has_caption(c->d, i, p->text[k])) i++;
         if (i == c->d->n)
-            err_stop(RC_CONFIG, "compare: no clip of %s has the caption \"%.60s\"", path, p->text[k]);
+            err_stop(RC_CONFIG, "compare: no clip of %s has the caption \"%.60s\"", path,
+                     p->text[k]);
     }
     take_known(c, manifest);
     return c;
@@ -113,13 +115,15 @@ void compare_print(const struct compare *c, int per_prompt)
 {
     const int P = c->prompts->n;
     int nearest = 0;
-    log_info("distance of each sample to the clips of each caption (mean squared error of latents);");
+    log_info(
+        "distance of each sample to the clips of each caption (mean squared error of latents);");
     log_info("the sample of the caption itself should be the smallest of its column block");
     for (int p = 0; p < P; p++) log_info("  caption %d: %.70s", p + 1, c->prompts->text[p]);
     for (int s = 0; s < per_prompt; s++)
         for (int to = 0; to < P; to++) {
             char line[512];
-            int n = snprintf(line, sizeof line, "  noise %d, clips of caption %d:", s + 1, to + 1), best = 0;
+            int n = snprintf(line, sizeof line, "  noise %d, clips of caption %d:", s + 1, to + 1),
+                best = 0;
             for (int p = 0; p < P; p++) {
                 const double d = c->distance[(p * per_prompt + s) * P + to];
                 if (d < c->distance[(best * per_prompt + s) * P + to]) best = p;

@@ -9,11 +9,10 @@ enum { HUGE_ARENA_SHIFT = 43 }; /* addresses only, nothing is committed */
 
 static struct dryrun_phase phase_of(const struct dev_counters *c, const struct dev_counters *before)
 {
-    return (struct dryrun_phase){
-        .gemm_flops = c->gemm_flops - before->gemm_flops,
-        .attn_flops = c->attn_fwd_flops + c->attn_bwd_flops - before->attn_fwd_flops -
-                      before->attn_bwd_flops,
-        .row_bytes = c->row_bytes - before->row_bytes};
+    return (struct dryrun_phase){.gemm_flops = c->gemm_flops - before->gemm_flops,
+                                 .attn_flops = c->attn_fwd_flops + c->attn_bwd_flops -
+                                               before->attn_fwd_flops - before->attn_bwd_flops,
+                                 .row_bytes = c->row_bytes - before->row_bytes};
 }
 
 static void count_states(struct fsdp *f, struct dryrun_out *out)
@@ -42,10 +41,12 @@ static void pass(struct ctx *c, struct dit *d, struct shape_plan *p, const struc
     double t[1024] = {0};
     CHECK(in->batch <= 1024, "micro-batch of %d", in->batch);
     /* what the trainer holds beside the model: latents, noisy rows, target, text */
-    struct tensor z = arena_new(c->keep, S, 5, DIMS(in->batch, m->in_dim, in->t, 2 * in->h, 2 * in->w));
+    struct tensor z =
+        arena_new(c->keep, S, 5, DIMS(in->batch, m->in_dim, in->t, 2 * in->h, 2 * in->w));
     struct tensor xt = arena_new(c->keep, T, 2, DIMS(first->layout->rows, 4 * m->in_dim));
     struct tensor target = arena_new(c->keep, S, 2, DIMS(last->layout->rows, 4 * m->out_dim));
-    struct tensor text = arena_new(c->keep, T, 2, DIMS((int64_t)in->batch * m->text_len, m->text_dim));
+    struct tensor text =
+        arena_new(c->keep, T, 2, DIMS((int64_t)in->batch * m->text_len, m->text_dim));
     struct tensor text_s = arena_new(c->keep, S, 2, text.dim);
     (void)text_s;
     const struct dev_counters start = c->dev->count;
@@ -81,13 +82,13 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     most = in->w > most ? in->w : most;
     struct dit *d = dit_new(dev, &in->model, in->recompute, in->recompute_blocks, most);
     struct fsdp *f = fsdp_new(dev, &mesh, d->unit, d->num_units, in->fsdp);
-    struct shape_plan *p = plan_shape(dev, &mesh, &in->model, in->batch, in->t, in->h, in->w,
-                                      (int)in->model.text_len);
+    struct shape_plan *p =
+        plan_shape(dev, &mesh, &in->model, in->batch, in->t, in->h, in->w, (int)in->model.text_len);
     out->params = dit_num_params(d);
     out->rows = dit_first_stage(p)->layout->rows;
     count_states(f, out);
-    out->other_bytes = dev->count.bytes_now - out->master_bytes - out->wire_bytes - out->grad_bytes -
-                       out->moment_bytes - out->ema_bytes - out->slot_bytes;
+    out->other_bytes = dev->count.bytes_now - out->master_bytes - out->wire_bytes -
+                       out->grad_bytes - out->moment_bytes - out->ema_bytes - out->slot_bytes;
     struct arena keep, tmp;
     arena_init(&keep, dev, (size_t)1 << HUGE_ARENA_SHIFT, "keep");
     arena_init(&tmp, dev, (size_t)1 << HUGE_ARENA_SHIFT, "tmp");

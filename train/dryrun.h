@@ -24,7 +24,7 @@ struct dryrun_out {
     size_t master_bytes, moment_bytes, ema_bytes, grad_bytes, wire_bytes, slot_bytes, other_bytes;
     struct dryrun_phase forward, backward; /* one micro-batch; backward includes recompute */
     struct comm_count comm[AXIS_COUNT][COMM_KINDS];
-    int64_t rows;  /* token rows on this rank per micro-batch */
+    int64_t rows; /* token rows on this rank per micro-batch */
 };
 void dryrun(const struct dryrun_in *in, struct dryrun_out *out);
 /* Forward and backward FLOPs without any recompute, of the whole micro-batch over all ranks of a

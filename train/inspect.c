@@ -12,10 +12,10 @@
 #include "train/args.h"
 #include "train/verbs.h"
 
-static const char usage[] =
-    "osp inspect RUN|CHECKPOINT [--verify] [--print-config] [--json]\n"
-    "What is in a checkpoint (of a run folder: in the newest one). --verify compares every byte with\n"
-    "the checksums of the manifest; damage ends with exit code 65.";
+static const char usage[] = "osp inspect RUN|CHECKPOINT [--verify] [--print-config] [--json]\n"
+                            "What is in a checkpoint (of a run folder: in the newest one). "
+                            "--verify compares every byte with\n"
+                            "the checksums of the manifest; damage ends with exit code 65.";
 
 static void time_of(const char *folder, char *out, size_t size)
 {
@@ -63,10 +63,10 @@ static void print_sparsity(FILE *out, const json_t *meta)
     static const char *const keys[] = {"model_config.sparse_ratio", "model_config.num_full_blocks",
                                        "model_config.skiparse_dim", "model_config.num_layers",
                                        "model_config.dim"};
-    const json_t *type = json_object_get(json_object_get(meta, "structure"),
-                                         "model_config.skiparse_model_type");
+    const json_t *type =
+        json_object_get(json_object_get(meta, "structure"), "model_config.skiparse_model_type");
     fprintf(out, "%-10s %s,", "blocks",
-            !type                                          ? "-"
+            !type                                           ? "-"
             : json_integer_value(type) == SKIPARSE_DUAL_END ? "dual_end"
                                                             : "full");
     print_members(out, "", meta, "structure", keys, sizeof keys / sizeof *keys);
@@ -82,8 +82,8 @@ static void print_clip(FILE *out, const json_t *meta)
 static void print_head(FILE *out, struct ckpt *c, const char *when, bool verified)
 {
     static const char *const layout[] = {"ranks", "fsdp_size", "skiparse_sp_size", "sp_size"};
-    static const char *const state[] = {"cursor",  "adam_steps", "ema_updates",
-                                        "skipped", "seconds"};
+    static const char *const state[] = {"cursor", "adam_steps", "ema_updates", "skipped",
+                                        "seconds"};
     static const char *const stage[] = {"stage"};
     json_t *meta = ckpt_meta(c);
     fprintf(out, "checkpoint %s\nstep       %lld\nwritten    %s\n", ckpt_path(c),
@@ -93,8 +93,8 @@ static void print_head(FILE *out, struct ckpt *c, const char *when, bool verifie
     print_sparsity(out, meta);
     print_members(out, "state     ", meta, "state", state, 5);
     print_clip(out, meta);
-    fprintf(out, "checksums  %s\n", verified ? "every byte of every file matches"
-                                             : "not compared (--verify)");
+    fprintf(out, "checksums  %s\n",
+            verified ? "every byte of every file matches" : "not compared (--verify)");
 }
 
 static void print_hashes(FILE *out, const struct tensor_scan *s, int n)

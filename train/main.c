@@ -33,7 +33,8 @@ static void console(const struct trainer *t, const struct step_result *r, struct
 {
     const struct session *s = t->ses;
     const double seconds = log_seconds() - p->since, per = seconds / (double)p->steps;
-    const double tokens = (double)(t->global_batch * s->shape.t * s->shape.h * s->shape.w / 4) / per;
+    const double tokens =
+        (double)(t->global_batch * s->shape.t * s->shape.h * s->shape.w / 4) / per;
     const double flops = (s->model_forward.gemm_flops + s->model_forward.attn_flops +
                           s->model_backward.gemm_flops + s->model_backward.attn_flops) *
                          t->num_micro * s->mesh.dp / per;
@@ -45,7 +46,8 @@ static void console(const struct trainer *t, const struct step_result *r, struct
                  "compute %.0f%% comm %.0f%% data %.0f%%  ETA %ld:%02ld:%02ld",
                  (long long)t->state.step, (long long)s->set->training_iteration,
                  p->loss / (double)p->steps, r->norm, r->lr, tokens, 1e-9 * flops,
-                 100 * (1 - comm - data), 100 * comm, 100 * data, eta / 3600, eta / 60 % 60, eta % 60);
+                 100 * (1 - comm - data), 100 * comm, 100 * data, eta / 3600, eta / 60 % 60,
+                 eta % 60);
     metrics_put(m, "train/loss", p->loss / (double)p->steps);
     metrics_put(m, "train/last_loss", r->loss);
     metrics_put(m, "train/grad_norm", r->norm);
@@ -96,8 +98,8 @@ static int lock_output(struct comm *world, const char *dir)
         fd = e.code ? -1 : open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
         if (!e.code && fd < 0) err_set(&e, RC_CANTCREAT, "%s: cannot be created", path);
         if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0)
-            err_set(&e, RC_CANTCREAT, "%s: another job writes to this output_dir; stop it or choose another",
-                    dir);
+            err_set(&e, RC_CANTCREAT,
+                    "%s: another job writes to this output_dir; stop it or choose another", dir);
         free(path);
     }
     comm_broadcast_bytes(world, &e, sizeof e, 0, "output folder");
@@ -131,7 +133,8 @@ static bool time_is_up(const struct trainer *t, bool *preempted)
 static int train_loop(struct trainer *t, const struct loaded_settings *l, struct metrics *m)
 {
     const struct settings *s = t->ses->set;
-    struct progress p = {.start = log_seconds(), .since = log_seconds(), .first_step = t->state.step};
+    struct progress p = {
+        .start = log_seconds(), .since = log_seconds(), .first_step = t->state.step};
     int64_t saved = t->state.step;
     bool preempted = false, stop = false;
     if (t->state.step == 0 && s->validation.interval > 0) validate(t, m);
@@ -146,15 +149,17 @@ static int train_loop(struct trainer *t, const struct loaded_settings *l, struct
             log_warn("step %lld: loss %g, gradient norm %g; the step was skipped (%lld in a row)",
                      (long long)t->state.step, r.loss, r.norm, (long long)t->state.skipped_in_row);
         if (t->state.skipped_in_row > s->max_skipped_steps)
-            err_stop(RC_NUMERIC, "%lld steps in a row were not finite (max_skipped_steps: %lld); the "
-                                 "last checkpoint is from step %lld",
+            err_stop(RC_NUMERIC,
+                     "%lld steps in a row were not finite (max_skipped_steps: %lld); the "
+                     "last checkpoint is from step %lld",
                      (long long)t->state.skipped_in_row, (long long)s->max_skipped_steps,
                      (long long)saved);
         preempted |= r.signal;
         stop = r.signal || r.clock;
         const bool last = stop || t->state.step == s->training_iteration;
         if (last || t->state.step % s->log_interval == 0) console(t, &r, &p, m);
-        if (!preempted && s->validation.interval > 0 && (last || t->state.step % s->validation.interval == 0)) {
+        if (!preempted && s->validation.interval > 0 &&
+            (last || t->state.step % s->validation.interval == 0)) {
             validate(t, m);
             p.steps = 0;
             p.loss = p.comm = p.data = 0;
@@ -164,7 +169,8 @@ static int train_loop(struct trainer *t, const struct loaded_settings *l, struct
             saved = t->state.step;
         }
     }
-    if (preempted) log_info("stopped by a signal at step %lld; run again to go on", (long long)t->state.step);
+    if (preempted)
+        log_info("stopped by a signal at step %lld; run again to go on", (long long)t->state.step);
     return preempted ? RC_PREEMPTED : RC_OK;
 }
 
@@ -180,10 +186,11 @@ static int run(struct comm *world, struct loaded_settings *l)
     save_config(world, l);
     const bool resumed = resume_load(&t, l);
     if (!resumed) fsdp_init_params(ses->fsdp, (uint64_t)l->s.seed);
-    log_info("%lld training windows, %lld held out; global batch %lld in %d micro-batch%s of %d per "
-             "data rank; shift %.4f",
-             (long long)d->num_train, (long long)d->num_valid, (long long)t.global_batch, t.num_micro,
-             t.num_micro > 1 ? "es" : "", ses->shape.batch, t.shift);
+    log_info(
+        "%lld training windows, %lld held out; global batch %lld in %d micro-batch%s of %d per "
+        "data rank; shift %.4f",
+        (long long)d->num_train, (long long)d->num_valid, (long long)t.global_batch, t.num_micro,
+        t.num_micro > 1 ? "es" : "", ses->shape.batch, t.shift);
     struct err e = {0};
     struct metrics *m = metrics_open(l->s.output_dir, world->rank, resumed ? t.state.step : -1, &e);
     err_raise(&e);

@@ -99,14 +99,16 @@ static void begin(struct text *t)
     add(t, "{\"t\":\"%s\"", stamp);
 }
 
-/* A line that is lost costs a point of a curve, not the run: the error is told, training goes on. */
+/* A line that is lost costs a point of a curve, not the run: the error is told, training goes on.
+ */
 static void lost_line(struct metrics *m, const char *why)
 {
     if (m->lost++ == 0)
         log_warn("%s; training goes on, further lost lines are counted at the end", why);
 }
 
-/* The whole line in one append: a reader never sees half of it, and neither does a second writer. */
+/* The whole line in one append: a reader never sees half of it, and neither does a second writer.
+ */
 static void put_line(struct metrics *m, struct text *t)
 {
     add(t, "}\n");
@@ -155,7 +157,7 @@ static bool open_lines(struct metrics *m, struct err *e)
     return st.st_size > 0;
 }
 
-struct metrics *metrics_open(const char *dir, int rank, int64_t from_step, struct err *e)
+struct metrics *metrics_open(const char *dir, int rank, int64_t last_step, struct err *e)
 {
     if (rank != 0) return NULL;
     io_mkdir(dir, e);
@@ -164,8 +166,8 @@ struct metrics *metrics_open(const char *dir, int rank, int64_t from_step, struc
     CHECK(m, "out of memory");
     m->path = io_path("%s/metrics.jsonl", dir);
     const bool before = open_lines(m, e);
-    /* a fresh run in a folder with old lines starts over: what is there is hidden from step 0 */
-    if (from_step < 0 && before) from_step = 0;
+    /* lines of the checkpoint's own step stay; a fresh run in a folder with old lines hides all */
+    const int64_t from_step = last_step >= 0 ? last_step + 1 : before ? 0 : -1;
     char *tb = io_path("%s/tb", dir);
     if (!e->code) m->tb = tensorboard_open(tb, wall_clock(), from_step, e);
     free(tb);

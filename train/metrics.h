@@ -2,9 +2,8 @@
  * README name the keys) and TensorBoard event files. Rank 0 only; on other ranks metrics_open
  * gives NULL and every call does nothing.
  *   <dir>/metrics.jsonl            {"t": RFC 3339 UTC, "step": n, "wall_s": s, key: number, ...};
- *                                  not-a-number and infinities as "nan", "inf", "-inf"; after a resume a
- *                                  line {"event":"resume","from_step":n}: readers drop earlier lines
- *                                  with step >= n
+ *                                  not-a-number and infinities as "nan", "inf", "-inf"; after a
+ * resume a line {"event":"resume","from_step":n}: readers drop earlier lines with step >= n
  *   <dir>/tb/events.out.tfevents.* one new file per start; purge record at a resume */
 #ifndef TRAIN_METRICS_H
 #define TRAIN_METRICS_H
@@ -12,9 +11,10 @@
 
 #include "core/err.h"
 struct metrics;
-/* from_step: -1 for a fresh run, otherwise the step the run resumes from. */
-struct metrics *metrics_open(const char *dir, int rank, int64_t from_step, struct err *e);
-void metrics_put(struct metrics *m, const char *key, double value); /* "train/loss" */
+/* last_step: -1 for a fresh run, otherwise the step of the checkpoint the run resumes from: what
+ * was written up to it stays, "from_step" is the one after it. */
+struct metrics *metrics_open(const char *dir, int rank, int64_t last_step, struct err *e);
+void metrics_put(struct metrics *m, const char *key, double value);      /* "train/loss" */
 void metrics_text(struct metrics *m, const char *key, const char *text); /* configuration */
 /* Writes what was put since the last flush. */
 void metrics_flush(struct metrics *m, int64_t step, double wall_s);

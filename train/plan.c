@@ -27,11 +27,11 @@ enum { MEMORY_KINDS = 10 };
 static void memory_of(const struct dryrun_out *o, struct amount m[MEMORY_KINDS])
 {
     const struct amount all[MEMORY_KINDS] = {
-        {"masters", (double)o->master_bytes},      {"moments", (double)o->moment_bytes},
-        {"EMA", (double)o->ema_bytes},             {"gradients", (double)o->grad_bytes},
-        {"wire copies", (double)o->wire_bytes},    {"gather slots", (double)o->slot_bytes},
-        {"tables", (double)o->other_bytes},        {"activations kept", (double)o->keep_bytes},
-        {"temporaries", (double)o->tmp_bytes},     {"total", (double)plan_total_bytes(o)}};
+        {"masters", (double)o->master_bytes},   {"moments", (double)o->moment_bytes},
+        {"EMA", (double)o->ema_bytes},          {"gradients", (double)o->grad_bytes},
+        {"wire copies", (double)o->wire_bytes}, {"gather slots", (double)o->slot_bytes},
+        {"tables", (double)o->other_bytes},     {"activations kept", (double)o->keep_bytes},
+        {"temporaries", (double)o->tmp_bytes},  {"total", (double)plan_total_bytes(o)}};
     memcpy(m, all, sizeof all);
 }
 
@@ -87,7 +87,8 @@ static void print_head(FILE *out, const struct settings *s, const struct plan_co
             (long long)c->shape.channels, (long long)c->shape.t, (long long)c->shape.h,
             (long long)c->shape.w, grouped(c->tokens / c->shape.batch, a));
     fprintf(out, "tokens a rank  %s", grouped(c->rows_most, a));
-    if (c->rows_least != c->rows_most) fprintf(out, " (least loaded: %s)", grouped(c->rows_least, b));
+    if (c->rows_least != c->rows_most)
+        fprintf(out, " (least loaded: %s)", grouped(c->rows_least, b));
     fprintf(out, "\nrecompute      %s\n", recompute_name(&c->in));
     free(blocks);
 }
@@ -125,12 +126,10 @@ static void print_flops(FILE *out, const struct plan_cost *c)
     const char *letter;
     const double unit = unit_of(c->linear + c->attention, &letter);
     fprintf(out, "\nFLOPs of a sample, %sFLOP (multiply-add = 2)\n", letter);
-    const struct amount row[] = {{"forward: linear layers", c->linear},
-                                 {"forward: attention", c->attention},
-                                 {"forward", c->linear + c->attention},
-                                 {"model (3 linear + 3.5 attention)", c->model},
-                                 {"model (3 forward)", c->megatron},
-                                 {"executed, with recompute", c->executed}};
+    const struct amount row[] = {
+        {"forward: linear layers", c->linear}, {"forward: attention", c->attention},
+        {"forward", c->linear + c->attention}, {"model (3 linear + 3.5 attention)", c->model},
+        {"model (3 forward)", c->megatron},    {"executed, with recompute", c->executed}};
     for (size_t i = 0; i < sizeof row / sizeof *row; i++)
         fprintf(out, "  %-34s %12.6g\n", row[i].name, row[i].value / unit);
 }
@@ -158,15 +157,17 @@ static void print_comm(FILE *out, const struct settings *s, const struct plan_co
         }
     if (!any) fprintf(out, "  none\n");
     if (c->by_formula)
-        fprintf(out, "  attention across ranks is not built yet: its exchanges and work are from formulas\n");
+        fprintf(out, "  attention across ranks is not built yet: its exchanges and work are from "
+                     "formulas\n");
 }
 
 static void print_time(FILE *out, const struct plan_cost *c)
 {
-    const double mfu = c->model * (double)c->global_batch / c->step_s / c->ranks /
-                       (1e12 * plan_chip.peak_tflops);
-    fprintf(out, "\nestimate for %s: linear %.0f, attention %.0f forward and %.0f backward TFLOP/s, row "
-                 "ops %.1f TB/s\n",
+    const double mfu =
+        c->model * (double)c->global_batch / c->step_s / c->ranks / (1e12 * plan_chip.peak_tflops);
+    fprintf(out,
+            "\nestimate for %s: linear %.0f, attention %.0f forward and %.0f backward TFLOP/s, row "
+            "ops %.1f TB/s\n",
             plan_chip.name, plan_chip.linear_tflops, plan_chip.attn_fwd_tflops,
             plan_chip.attn_bwd_tflops, plan_chip.row_tb_s);
     const struct amount row[] = {{"matrix products and attention", c->compute_s},
@@ -198,11 +199,12 @@ static json_t *comm_json(const struct plan_cost *c)
     for (int a = 0; a < AXIS_COUNT; a++)
         for (int k = 0; k < COMM_KINDS; k++)
             if (c->comm[a][k].bytes > 0)
-                json_array_append_new(
-                    list, json_pack("{s:s, s:s, s:I, s:f, s:b}", "axis", plan_axis_name((enum axis)a),
-                                    "kind", plan_kind_name((enum comm_kind)k), "calls",
-                                    (json_int_t)c->comm[a][k].calls, "bytes", c->comm[a][k].bytes,
-                                    "in_node", (int)plan_axis_in_node(c, (enum axis)a)));
+                json_array_append_new(list, json_pack("{s:s, s:s, s:I, s:f, s:b}", "axis",
+                                                      plan_axis_name((enum axis)a), "kind",
+                                                      plan_kind_name((enum comm_kind)k), "calls",
+                                                      (json_int_t)c->comm[a][k].calls, "bytes",
+                                                      c->comm[a][k].bytes, "in_node",
+                                                      (int)plan_axis_in_node(c, (enum axis)a)));
     return list;
 }
 
@@ -222,14 +224,16 @@ void plan_print_json(FILE *out, const struct settings *s, const struct plan_cost
         (json_int_t)(c->tokens / c->shape.batch), "tokens_per_rank", (json_int_t)c->rows_most,
         "recompute", recompute_name(&c->in), "memory_bytes", memory, "comm", comm_json(c), "flops",
         json_pack("{s:f, s:f, s:f, s:f, s:f}", "forward_linear", c->linear, "forward_attention",
-                  c->attention, "model", c->model, "megatron", c->megatron, "executed", c->executed));
+                  c->attention, "model", c->model, "megatron", c->megatron, "executed",
+                  c->executed));
     CHECK(all, "the plan cannot be encoded");
     json_object_set_new(all, "attention_across_ranks_by_formula", json_boolean(c->by_formula));
     json_object_set_new(all, "seconds",
                         json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "matrix", c->compute_s, "rows",
-                                  c->rows_s, "sequence", c->sequence_s, "fsdp", c->fsdp_s, "replica",
-                                  c->replica_s, "step", c->step_s));
-    CHECK(json_dumpf(all, out, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) == 0, "cannot write the plan");
+                                  c->rows_s, "sequence", c->sequence_s, "fsdp", c->fsdp_s,
+                                  "replica", c->replica_s, "step", c->step_s));
+    CHECK(json_dumpf(all, out, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) == 0,
+          "cannot write the plan");
     fprintf(out, "\n");
     json_decref(all);
     free(blocks);

@@ -10,9 +10,9 @@
 /* Rates of one H200 that the estimate assumes: what good kernels reach on it, not its peak. */
 struct chip {
     const char *name;
-    double memory_gb, peak_tflops;                      /* dense bf16 */
+    double memory_gb, peak_tflops; /* dense bf16 */
     double linear_tflops, attn_fwd_tflops, attn_bwd_tflops;
-    double row_tb_s;                                    /* bytes of the row ops */
+    double row_tb_s; /* bytes of the row ops */
     int per_node;
 };
 extern const struct chip plan_chip;
@@ -25,8 +25,8 @@ struct plan_cost {
     struct dryrun_out rank; /* of the rank that needs the most memory */
     int64_t rows_least, rows_most, tokens;
     /* FLOPs of one sample */
-    double linear, attention;               /* forward */
-    double model, megatron, executed;       /* forward and backward */
+    double linear, attention;         /* forward */
+    double model, megatron, executed; /* forward and backward */
     /* bytes that the largest rank sends in a step */
     struct comm_count comm[AXIS_COUNT][COMM_KINDS];
     bool by_formula; /* attention across ranks is not walked: its share is from formulas */

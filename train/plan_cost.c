@@ -11,19 +11,26 @@
 /* Linear layers 740-750 and attention 700 forward, 590 backward are what cuBLAS and cuDNN reach on
  * an H200 with random data; 4.3 of 4.8 TB/s is a streaming kernel. Sustained power limits can cost
  * another 5 to 10 %. */
-const struct chip plan_chip = {.name = "H200", .memory_gb = 141, .peak_tflops = 989,
-                               .linear_tflops = 750, .attn_fwd_tflops = 700,
-                               .attn_bwd_tflops = 590, .row_tb_s = 4.3, .per_node = 8};
+const struct chip plan_chip = {.name = "H200",
+                               .memory_gb = 141,
+                               .peak_tflops = 989,
+                               .linear_tflops = 750,
+                               .attn_fwd_tflops = 700,
+                               .attn_bwd_tflops = 590,
+                               .row_tb_s = 4.3,
+                               .per_node = 8};
 
-/* The Wan VAE is planned for before it can be run: 16 channels, 4 frames and 8 x 8 pixels to one. */
+/* The Wan VAE is planned for before it can be run: 16 channels, 4 frames and 8 x 8 pixels to one.
+ */
 struct session_shape plan_latent(const struct settings *s, int dp)
 {
     const struct data_config *d = &s->data;
     struct session_shape shape = {.batch = trainer_micro_batch(s, dp)};
     if (d->codec && strncmp(d->codec, "wan", 3) == 0) {
         if ((d->sample_num_frames - 1) % 4 || d->sample_height % 16 || d->sample_width % 16)
-            err_stop(RC_CONFIG, "codec %s: sample_num_frames must be 4k + 1, height and width multiples "
-                                "of 16; here %lld x %lld x %lld",
+            err_stop(RC_CONFIG,
+                     "codec %s: sample_num_frames must be 4k + 1, height and width multiples "
+                     "of 16; here %lld x %lld x %lld",
                      d->codec, (long long)d->sample_num_frames, (long long)d->sample_height,
                      (long long)d->sample_width);
         shape.t = (d->sample_num_frames - 1) / 4 + 1;
@@ -52,7 +59,7 @@ size_t plan_total_bytes(const struct dryrun_out *o)
 
 const char *plan_axis_name(enum axis a)
 {
-    static const char *const name[AXIS_COUNT] = {"world", "data",  "skiparse_sp", "sp",
+    static const char *const name[AXIS_COUNT] = {"world",    "data", "skiparse_sp", "sp",
                                                  "sequence", "fsdp", "replica"};
     return name[a];
 }
@@ -68,7 +75,7 @@ const char *plan_kind_name(enum comm_kind k)
 bool plan_axis_in_node(const struct plan_cost *c, enum axis a)
 {
     const struct mesh_degrees *d = &c->in.degrees;
-    const int span = a == AXIS_SP                      ? d->sp
+    const int span = a == AXIS_SP                     ? d->sp
                      : a == AXIS_SSP || a == AXIS_SEQ ? d->sp * d->ssp
                      : a == AXIS_FSDP                 ? d->fsdp
                                                       : c->ranks;
@@ -96,8 +103,8 @@ static void estimate(const struct settings *s, struct plan_cost *c, double matri
 {
     c->compute_s = c->num_micro * matrix;
     c->rows_s = c->num_micro * 1e-12 * row_bytes / plan_chip.row_tb_s;
-    c->sequence_s = axis_seconds(s, c, AXIS_SP) + axis_seconds(s, c, AXIS_SSP) +
-                    axis_seconds(s, c, AXIS_SEQ);
+    c->sequence_s =
+        axis_seconds(s, c, AXIS_SP) + axis_seconds(s, c, AXIS_SSP) + axis_seconds(s, c, AXIS_SEQ);
     c->fsdp_s = axis_seconds(s, c, AXIS_FSDP);
     c->replica_s = axis_seconds(s, c, AXIS_REPLICA);
     const double busy = c->compute_s + c->rows_s;
@@ -144,7 +151,8 @@ static void exchanges_by_formula(const struct settings *s, struct plan_cost *c)
     err_raise(&e);
     const struct mesh_degrees *d = &c->in.degrees;
     const int passes = c->in.recompute == RECOMPUTE_ALL && !c->in.recompute_blocks ? 3 : 2;
-    const double rows = (double)c->rows_most * (double)s->model.dim * (double)dtype_size(c->in.compute);
+    const double rows =
+        (double)c->rows_most * (double)s->model.dim * (double)dtype_size(c->in.compute);
     for (int64_t i = 0; i < s->model.num_layers; i++) {
         const bool full = kind[i] == BLOCK_FULL;
         const int g = full ? d->ssp * d->sp : d->sp;
@@ -155,7 +163,7 @@ static void exchanges_by_formula(const struct settings *s, struct plan_cost *c)
     }
 }
 
-struct group { /* over the ranks of one sequence group */
+struct group {                         /* over the ranks of one sequence group */
     double matrix_s, row_bytes, flops; /* slowest, most, sum */
 };
 
@@ -184,8 +192,8 @@ void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
     *c = (struct plan_cost){.ranks = ranks, .dp = ranks / group};
     c->shape = plan_latent(s, c->dp);
     if (c->shape.channels != s->model.in_dim)
-        err_stop(RC_CONFIG, "codec %s gives %lld channels, model_config.in_dim is %lld", s->data.codec,
-                 (long long)c->shape.channels, (long long)s->model.in_dim);
+        err_stop(RC_CONFIG, "codec %s gives %lld channels, model_config.in_dim is %lld",
+                 s->data.codec, (long long)c->shape.channels, (long long)s->model.in_dim);
     c->global_batch = trainer_global_batch(s, c->dp);
     c->num_micro = (int)(c->global_batch / c->dp / c->shape.batch);
     c->tokens = c->shape.batch * c->shape.t * (c->shape.h / 2) * (c->shape.w / 2);

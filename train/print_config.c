@@ -7,7 +7,8 @@
 #include "train/verbs.h"
 
 static const char usage[] =
-    "osp print-config [VERB] CONFIG [key=value ...]   (VERB: train, data, sample, plan; default train)\n"
+    "osp print-config [VERB] CONFIG [key=value ...]   (VERB: train, data, sample, plan; default "
+    "train)\n"
     "The effective configuration as YAML, with the origin of every value. --help-config: all keys.";
 
 int print_config(enum settings_verb verb, const struct args *a)
@@ -33,7 +34,8 @@ int print_config(enum settings_verb verb, const struct args *a)
 int verb_print_config(int argc, char **argv)
 {
     static const char *const names[] = {"train", "data", "sample", "plan"};
-    static const enum settings_verb verbs[] = {SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE, SETTINGS_PLAN};
+    static const enum settings_verb verbs[] = {SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE,
+                                               SETTINGS_PLAN};
     enum settings_verb verb = SETTINGS_TRAIN;
     for (int i = 0; argc > 0 && i < 4; i++)
         if (strcmp(argv[0], names[i]) == 0) {

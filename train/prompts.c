@@ -19,7 +19,8 @@ void prompts_read(struct prompts *p, const char *source, struct err *e)
 {
     *p = (struct prompts){0};
     if (!source) {
-        err_set(e, RC_CONFIG, "prompt_txt: name a file with one prompt per line, or give the prompt");
+        err_set(e, RC_CONFIG,
+                "prompt_txt: name a file with one prompt per line, or give the prompt");
         return;
     }
     if (!io_exists(source)) {

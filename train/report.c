@@ -11,9 +11,10 @@
 #include "train/report_svg.h"
 #include "train/verbs.h"
 
-static const char usage[] = "osp report RUN\n"
-                            "Writes RUN/report.html from RUN/metrics.jsonl and RUN/samples: one file\n"
-                            "with curves, samples and configuration, to be opened in any browser.";
+static const char usage[] =
+    "osp report RUN\n"
+    "Writes RUN/report.html from RUN/metrics.jsonl and RUN/samples: one file\n"
+    "with curves, samples and configuration, to be opened in any browser.";
 
 static void tile(FILE *out, const char *name, const char *value, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
@@ -97,9 +98,9 @@ static void tiles(FILE *out, const struct runlog *l)
     if (tokens)
         tile(out, "Tokens per second", si_number(series_median(tokens), a), "median; last %s",
              si_number(series_last(tokens), b));
-    if (flops)
-        tile(out, "Model FLOP/s", si_number(series_median(flops), a), "median, all ranks");
-    tile(out, "Skipped steps", number(isfinite(skipped) ? skipped : 0, a), "loss or norm not finite");
+    if (flops) tile(out, "Model FLOP/s", si_number(series_median(flops), a), "median, all ranks");
+    tile(out, "Skipped steps", number(isfinite(skipped) ? skipped : 0, a),
+         "loss or norm not finite");
     tile(out, "Training time", duration(l->wall_s, a), "%s per step",
          duration(series_median(runlog_find(l, "speed/step_s")), b));
     fprintf(out, "</div>\n");
@@ -112,10 +113,11 @@ static void head(FILE *out, const char *name, const struct runlog *l)
     fprintf(out, "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
                  "<meta name=viewport content=\"width=device-width,initial-scale=1\"><title>");
     html_text(out, name);
-    fprintf(out, " – training report</title>\n<style>\n%s</style></head>\n<body><main><header><h1>",
-            report_style);
+    fprintf(out, " – training report</title>\n<style>\n%s</style></head>\n", report_style);
+    fprintf(out, "<body><main><header><h1>");
     html_text(out, name);
-    fprintf(out, "</h1><span class=\"badge%s\">%s</span></header>\n<p class=sub>", done ? " ok" : "",
+    fprintf(out, "</h1><span class=\"badge%s\">%s</span></header>\n<p class=sub>",
+            done ? " ok" : "",
             done      ? "finished"
             : stopped ? "stopped early, can be resumed"
                       : "running, or ended without notice");
@@ -188,7 +190,8 @@ int report_write(const char *run)
     configuration(out, run, &log);
     fprintf(out, "<footer>%lld lines of metrics", (long long)log.lines);
     if (log.broken) fprintf(out, "; %lld could not be read", (long long)log.broken);
-    fprintf(out, ". All numbers of the curves are in metrics.jsonl.</footer></main></body></html>\n");
+    fprintf(out,
+            ". All numbers of the curves are in metrics.jsonl.</footer></main></body></html>\n");
     CHECK(fclose(out) == 0, "out of memory");
     io_write_file(page, text, n, &e);
     err_raise(&e);

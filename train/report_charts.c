@@ -30,14 +30,14 @@ static void add_smooth(struct chart *c, const struct series *s, const char *labe
     CHECK(*room, "out of memory");
     (median ? running_median : smooth)(*room, s->value, s->n);
     add(c, s, label, 0, CURVE_FAINT);
-    c->curve[c->n++] = (struct curve){median ? "running median" : "running mean", s->step, *room,
-                                        s->n, 0, CURVE_LINE};
+    c->curve[c->n++] = (struct curve){
+        median ? "running median" : "running mean", s->step, *room, s->n, 0, CURVE_LINE};
 }
 
 static void loss(FILE *out, const struct runlog *l)
 {
-    struct chart c = {.title = "Training loss", .note = "logarithmic", .y_label = "loss",
-                      .log_y = true};
+    struct chart c = {
+        .title = "Training loss", .note = "logarithmic", .y_label = "loss", .log_y = true};
     double *room;
     add_smooth(&c, runlog_find(l, "train/loss"), "per log interval", false, &room);
     if (c.n) svg_chart(out, &c);
@@ -61,7 +61,9 @@ static void sigma(FILE *out, const struct runlog *l)
     int total = 0, k = 0;
     for (int i = 0; i < l->num_series; i++)
         total += l->series[i].n > 0 && strncmp(l->series[i].key, prefix, strlen(prefix)) == 0;
-    struct chart c = {.title = "Validation loss by noise level", .y_label = "loss", .log_y = true,
+    struct chart c = {.title = "Validation loss by noise level",
+                      .y_label = "loss",
+                      .log_y = true,
                       .note = strcmp(which, "ema") ? "sigma 0: clean, 1: noise; weights"
                                                    : "sigma 0: clean, 1: noise; EMA"};
     for (int i = 0; i < l->num_series && c.n < CHART_CURVES; i++) {
@@ -77,8 +79,8 @@ static void sigma(FILE *out, const struct runlog *l)
 
 static void gradients(FILE *out, const struct runlog *l)
 {
-    struct chart c = {.title = "Gradient norm", .note = "before clipping", .y_label = "norm",
-                      .log_y = true};
+    struct chart c = {
+        .title = "Gradient norm", .note = "before clipping", .y_label = "norm", .log_y = true};
     double *room;
     add_smooth(&c, runlog_find(l, "train/grad_norm"), "norm", true, &room);
     add(&c, runlog_find(l, "train/clip_limit"), "clip limit", 3, CURVE_LIMIT);
@@ -94,7 +96,9 @@ static void single(FILE *out, const struct runlog *l, const char *key, struct ch
 
 static void time_split(FILE *out, const struct runlog *l)
 {
-    struct chart c = {.title = "Where the time goes", .note = "share of a step", .y_label = "share",
+    struct chart c = {.title = "Where the time goes",
+                      .note = "share of a step",
+                      .y_label = "share",
                       .percent = true};
     add(&c, runlog_find(l, "speed/compute_share"), "compute", 0, CURVE_AREA);
     add(&c, runlog_find(l, "speed/comm_share"), "communication", 1, CURVE_AREA);
@@ -112,10 +116,11 @@ void report_charts(FILE *out, const struct runlog *l)
     fprintf(out, "</div>\n<h2>Schedule and speed</h2><div class=charts>\n");
     single(out, l, "train/lr",
            (struct chart){.title = "Learning rate", .y_label = "rate", .from_zero = true}, 2);
-    single(out, l, "speed/tokens_per_s",
-           (struct chart){.title = "Throughput", .note = "all ranks", .y_label = "tokens / s",
-                          .from_zero = true},
-           0);
+    single(
+        out, l, "speed/tokens_per_s",
+        (struct chart){
+            .title = "Throughput", .note = "all ranks", .y_label = "tokens / s", .from_zero = true},
+        0);
     single(out, l, "speed/step_s",
            (struct chart){.title = "Time of a step", .y_label = "seconds", .from_zero = true}, 1);
     time_split(out, l);

@@ -153,7 +153,8 @@ void report_rejected(FILE *out, const char *config)
     if (path && io_exists(path) && !rejected_read(path, &r, &e))
         log_warn("the report has no table of clips: %s", e.msg);
     if (r.n > 0) {
-        fprintf(out, "<h2>Clips that were not used</h2><p class=sub>%lld of the description, data set ",
+        fprintf(out,
+                "<h2>Clips that were not used</h2><p class=sub>%lld of the description, data set ",
                 (long long)r.n);
         html_text(out, path);
         fprintf(out, "</p><div class=scroll><table><tr><th>clip<th>rule<th>detail\n");

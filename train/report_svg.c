@@ -14,11 +14,20 @@ void html_text(FILE *out, const char *s)
 {
     for (; *s; s++) {
         switch (*s) {
-        case '&': fputs("&amp;", out); break;
-        case '<': fputs("&lt;", out); break;
-        case '>': fputs("&gt;", out); break;
-        case '"': fputs("&quot;", out); break;
-        default: fputc(*s, out);
+        case '&':
+            fputs("&amp;", out);
+            break;
+        case '<':
+            fputs("&lt;", out);
+            break;
+        case '>':
+            fputs("&gt;", out);
+            break;
+        case '"':
+            fputs("&quot;", out);
+            break;
+        default:
+            fputc(*s, out);
         }
     }
 }
@@ -81,7 +90,7 @@ void running_median(double *out, const double *in, int n)
     }
 }
 
-struct frame { /* from values to the picture */
+struct frame {             /* from values to the picture */
     double x0, x1, y0, y1; /* y in log10 for a log axis */
     bool log_y;
 };
@@ -91,7 +100,10 @@ static double px(const struct frame *f, double x)
     return LEFT + (x - f->x0) / (f->x1 - f->x0) * (WIDTH - LEFT - RIGHT);
 }
 
-static bool drawable(const struct frame *f, double y) { return isfinite(y) && (!f->log_y || y > 0); }
+static bool drawable(const struct frame *f, double y)
+{
+    return isfinite(y) && (!f->log_y || y > 0);
+}
 
 static double py(const struct frame *f, double y)
 {
@@ -171,12 +183,13 @@ static int log_ticks(double from, double to, double *t)
     const int every = range > 8 ? 2 : 1;
     for (int d = (int)floor(from); d <= (int)ceil(to); d++)
         for (int m = 1; m < 10; m++) {
-            const bool wanted = m == 1 ? d % every == 0
-                                       : (range < 3 && (m == 2 || m == 5)) || range < 0.8;
+            const bool wanted =
+                m == 1 ? d % every == 0 : (range < 3 && (m == 2 || m == 5)) || range < 0.8;
             const double v = d + log10(m);
             if (wanted && v >= from && v <= to && n < MOST_TICKS) t[n++] = pow(10, v);
         }
-    return n >= 2 ? n : 0;
+    return n >= 2 && (range >= 0.7 || n >= 4) ? n
+                                              : 0; /* a short range reads better in even steps */
 }
 
 static const char *tick_text(double v, bool percent, char out[32])
@@ -249,16 +262,19 @@ static void draw_line(FILE *out, const struct curve *c, const struct frame *f)
     fprintf(out, "<path class=\"line c%d%s\" d=\"", c->color, extra[c->style]);
     for (int i = 0; i < n; i++) {
         const double y = c->y[keep[i]];
-        if (drawable(f, y)) fprintf(out, "%c%.1f %.1f", pen ? 'L' : 'M', px(f, c->x[keep[i]]), py(f, y));
+        if (drawable(f, y))
+            fprintf(out, "%c%.1f %.1f", pen ? 'L' : 'M', px(f, c->x[keep[i]]), py(f, y));
         pen = drawable(f, y);
     }
     fprintf(out, "\"/>");
     char a[32], b[32];
     for (int i = 0; i < n && c->style == CURVE_POINTS && n <= TITLED_POINTS; i++)
         if (drawable(f, c->y[i]))
-            fprintf(out, "<circle class=\"dot c%d\" cx=%.1f cy=%.1f r=3><title>step %s: %s</title></circle>",
-                    c->color, px(f, c->x[i]), py(f, c->y[i]), si_number(c->x[i], a),
-                    (snprintf(b, sizeof b, "%.5g", c->y[i]), b));
+            fprintf(
+                out,
+                "<circle class=\"dot c%d\" cx=%.1f cy=%.1f r=3><title>step %s: %s</title></circle>",
+                c->color, px(f, c->x[i]), py(f, c->y[i]), si_number(c->x[i], a),
+                (snprintf(b, sizeof b, "%.5g", c->y[i]), b));
     fprintf(out, "\n");
     free(keep);
 }
@@ -292,7 +308,7 @@ static void legend(FILE *out, const struct chart *c)
     for (int k = 0; k < c->n; k++) {
         if (!c->curve[k].label) continue;
         fprintf(out, "<span><i class=\"key c%d%s\"></i>", c->curve[k].color,
-                c->curve[k].style == CURVE_LIMIT ? " limit"
+                c->curve[k].style == CURVE_LIMIT   ? " limit"
                 : c->curve[k].style == CURVE_FAINT ? " faint"
                                                    : "");
         html_text(out, c->curve[k].label);
@@ -321,8 +337,9 @@ void svg_chart(FILE *out, const struct chart *c)
     fprintf(out, "\">\n");
     if (isfinite(f.y0) && isfinite(f.y1) && isfinite(f.x0)) {
         axes(out, c, &f);
-        fprintf(out, "<clipPath id=p%d><rect x=%d y=%d width=%d height=%d /></clipPath>"
-                     "<g clip-path=\"url(#p%d)\">\n",
+        fprintf(out,
+                "<clipPath id=p%d><rect x=%d y=%d width=%d height=%d /></clipPath>"
+                "<g clip-path=\"url(#p%d)\">\n",
                 id, LEFT, TOP - 4, WIDTH - LEFT - RIGHT + 6, HEIGHT - TOP - BOTTOM + 4, id);
         if (c->percent)
             draw_areas(out, c, &f);

@@ -17,7 +17,7 @@ struct chart {
     const char *title, *note; /* note: small text beside the title; NULL: none */
     const char *y_label;
     bool log_y, from_zero;
-    bool percent;    /* y is a share; areas are stacked, 0 to 100 % */
+    bool percent; /* y is a share; areas are stacked, 0 to 100 % */
     struct curve curve[CHART_CURVES];
     int n;
 };

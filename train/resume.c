@@ -14,29 +14,30 @@ static json_t *structure_of(const struct trainer *t)
     json_t *full = json_array();
     for (int i = 0; i < m->full_block_indices.n; i++)
         json_array_append_new(full, json_integer(m->full_block_indices.v[i]));
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:i, s:I, s:I, s:i, s:o, s:I, s:s, s:I}",
-                     "model_config.dim", (json_int_t)m->dim, "model_config.ffn_dim",
-                     (json_int_t)m->ffn_dim, "model_config.freq_dim", (json_int_t)m->freq_dim,
-                     "model_config.in_dim", (json_int_t)m->in_dim, "model_config.out_dim",
-                     (json_int_t)m->out_dim, "model_config.num_heads", (json_int_t)m->num_heads,
-                     "model_config.num_layers", (json_int_t)m->num_layers, "model_config.text_dim",
-                     (json_int_t)m->text_dim, "model_config.text_len", (json_int_t)m->text_len,
-                     "model_config.eps", m->eps, "model_config.skiparse_model_type",
-                     m->skiparse_model_type, "model_config.sparse_ratio", (json_int_t)m->sparse_ratio,
-                     "model_config.num_full_blocks", (json_int_t)m->num_full_blocks,
-                     "model_config.skiparse_dim", m->skiparse_dim, "model_config.full_block_indices",
-                     full, "seed", (json_int_t)t->ses->set->seed, "state_dtype",
-                     dtype_name(ctx_state(&t->ses->ctx)), "data_set", (json_int_t)(t->data->hash >> 1));
+    return json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:i, s:I, s:I, s:i, s:o, s:I, s:s, "
+        "s:I}",
+        "model_config.dim", (json_int_t)m->dim, "model_config.ffn_dim", (json_int_t)m->ffn_dim,
+        "model_config.freq_dim", (json_int_t)m->freq_dim, "model_config.in_dim",
+        (json_int_t)m->in_dim, "model_config.out_dim", (json_int_t)m->out_dim,
+        "model_config.num_heads", (json_int_t)m->num_heads, "model_config.num_layers",
+        (json_int_t)m->num_layers, "model_config.text_dim", (json_int_t)m->text_dim,
+        "model_config.text_len", (json_int_t)m->text_len, "model_config.eps", m->eps,
+        "model_config.skiparse_model_type", m->skiparse_model_type, "model_config.sparse_ratio",
+        (json_int_t)m->sparse_ratio, "model_config.num_full_blocks", (json_int_t)m->num_full_blocks,
+        "model_config.skiparse_dim", m->skiparse_dim, "model_config.full_block_indices", full,
+        "seed", (json_int_t)t->ses->set->seed, "state_dtype", dtype_name(ctx_state(&t->ses->ctx)),
+        "data_set", (json_int_t)(t->data->hash >> 1));
 }
 
 static json_t *state_json(const struct trainer_state *s)
 {
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:{s:f, s:f, s:f, s:f, s:f, s:i}}", "step",
                      (json_int_t)s->step, "cursor", (json_int_t)s->cursor, "adam_steps",
-                     (json_int_t)s->adam_steps, "ema_updates", (json_int_t)s->ema_updates, "skipped",
-                     (json_int_t)s->skipped, "seconds", s->seconds, "clip", "mean", s->clip.mean,
-                     "var", s->clip.var, "limit", s->clip.limit, "decay", s->clip.decay, "init_max",
-                     s->clip.init_max, "started", s->clip.started);
+                     (json_int_t)s->adam_steps, "ema_updates", (json_int_t)s->ema_updates,
+                     "skipped", (json_int_t)s->skipped, "seconds", s->seconds, "clip", "mean",
+                     s->clip.mean, "var", s->clip.var, "limit", s->clip.limit, "decay",
+                     s->clip.decay, "init_max", s->clip.init_max, "started", s->clip.started);
 }
 
 static json_t *meta_of(const struct trainer *t, const struct loaded_settings *l)
@@ -45,12 +46,12 @@ static json_t *meta_of(const struct trainer *t, const struct loaded_settings *l)
     char *text = settings_text(l, false);
     const struct dataset *d = t->data;
     json_t *data = json_pack("{s:s, s:s, s:f, s:I, s:I, s:I}", "codec", d->codec, "text_codec",
-                             d->text_codec, "fps", d->fps, "frames", (json_int_t)d->frames, "height",
-                             (json_int_t)d->height, "width", (json_int_t)d->width);
+                             d->text_codec, "fps", d->fps, "frames", (json_int_t)d->frames,
+                             "height", (json_int_t)d->height, "width", (json_int_t)d->width);
     json_t *meta = json_pack("{s:I, s:o, s:o, s:o, s:s, s:{s:i, s:i, s:i, s:i}, s:s}", "step",
                              (json_int_t)t->state.step, "state", state_json(&t->state), "structure",
-                             structure_of(t), "data", data, "config", text, "layout", "ranks", s->world->size,
-                             "fsdp_size", s->mesh.degrees.fsdp, "skiparse_sp_size",
+                             structure_of(t), "data", data, "config", text, "layout", "ranks",
+                             s->world->size, "fsdp_size", s->mesh.degrees.fsdp, "skiparse_sp_size",
                              s->mesh.degrees.ssp, "sp_size", s->mesh.degrees.sp, "stage", "sft");
     CHECK(meta, "the checkpoint's description cannot be built");
     free(text);
@@ -66,7 +67,8 @@ void resume_save(struct trainer *t, const struct loaded_settings *l)
                            (s->set->ema_decay > 0 ? 1u << STATE_EMA : 0);
     struct ckpt_snapshot *snap = ckpt_snapshot(s->fsdp, &s->mesh, kinds);
     char *dir = io_path("%s/checkpoints", s->set->output_dir);
-    const struct ckpt_place place = {dir, s->set->checkpoint.keep_last, s->set->checkpoint.keep_every};
+    const struct ckpt_place place = {dir, s->set->checkpoint.keep_last,
+                                     s->set->checkpoint.keep_every};
     json_t *meta = meta_of(t, l);
     struct err e = {0};
     ckpt_write(s->world, &place, snap, meta, &e);
@@ -91,14 +93,16 @@ static void require_structure(const struct trainer *t, struct ckpt *c)
         char *a = w ? json_dumps(w, JSON_ENCODE_ANY | JSON_COMPACT) : strdup("nothing");
         char *b = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
         const size_t used = strlen(text);
-        snprintf(text + used, sizeof text - used, "\n  %s: %s in the checkpoint, %s now", key, a, b);
+        snprintf(text + used, sizeof text - used, "\n  %s: %s in the checkpoint, %s now", key, a,
+                 b);
         free(a);
         free(b);
     }
     json_decref(now);
     if (text[0])
-        err_stop(RC_CONFIG, "%s does not belong to this configuration (use another output_dir, or "
-                            "resume: never):%s",
+        err_stop(RC_CONFIG,
+                 "%s does not belong to this configuration (use another output_dir, or "
+                 "resume: never):%s",
                  ckpt_path(c), text);
 }
 
@@ -127,13 +131,18 @@ static int64_t integer(const json_t *o, const char *key) { return (int64_t)numbe
 static void take_state(struct trainer_state *s, const json_t *o)
 {
     const json_t *c = json_object_get(o, "clip");
-    *s = (struct trainer_state){.cursor = integer(o, "cursor"), .step = integer(o, "step"),
+    *s = (struct trainer_state){.cursor = integer(o, "cursor"),
+                                .step = integer(o, "step"),
                                 .ema_updates = integer(o, "ema_updates"),
                                 .adam_steps = integer(o, "adam_steps"),
-                                .skipped = integer(o, "skipped"), .seconds = number(o, "seconds")};
-    s->clip = (struct clip){.mean = number(c, "mean"), .var = number(c, "var"),
-                            .limit = number(c, "limit"), .decay = number(c, "decay"),
-                            .init_max = number(c, "init_max"), .started = (int)number(c, "started")};
+                                .skipped = integer(o, "skipped"),
+                                .seconds = number(o, "seconds")};
+    s->clip = (struct clip){.mean = number(c, "mean"),
+                            .var = number(c, "var"),
+                            .limit = number(c, "limit"),
+                            .decay = number(c, "decay"),
+                            .init_max = number(c, "init_max"),
+                            .started = (int)number(c, "started")};
 }
 
 bool resume_load(struct trainer *t, const struct loaded_settings *l)

@@ -38,7 +38,8 @@ static void add_point(struct series *s, double step, double value)
         s->step = grown(s->step, s->cap, sizeof *s->step);
         s->value = grown(s->value, s->cap, sizeof *s->value);
     }
-    while (s->n > 0 && s->step[s->n - 1] >= step) s->n--; /* the same step again: the later counts */
+    while (s->n > 0 && s->step[s->n - 1] >= step)
+        s->n--; /* the same step again: the later counts */
     s->step[s->n] = step;
     s->value[s->n++] = value;
 }
@@ -56,8 +57,8 @@ static void drop_from(struct runlog *l, int64_t step)
 static void add_event(struct runlog *l, const json_t *line, const char *what, int64_t step)
 {
     l->event = grown(l->event, l->num_events + 1, sizeof *l->event);
-    l->event[l->num_events++] = (struct run_event){
-        copy(json_string_value(json_object_get(line, "t"))), copy(what), step};
+    l->event[l->num_events++] =
+        (struct run_event){copy(json_string_value(json_object_get(line, "t"))), copy(what), step};
 }
 
 static void take_event(struct runlog *l, const json_t *line, const char *what)
@@ -72,7 +73,8 @@ static void take_event(struct runlog *l, const json_t *line, const char *what)
         add_event(l, line, "start", l->step);
         return;
     }
-    if (strcmp(what, "resume") == 0 && json_is_integer(from)) drop_from(l, json_integer_value(from));
+    if (strcmp(what, "resume") == 0 && json_is_integer(from))
+        drop_from(l, json_integer_value(from));
     add_event(l, line, what, json_integer_value(from ? from : at));
 }
 
@@ -80,11 +82,16 @@ static void take_event(struct runlog *l, const json_t *line, const char *what)
 static bool value_of(const json_t *v, double *out)
 {
     const char *s = json_string_value(v);
-    if (json_is_number(v)) *out = json_number_value(v);
-    else if (s && strcmp(s, "nan") == 0) *out = NAN;
-    else if (s && strcmp(s, "inf") == 0) *out = INFINITY;
-    else if (s && strcmp(s, "-inf") == 0) *out = -INFINITY;
-    else return false;
+    if (json_is_number(v))
+        *out = json_number_value(v);
+    else if (s && strcmp(s, "nan") == 0)
+        *out = NAN;
+    else if (s && strcmp(s, "inf") == 0)
+        *out = INFINITY;
+    else if (s && strcmp(s, "-inf") == 0)
+        *out = -INFINITY;
+    else
+        return false;
     return true;
 }
 

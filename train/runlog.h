@@ -20,9 +20,9 @@ struct runlog {
     int num_series;
     struct run_event *event;
     int num_events;
-    char *config;    /* of the last start; NULL: none */
-    int64_t step;    /* largest */
-    double wall_s;   /* of the last line */
+    char *config;  /* of the last start; NULL: none */
+    int64_t step;  /* largest */
+    double wall_s; /* of the last line */
     char *first_time, *last_time;
     int64_t lines, broken;
 };
@@ -30,7 +30,7 @@ struct runlog {
 bool runlog_load(const char *path, struct runlog *log, struct err *e);
 void runlog_free(struct runlog *log);
 const struct series *runlog_find(const struct runlog *log, const char *key); /* NULL: none */
-double series_last(const struct series *s);  /* finite; NaN: none */
+double series_last(const struct series *s);                                  /* finite; NaN: none */
 double series_first(const struct series *s);
 double series_median(const struct series *s);
 #endif

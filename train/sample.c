@@ -37,8 +37,8 @@ struct sampling {
     struct compare *compare; /* NULL: not asked for */
     double *sigma;
     int items, per_prompt;
-    json_t *manifest;        /* rank 0's, shared: what is done already */
-    bool *todo;              /* [items] */
+    json_t *manifest; /* rank 0's, shared: what is done already */
+    bool *todo;       /* [items] */
     double started;
     int done, pending;
 };
@@ -48,25 +48,29 @@ static int seed_of(const struct sampling *s, int item) { return item % s->per_pr
 
 static char *item_path(const struct sampling *s, int item)
 {
-    return io_path("%s/video_%06d_%02d.mp4", s->l.s.output_dir, prompt_of(s, item), seed_of(s, item));
+    return io_path("%s/video_%06d_%02d.mp4", s->l.s.output_dir, prompt_of(s, item),
+                   seed_of(s, item));
 }
 
 /* Everything that decides the result of an item. */
 static json_t *item_json(const struct sampling *s, int item)
 {
     const struct settings *c = &s->l.s;
-    return json_pack("{s:i, s:s, s:i, s:s, s:I, s:I, s:f, s:f, s:s, s:I, s:b, s:b, s:I, s:I, s:I}", "item", item,
-                     "prompt", s->prompts.text[prompt_of(s, item)], "sample", seed_of(s, item),
-                     "negative_prompt", c->sample.negative_prompt ? c->sample.negative_prompt : "",
-                     "seed", (json_int_t)c->seed, "steps",
-                     (json_int_t)c->scheduler.num_inference_steps, "shift", c->scheduler.shift,
-                     "guidance", c->scheduler.guidance_scale, "checkpoint", s->model.path,
-                     "checkpoint_step", (json_int_t)s->model.step, "ema", c->sample.use_ema,
-                     "same_noise", c->sample.same_noise, "frames", (json_int_t)s->model.frames,
-                     "height", (json_int_t)s->model.height, "width", (json_int_t)s->model.width);
+    return json_pack(
+        "{s:i, s:s, s:i, s:s, s:I, s:I, s:f, s:f, s:s, s:I, s:b, s:b, s:I, s:I, s:I}", "item", item,
+        "prompt", s->prompts.text[prompt_of(s, item)], "sample", seed_of(s, item),
+        "negative_prompt", c->sample.negative_prompt ? c->sample.negative_prompt : "", "seed",
+        (json_int_t)c->seed, "steps", (json_int_t)c->scheduler.num_inference_steps, "shift",
+        c->scheduler.shift, "guidance", c->scheduler.guidance_scale, "checkpoint", s->model.path,
+        "checkpoint_step", (json_int_t)s->model.step, "ema", c->sample.use_ema, "same_noise",
+        c->sample.same_noise, "frames", (json_int_t)s->model.frames, "height",
+        (json_int_t)s->model.height, "width", (json_int_t)s->model.width);
 }
 
-static char *manifest_path(const struct sampling *s) { return io_path("%s/samples.json", s->l.s.output_dir); }
+static char *manifest_path(const struct sampling *s)
+{
+    return io_path("%s/samples.json", s->l.s.output_dir);
+}
 
 /* Rank 0 decides what is left to do. */
 static void find_todo(struct sampling *s, struct comm *world)
@@ -81,9 +85,11 @@ static void find_todo(struct sampling *s, struct comm *world)
         free(path);
         s->manifest = json_array();
         for (int i = 0; i < s->items; i++) {
-            json_t *want = item_json(s, i), *was = json_array_get(json_object_get(old, "items"), (size_t)i);
+            json_t *want = item_json(s, i),
+                   *was = json_array_get(json_object_get(old, "items"), (size_t)i);
             char *video = item_path(s, i);
-            const bool same = was && json_equal(json_object_get(was, "parameters"), want) && io_exists(video);
+            const bool same =
+                was && json_equal(json_object_get(was, "parameters"), want) && io_exists(video);
             todo[i] = !same;
             json_array_append_new(s->manifest, same ? json_deep_copy(was) : json_null());
             json_decref(want);
@@ -105,7 +111,8 @@ static void find_todo(struct sampling *s, struct comm *world)
 
 static void write_manifest(struct sampling *s, bool complete)
 {
-    json_t *all = json_pack("{s:s, s:b, s:O}", "format", "osp-samples", "complete", complete, "items", s->manifest);
+    json_t *all = json_pack("{s:s, s:b, s:O}", "format", "osp-samples", "complete", complete,
+                            "items", s->manifest);
     char *text = json_dumps(all, JSON_INDENT(1) | JSON_REAL_PRECISION(9)), *path = manifest_path(s);
     CHECK(text, "the manifest cannot be encoded");
     struct err e = {0};
@@ -127,7 +134,8 @@ static struct tensor text_rows(struct sampling *s, const int *item, int n, bool 
     CHECK(rows && wide, "out of memory");
     for (int i = 0; i < n; i++) {
         const char *negative_text = s->l.s.sample.negative_prompt;
-        const char *text = negative ? (negative_text ? negative_text : "") : s->prompts.text[prompt_of(s, item[i])];
+        const char *text = negative ? (negative_text ? negative_text : "")
+                                    : s->prompts.text[prompt_of(s, item[i])];
         s->text_codec->encode(rows + i * per, m->text_len, m->text_dim, text);
     }
     for (int64_t i = 0; i < per * n; i++) wide[i] = (double)rows[i];
@@ -179,15 +187,20 @@ static void run_pass(struct sampling *s, const int *item, const bool *own, int B
     struct rng_key noise[64];
     CHECK(B <= 64, "batch of %d", B);
     for (int i = 0; i < B; i++)
-        noise[i] = (struct rng_key){.seed = (uint64_t)s->l.s.seed, .use = RNG_SAMPLE,
-                                    .step = (uint32_t)seed_of(s, item[i]),
-                                    .item = s->l.s.sample.same_noise ? 0 : (uint64_t)prompt_of(s, item[i])};
+        noise[i] = (struct rng_key){
+            .seed = (uint64_t)s->l.s.seed,
+            .use = RNG_SAMPLE,
+            .step = (uint32_t)seed_of(s, item[i]),
+            .item = s->l.s.sample.same_noise ? 0 : (uint64_t)prompt_of(s, item[i])};
     arena_release(c->keep, 0);
-    const struct sampler_job job = {.sigma = s->sigma, .steps = (int)s->l.s.scheduler.num_inference_steps,
+    const struct sampler_job job = {.sigma = s->sigma,
+                                    .steps = (int)s->l.s.scheduler.num_inference_steps,
                                     .guidance = s->l.s.scheduler.guidance_scale,
                                     .text = text_rows(s, item, B, false),
-                                    .null = text_rows(s, item, B, true), .noise = noise,
-                                    .progress = on_step, .arg = s};
+                                    .null = text_rows(s, item, B, true),
+                                    .noise = noise,
+                                    .progress = on_step,
+                                    .arg = s};
     struct tensor latent = sampler_run(&s->sampler, &job);
     comm_all_reduce(ses->mesh.axis[AXIS_SEQ], latent, "latents", NULL);
     const int64_t n = tensor_width(latent);
@@ -199,14 +212,16 @@ static void run_pass(struct sampling *s, const int *item, const bool *own, int B
     free(host);
 }
 
-static void record_done(struct sampling *s, struct comm *world, int first, int last, const int *order)
+static void record_done(struct sampling *s, struct comm *world, int first, int last,
+                        const int *order)
 {
     comm_barrier(world, "videos written");
     if (s->compare) compare_share(s->compare, world);
     if (world->rank == 0) {
         for (int k = first; k < last; k++) {
             json_t *entry = json_pack("{s:o}", "parameters", item_json(s, order[k]));
-            if (s->compare) json_object_set_new(entry, "distances", compare_json(s->compare, order[k]));
+            if (s->compare)
+                json_object_set_new(entry, "distances", compare_json(s->compare, order[k]));
             json_array_set_new(s->manifest, (size_t)order[k], entry);
         }
         write_manifest(s, last == s->pending);
@@ -235,7 +250,9 @@ static void run_all(struct sampling *s, struct comm *world)
         record_done(s, world, base, base + dp * B < n ? base + dp * B : n, order);
         double stop = launch_signal() != 0;
         comm_sum_f64(world, &stop, 1, "signals");
-        if (stop > 0) err_stop(RC_PREEMPTED, "stopped by a signal after %d of %d videos; run again to go on", s->done, n);
+        if (stop > 0)
+            err_stop(RC_PREEMPTED, "stopped by a signal after %d of %d videos; run again to go on",
+                     s->done, n);
     }
     free(order);
 }
@@ -253,21 +270,26 @@ static void write_sheet(struct sampling *s)
         char *path = item_path(s, i);
         videos[i] = malloc(bytes);
         CHECK(videos[i], "out of memory");
-        video_read(path, index, m->frames, (struct video_crop){0}, m->height, m->width, videos[i], &e);
+        video_read(path, index, m->frames, (struct video_crop){0}, m->height, m->width, videos[i],
+                   &e);
         free(path);
     }
     err_raise(&e);
     int64_t h, w;
-    uint8_t *sheet = grid_sheet((const uint8_t *const *)videos, s->items, m->frames, m->height, m->width, &h, &w);
-    char *path = io_path("%s/sheet.png", s->l.s.output_dir), *grid = io_path("%s/video_grid.mp4", s->l.s.output_dir);
+    uint8_t *sheet = grid_sheet((const uint8_t *const *)videos, s->items, m->frames, m->height,
+                                m->width, &h, &w);
+    char *path = io_path("%s/sheet.png", s->l.s.output_dir),
+         *grid = io_path("%s/video_grid.mp4", s->l.s.output_dir);
     png_write(path, sheet, h, w, &e);
     err_raise(&e);
     free(sheet);
-    uint8_t *all = grid_video((const uint8_t *const *)videos, s->items, m->frames, m->height, m->width, &h, &w);
+    uint8_t *all = grid_video((const uint8_t *const *)videos, s->items, m->frames, m->height,
+                              m->width, &h, &w);
     video_write(grid, all, m->frames, h, w, s->l.s.sample.save_fps, "osp sample", &e);
     err_raise(&e);
     free(all);
-    log_info("%d videos in %s; contact sheet %s, all in one %s", s->items, s->l.s.output_dir, path, grid);
+    log_info("%d videos in %s; contact sheet %s, all in one %s", s->items, s->l.s.output_dir, path,
+             grid);
     for (int i = 0; i < s->items; i++) free(videos[i]);
     free(videos);
     free(index);
@@ -279,8 +301,8 @@ static void write_sheet(struct sampling *s)
 static void require_size(const char *key, int64_t asked, int64_t stored)
 {
     if (asked && asked != stored)
-        err_stop(RC_CONFIG, "%s: %lld, but the checkpoint was trained with %lld; leave the key out", key,
-                 (long long)asked, (long long)stored);
+        err_stop(RC_CONFIG, "%s: %lld, but the checkpoint was trained with %lld; leave the key out",
+                 key, (long long)asked, (long long)stored);
 }
 
 static void open_model(struct sampling *s, struct comm *world)
@@ -327,7 +349,8 @@ static void prepare(struct sampling *s, struct comm *world)
     sampler_init(&s->sampler, &s->ses->ctx, s->ses->dit, s->ses->plan, s->ses->mesh.axis[AXIS_SSP],
                  c->sample.batched_cfg);
     find_todo(s, world);
-    if (c->sample.compare) s->compare = compare_open(c->sample.compare, &s->prompts, s->items, s->manifest);
+    if (c->sample.compare)
+        s->compare = compare_open(c->sample.compare, &s->prompts, s->items, s->manifest);
 }
 
 int verb_sample(int argc, char **argv)
@@ -341,9 +364,10 @@ int verb_sample(int argc, char **argv)
     CHECK(s.ses, "out of memory");
     session_settings(world, &s.l, SETTINGS_SAMPLE, a.config, a.sets, a.num_sets);
     prepare(&s, world);
-    log_info("%d videos asked for, %d to make: %lld steps, guidance %g, %s weights of step %lld", s.items,
-             s.pending, (long long)s.l.s.scheduler.num_inference_steps, s.l.s.scheduler.guidance_scale,
-             s.l.s.sample.use_ema ? "EMA" : "raw", (long long)s.model.step);
+    log_info("%d videos asked for, %d to make: %lld steps, guidance %g, %s weights of step %lld",
+             s.items, s.pending, (long long)s.l.s.scheduler.num_inference_steps,
+             s.l.s.scheduler.guidance_scale, s.l.s.sample.use_ema ? "EMA" : "raw",
+             (long long)s.model.step);
     launch_catch_signals();
     run_all(&s, world);
     if (world->rank == 0) write_sheet(&s);

@@ -10,8 +10,13 @@
 #include "train/settings.h"
 
 enum {
-    T = 1 << SETTINGS_TRAIN, D = 1 << SETTINGS_DATA, S = 1 << SETTINGS_SAMPLE,
-    P = 1 << SETTINGS_PLAN, TP = T | P, TSP = T | S | P, ALL = T | D | S | P
+    T = 1 << SETTINGS_TRAIN,
+    D = 1 << SETTINGS_DATA,
+    S = 1 << SETTINGS_SAMPLE,
+    P = 1 << SETTINGS_PLAN,
+    TP = T | P,
+    TSP = T | S | P,
+    ALL = T | D | S | P
 };
 struct row {
     unsigned verbs;
@@ -19,15 +24,42 @@ struct row {
 };
 #define AT(m) offsetof(struct settings, m)
 #define BIG INFINITY
-#define ROW_BOOL(v, k, m, d, h) {v, {k, CFG_BOOL, AT(m), d, 0, 0, NULL, h, 0, 0}}
-#define ROW_INT(v, k, m, d, lo, hi, h) {v, {k, CFG_INT, AT(m), d, lo, hi, NULL, h, 0, 0}}
-#define ROW_NULL0(v, k, m, d, h) {v, {k, CFG_INT, AT(m), d, 1, BIG, null_word, h, 0, 0}}
-#define ROW_REAL(v, k, m, d, lo, hi, h) {v, {k, CFG_REAL, AT(m), d, lo, hi, NULL, h, 0, 0}}
-#define ROW_TEXT(v, k, m, d, h) {v, {k, CFG_TEXT, AT(m), d, 0, 0, NULL, h, 0, 0}}
-#define ROW_ENUM(v, k, m, d, c, h) {v, {k, CFG_ENUM, AT(m), d, 0, 0, c, h, 0, 0}}
-#define ROW_ONLY(v, k, d, h) {v, {k, CFG_ONLY, 0, d, 0, 0, NULL, h, 0, 0}}
-#define ROW_IGNORED(v, k) {v, {k, CFG_IGNORED, 0, "null", 0, 0, NULL, "", 0, 0}}
-#define ROW_OLD(v, k, h) {v, {k, CFG_REFUSED, 0, "null", 0, 0, NULL, h, 0, 0}}
+#define ROW_BOOL(v, k, m, d, h)                           \
+    {                                                     \
+        v, { k, CFG_BOOL, AT(m), d, 0, 0, NULL, h, 0, 0 } \
+    }
+#define ROW_INT(v, k, m, d, lo, hi, h)                     \
+    {                                                      \
+        v, { k, CFG_INT, AT(m), d, lo, hi, NULL, h, 0, 0 } \
+    }
+#define ROW_NULL0(v, k, m, d, h)                                \
+    {                                                           \
+        v, { k, CFG_INT, AT(m), d, 1, BIG, null_word, h, 0, 0 } \
+    }
+#define ROW_REAL(v, k, m, d, lo, hi, h)                     \
+    {                                                       \
+        v, { k, CFG_REAL, AT(m), d, lo, hi, NULL, h, 0, 0 } \
+    }
+#define ROW_TEXT(v, k, m, d, h)                           \
+    {                                                     \
+        v, { k, CFG_TEXT, AT(m), d, 0, 0, NULL, h, 0, 0 } \
+    }
+#define ROW_ENUM(v, k, m, d, c, h)                     \
+    {                                                  \
+        v, { k, CFG_ENUM, AT(m), d, 0, 0, c, h, 0, 0 } \
+    }
+#define ROW_ONLY(v, k, d, h)                          \
+    {                                                 \
+        v, { k, CFG_ONLY, 0, d, 0, 0, NULL, h, 0, 0 } \
+    }
+#define ROW_IGNORED(v, k)                                      \
+    {                                                          \
+        v, { k, CFG_IGNORED, 0, "null", 0, 0, NULL, "", 0, 0 } \
+    }
+#define ROW_OLD(v, k, h)                                      \
+    {                                                         \
+        v, { k, CFG_REFUSED, 0, "null", 0, 0, NULL, h, 0, 0 } \
+    }
 #define WORDS(name, ...) static const char *const name[] = {__VA_ARGS__, NULL}
 
 WORDS(auto_word, "auto");
@@ -54,8 +86,9 @@ static const struct row general[] = {
     ROW_INT(TP, "training_iteration", training_iteration, "1000000", 1, BIG, "optimizer steps"),
     ROW_REAL(T | P, "max_seconds", max_seconds, "0", 0, BIG,
              "stop after so long by the clock, with a checkpoint; 0: never"),
-    {TSP, {"fsdp_size", CFG_INT, AT(fsdp_size), "auto", 1, BIG, auto_word,
-           "ranks that share one copy of the model; auto: all", FSDP_AUTO, 0}},
+    {TSP,
+     {"fsdp_size", CFG_INT, AT(fsdp_size), "auto", 1, BIG, auto_word,
+      "ranks that share one copy of the model; auto: all", FSDP_AUTO, 0}},
     ROW_BOOL(TSP, "use_sequence_parallel", use_sequence_parallel, "false",
              "split sequences by heads (Ulysses)"),
     ROW_INT(TSP, "sp_size", sp_size, "1", 1, 4096, "ranks per sequence, when switched on"),
@@ -69,9 +102,11 @@ static const struct row general[] = {
             "blocks whose weights are gathered ahead"),
     ROW_BOOL(TP, "gradient_checkpointing", gradient_checkpointing, "false",
              "official name of recompute: all"),
-    {TP, {"recompute", CFG_WORD_OR_INTS, AT(recompute), "null", 0, 127, recomputes,
-          "what the backward pass computes again, or the blocks that recompute all; null: as "
-          "gradient_checkpointing says", 0, AT(recompute_blocks)}},
+    {TP,
+     {"recompute", CFG_WORD_OR_INTS, AT(recompute), "null", 0, 127, recomputes,
+      "what the backward pass computes again, or the blocks that recompute all; null: as "
+      "gradient_checkpointing says",
+      0, AT(recompute_blocks)}},
     ROW_INT(TP, "gradient_accumulation_steps", gradient_accumulation_steps, "1", 1, 65536,
             "micro-steps per optimizer step (follows from global_batch_size when that is given)"),
     ROW_REAL(TP, "init_max_grad_norm", init_max_grad_norm, "1.0", 0, BIG,
@@ -94,8 +129,7 @@ static const struct row general[] = {
              "seconds until a collective counts as hung; 0: never"),
     ROW_REAL(TP, "stop_before_end_s", stop_before_end_s, "120", 0, BIG,
              "checkpoint and stop so long before the time limit of the job"),
-    ROW_BOOL(TSP, "deterministic_training", deterministic_training, "false",
-             "the same bits in every run"),
+    ROW_IGNORED(TSP, "deterministic_training"),
     ROW_BOOL(TP, "smoke", smoke, "false", "allow t2v_random: a run on noise that trains nothing"),
 };
 
@@ -161,8 +195,8 @@ static const struct row model[] = {
     ROW_INT(TSP, M "text_len", model.text_len, "512", 1, 65536, "text vectors the model sees"),
     ROW_INT(TSP, M "text_dim", model.text_dim, "4096", 1, 65536, "length of a text vector"),
     ROW_REAL(TSP, M "eps", model.eps, "1e-6", 1e-30, 1, "of the norms"),
-    ROW_BOOL(TSP, M "qk_norm", model.qk_norm, "true", "RMS norm of queries and keys"),
-    ROW_BOOL(TSP, M "cross_attn_norm", model.cross_attn_norm, "true", "before cross attention"),
+    ROW_ONLY(TSP, M "qk_norm", "true", "the model has no form without it"),
+    ROW_ONLY(TSP, M "cross_attn_norm", "true", "the model has no form without it"),
     ROW_ENUM(TSP, M "skiparse_model_type", model.skiparse_model_type, "full", skiparse_types,
              "which blocks are sparse"),
     ROW_INT(TSP, M "sparse_ratio", model.sparse_ratio, "1", 1, 64, "P: in 2d, 1/P^2 of the keys"),
@@ -171,8 +205,9 @@ static const struct row model[] = {
     ROW_ENUM(TSP, M "skiparse_dim", model.skiparse_dim, "2d", skiparse_dims, "sparse in 1d or 2d"),
     ROW_BOOL(TSP, M "skiparse_strict", model.skiparse_strict, "true",
              "the official rules on num_full_blocks"),
-    {TSP, {M "full_block_indices", CFG_INTS, AT(model.full_block_indices), "[]", 0, 127, NULL,
-           "the full blocks, one by one", 0, 0}},
+    {TSP,
+     {M "full_block_indices", CFG_INTS, AT(model.full_block_indices), "[]", 0, 127, NULL,
+      "the full blocks, one by one", 0, 0}},
     ROW_ENUM(TSP, M "pad_mode", model.pad_mode, "none", pad_modes,
              "ref: pad the grid as the reference does"),
     ROW_BOOL(TSP, M "timestep_bf16_round", model.timestep_bf16_round, "false",
@@ -217,7 +252,7 @@ static const struct row data[] = {
               "samples per data rank and pass; null: global_batch_size shared out in one pass"),
     ROW_NULL0(TP, A "global_batch_size", data.global_batch_size, "null",
               "samples per optimizer step of all ranks; accumulation follows"),
-    ROW_BOOL(TP, A "drop_last", data.drop_last, "true", "skip the incomplete batch of an epoch"),
+    ROW_IGNORED(TP, A "drop_last"),
     ROW_BOOL(TP, A "shuffle", data.shuffle, "true", "a new order every epoch"),
     ROW_ENUM(TP, A "dataset_name", data.dataset_name, "wan_t2v", datasets,
              "t2v_random: noise, for a smoke test"),
@@ -250,8 +285,9 @@ static const struct row rest[] = {
     ROW_REAL(TP, "optimizer_config.lr", optimizer.lr, "1e-4", 0, 1e3, "peak learning rate"),
     ROW_REAL(TP, "optimizer_config.weight_decay", optimizer.weight_decay, "1e-2", 0, 1e3,
              "decoupled"),
-    {TP, {"optimizer_config.betas", CFG_REALS, AT(optimizer.betas), "[0.9, 0.999]", 0, 1, NULL,
-          "two decays", 0, 0}},
+    {TP,
+     {"optimizer_config.betas", CFG_REALS, AT(optimizer.betas), "[0.9, 0.999]", 0, 1, NULL,
+      "two decays", 0, 0}},
     ROW_REAL(TP, "optimizer_config.eps", optimizer.eps, "1e-15", 1e-300, 1, "of the division"),
     ROW_ENUM(TP, "lr_schedule.kind", lr_schedule.kind, "constant", lr_kinds, "after the warm-up"),
     ROW_INT(TP, "lr_schedule.warmup_steps", lr_schedule.warmup_steps, "0", 0, BIG, "linear"),
@@ -287,12 +323,15 @@ static const struct row rest[] = {
 };
 
 /* ---- one table per verb -----------------------------------------------------------------------*/
-#define GROUP(g) {g, sizeof(g) / sizeof((g)[0])}
+#define GROUP(g)                      \
+    {                                 \
+        g, sizeof(g) / sizeof((g)[0]) \
+    }
 static const struct {
     const struct row *row;
     size_t n;
-} groups[] = {GROUP(general), GROUP(sampling), GROUP(filtering), GROUP(model),
-              GROUP(scheduler), GROUP(data), GROUP(rest)};
+} groups[] = {GROUP(general),   GROUP(sampling), GROUP(filtering), GROUP(model),
+              GROUP(scheduler), GROUP(data),     GROUP(rest)};
 enum { VERBS = 4, GROUPS = sizeof groups / sizeof groups[0], MAX_ROWS = 256 };
 static struct cfg_field tables[VERBS][MAX_ROWS];
 static int table_rows[VERBS];
@@ -322,9 +361,11 @@ static void build_verb(int verb)
                 const bool own = r->verbs >> verb & 1;
                 if (own == !!pass || (pass && has(table, n, r->f.key))) continue;
                 CHECK(n < MAX_ROWS, "MAX_ROWS is too small");
-                table[n++] = own ? r->f : (struct cfg_field){.key = r->f.key, .type = CFG_REFUSED,
-                                                             .fallback = "null",
-                                                             .help = foreign[r->verbs]};
+                table[n++] = own ? r->f
+                                 : (struct cfg_field){.key = r->f.key,
+                                                      .type = CFG_REFUSED,
+                                                      .fallback = "null",
+                                                      .help = foreign[r->verbs]};
             }
     table_rows[verb] = n;
 }
@@ -333,7 +374,8 @@ static void build(void)
 {
     static char text[1 << VERBS][128];
     for (int mask = 1; mask < 1 << VERBS; mask++) {
-        size_t n = (size_t)snprintf(text[mask], sizeof text[0], "does not belong here: it is a "
+        size_t n = (size_t)snprintf(text[mask], sizeof text[0],
+                                    "does not belong here: it is a "
                                     "key of");
         for (int v = 0, first = 1; v < VERBS; v++)
             if (mask >> v & 1) {

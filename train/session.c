@@ -11,22 +11,29 @@
 const char *session_device(const struct settings *s)
 {
     switch (s->device) {
-    case DEVICE_REF: return "ref";
-    case DEVICE_CPU: return "cpu";
-    case DEVICE_CUDA: return "cuda";
-    case DEVICE_NULL: return "null";
-    default: return dev_supports("cuda", settings_dtype(s)) ? "cuda"
-                    : dev_supports("cpu", settings_dtype(s)) ? "cpu"
-                                                            : "ref";
+    case DEVICE_REF:
+        return "ref";
+    case DEVICE_CPU:
+        return "cpu";
+    case DEVICE_CUDA:
+        return "cuda";
+    case DEVICE_NULL:
+        return "null";
+    default:
+        return dev_supports("cuda", settings_dtype(s))  ? "cuda"
+               : dev_supports("cpu", settings_dtype(s)) ? "cpu"
+                                                        : "ref";
     }
 }
 
 struct mesh_degrees session_degrees(const struct settings *s, int ranks)
 {
-    return (struct mesh_degrees){
-        .ssp = s->use_skiparse_sequence_parallel && plan_ratio(&s->model) > 1 ? (int)s->skiparse_sp_size : 1,
-        .sp = s->use_sequence_parallel ? (int)s->sp_size : 1,
-        .fsdp = s->fsdp_size == FSDP_AUTO ? ranks : (int)s->fsdp_size};
+    return (struct mesh_degrees){.ssp =
+                                     s->use_skiparse_sequence_parallel && plan_ratio(&s->model) > 1
+                                         ? (int)s->skiparse_sp_size
+                                         : 1,
+                                 .sp = s->use_sequence_parallel ? (int)s->sp_size : 1,
+                                 .fsdp = s->fsdp_size == FSDP_AUTO ? ranks : (int)s->fsdp_size};
 }
 
 enum recompute session_recompute(const struct settings *s, const struct cfg_ints **blocks)
@@ -39,10 +46,16 @@ enum recompute session_recompute(const struct settings *s, const struct cfg_ints
 struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
                                 struct session_shape shape, bool train)
 {
-    struct dryrun_in in = {.model = s->model, .compute = settings_dtype(s), .ranks = ranks,
-                           .rank = rank, .degrees = session_degrees(s, ranks),
-                           .batch = shape.batch, .t = (int)shape.t, .h = (int)shape.h / 2,
-                           .w = (int)shape.w / 2, .train = train};
+    struct dryrun_in in = {.model = s->model,
+                           .compute = settings_dtype(s),
+                           .ranks = ranks,
+                           .rank = rank,
+                           .degrees = session_degrees(s, ranks),
+                           .batch = shape.batch,
+                           .t = (int)shape.t,
+                           .h = (int)shape.h / 2,
+                           .w = (int)shape.w / 2,
+                           .train = train};
     in.recompute = session_recompute(s, &in.recompute_blocks);
     in.fsdp = (struct fsdp_opts){.prefetch = (int)s->explicit_prefetching_num_blocks,
                                  .keep_after_forward = s->reshard_after_forward == 2,
@@ -77,7 +90,8 @@ static void check_shape(const struct settings *s, struct session_shape shape)
         err_stop(RC_CONFIG, "model_config.in_dim is %lld, but the latents have %lld channels",
                  (long long)s->model.in_dim, (long long)shape.channels);
     if (shape.h % 2 || shape.w % 2)
-        err_stop(RC_CONFIG, "latents of %lld x %lld: height and width must be even (patches are 2 x 2)",
+        err_stop(RC_CONFIG,
+                 "latents of %lld x %lld: height and width must be even (patches are 2 x 2)",
                  (long long)shape.h, (long long)shape.w);
 }
 
@@ -98,26 +112,28 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     most = in.w > most ? in.w : most;
     s->dit = dit_new(s->dev, &in.model, in.recompute, in.recompute_blocks, most);
     s->fsdp = fsdp_new(s->dev, &s->mesh, s->dit->unit, s->dit->num_units, in.fsdp);
-    s->plan = plan_shape(s->dev, &s->mesh, &in.model, in.batch, in.t, in.h, in.w,
-                         (int)in.model.text_len);
+    s->plan =
+        plan_shape(s->dev, &s->mesh, &in.model, in.batch, in.t, in.h, in.w, (int)in.model.text_len);
     arena_init(&s->keep, s->dev, s->cost.keep_bytes + ((size_t)1 << 16), "keep");
     arena_init(&s->tmp, s->dev, s->cost.tmp_bytes + ((size_t)1 << 16), "tmp");
     s->ctx = (struct ctx){s->dev, &s->mesh, fsdp_hooks(s->fsdp), &s->keep, &s->tmp};
+    s->watchdog = watchdog_start(&s->mesh, set->comm_deadline_s);
     s->run = calloc(1, sizeof *s->run);
     CHECK(s->run, "out of memory");
     char text[256];
     dev_describe(s->dev, text, sizeof text);
     log_info("device %s | %d rank%s: fsdp %d, skiparse_sp %d, sp %d, data %d", text, world->size,
-             world->size > 1 ? "s" : "", in.degrees.fsdp, in.degrees.ssp, in.degrees.sp, s->mesh.dp);
+             world->size > 1 ? "s" : "", in.degrees.fsdp, in.degrees.ssp, in.degrees.sp,
+             s->mesh.dp);
     log_info("model %.3f M parameters | activations %.1f MB, states %.1f MB per rank",
-             1e-6 * (double)s->cost.params,
-             1e-6 * (double)(s->cost.keep_bytes + s->cost.tmp_bytes),
+             1e-6 * (double)s->cost.params, 1e-6 * (double)(s->cost.keep_bytes + s->cost.tmp_bytes),
              1e-6 * (double)(s->cost.master_bytes + s->cost.moment_bytes + s->cost.ema_bytes +
                              s->cost.grad_bytes + s->cost.wire_bytes + s->cost.slot_bytes));
 }
 
 void session_close(struct session *s)
 {
+    watchdog_stop(s->watchdog);
     free(s->run);
     arena_free(&s->keep);
     arena_free(&s->tmp);

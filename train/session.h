@@ -4,6 +4,7 @@
 #define TRAIN_SESSION_H
 #include "model/dit.h"
 #include "parallel/fsdp.h"
+#include "parallel/watchdog.h"
 #include "train/dryrun.h"
 #include "train/settings.h"
 struct session_shape {
@@ -22,6 +23,7 @@ struct session {
     struct arena keep, tmp;
     struct ctx ctx;
     struct dit_run *run; /* the pass in hand */
+    struct watchdog *watchdog;
     struct session_shape shape;
     struct dryrun_out cost;
     struct dryrun_phase model_forward, model_backward; /* FLOPs that MFU counts, per micro-batch */

@@ -66,18 +66,26 @@ static void rule_model(struct rules *r)
     const struct settings *s = r->s;
     const struct model_config *m = &s->model;
     const int64_t head = m->dim / m->num_heads;
+    if (r->s->model_name == 1 && m->skiparse_model_type != SKIPARSE_FULL)
+        blame(r, "model_name",
+              "wan_t2v is the model with full attention; set "
+              "model_config.skiparse_model_type: full");
     if (m->dim % m->num_heads)
         blame(r, "model_config.num_heads", "%lld heads do not divide dim %lld", ll(m->num_heads),
               ll(m->dim));
     else if (head % 2 || head > 256)
-        blame(r, "model_config.num_heads", "dim / num_heads is %lld; it must be even and at most "
-              "256", ll(head));
+        blame(r, "model_config.num_heads",
+              "dim / num_heads is %lld; it must be even and at most "
+              "256",
+              ll(head));
     if (m->freq_dim % 2)
         blame(r, "model_config.freq_dim", "%lld is odd; it holds pairs of sine and cosine",
               ll(m->freq_dim));
     if (m->in_dim != m->out_dim)
-        blame(r, "model_config.out_dim", "%lld differs from in_dim %lld; the model predicts a "
-              "velocity of its input", ll(m->out_dim), ll(m->in_dim));
+        blame(r, "model_config.out_dim",
+              "%lld differs from in_dim %lld; the model predicts a "
+              "velocity of its input",
+              ll(m->out_dim), ll(m->in_dim));
     if (s->use_sequence_parallel && m->num_heads % s->sp_size)
         blame(r, "sp_size", "%lld does not divide num_heads %lld", ll(s->sp_size),
               ll(m->num_heads));
@@ -94,17 +102,22 @@ static void refuse_unbuilt(struct rules *r)
 {
     const struct settings *s = r->s;
     if (s->use_sequence_parallel && s->sp_size > 1)
-        blame(r, "sp_size", "sequence parallelism (%lld ranks) is not built yet; set "
-              "use_sequence_parallel: false", ll(s->sp_size));
+        blame(r, "sp_size",
+              "sequence parallelism (%lld ranks) is not built yet; set "
+              "use_sequence_parallel: false",
+              ll(s->sp_size));
     if (s->use_skiparse_sequence_parallel && s->skiparse_sp_size > 1 && plan_ratio(&s->model) > 1)
-        blame(r, "skiparse_sp_size", "skiparse sequence parallelism (%lld ranks) is not built yet; "
-              "set use_skiparse_sequence_parallel: false", ll(s->skiparse_sp_size));
+        blame(r, "skiparse_sp_size",
+              "skiparse sequence parallelism (%lld ranks) is not built yet; "
+              "set use_skiparse_sequence_parallel: false",
+              ll(s->skiparse_sp_size));
     const char *weights = s->model.pretrained;
     if (weights && access(weights, R_OK) != 0)
         blame(r, "model_config.pretrained_model_dir_or_checkpoint", "%s: %s", weights,
               strerror(errno));
     else if (weights)
-        blame(r, "model_config.pretrained_model_dir_or_checkpoint", "conversion of other "
+        blame(r, "model_config.pretrained_model_dir_or_checkpoint",
+              "conversion of other "
               "checkpoints is not built yet; set null");
 }
 
@@ -141,7 +154,8 @@ static void rule_dataset(struct rules *r)
     const struct data_config *d = &s->data;
     if (d->dataset_name == 1) { /* t2v_random */
         if (!s->smoke)
-            blame(r, "data_config.dataset_name", "t2v_random is noise and trains nothing; say "
+            blame(r, "data_config.dataset_name",
+                  "t2v_random is noise and trains nothing; say "
                   "smoke: true if that is meant");
         return;
     }
@@ -153,8 +167,10 @@ static void rule_dataset(struct rules *r)
         blame(r, "model_config.in_dim", "is %lld, but codec pixel makes 12 channels",
               ll(s->model.in_dim));
     if (d->text_max_length > s->model.text_len)
-        blame(r, "data_config.dataset_config.text_max_length", "%lld is above "
-              "model_config.text_len %lld", ll(d->text_max_length), ll(s->model.text_len));
+        blame(r, "data_config.dataset_config.text_max_length",
+              "%lld is above "
+              "model_config.text_len %lld",
+              ll(d->text_max_length), ll(s->model.text_len));
 }
 
 static void rule_data_job(struct rules *r)
@@ -226,8 +242,10 @@ static void apply_rules(struct rules *r, enum settings_verb verb)
         return;
     }
     rule_model(r);
-    if (verb == SETTINGS_SAMPLE) rule_sampling(r);
-    else rule_training(r);
+    if (verb == SETTINGS_SAMPLE)
+        rule_sampling(r);
+    else
+        rule_training(r);
     if (verb == SETTINGS_TRAIN) rule_dataset(r);
     if (verb != SETTINGS_PLAN) refuse_unbuilt(r);
 }
@@ -240,7 +258,8 @@ static void neutral(struct settings *s)
     s->job.filter = (struct filter_config){.too_long_factor = INFINITY,
                                            .max_h_div_w_ratio = INFINITY,
                                            .min_motion_value = -INFINITY,
-                                           .max_motion_value = INFINITY, .max_failure_rate = 1};
+                                           .max_motion_value = INFINITY,
+                                           .max_failure_rate = 1};
 }
 
 /* A message holds 4 KB; a longer list is printed before it. */
@@ -266,13 +285,14 @@ void settings_load(struct loaded_settings *out, enum settings_verb verb, const c
     const struct cfg_field *schema = settings_schema(verb, &n);
     if (path && access(path, R_OK) != 0)
         err_stop(RC_NOINPUT, "configuration %s: %s", path, strerror(errno));
-    *out = (struct loaded_settings){.verb = verb, .path = path ? strdup(path) : NULL,
+    *out = (struct loaded_settings){.verb = verb,
+                                    .path = path ? strdup(path) : NULL,
                                     .origin = calloc((size_t)n, sizeof *out->origin)};
     CHECK(out->origin && (out->path || !path), "out of memory");
     neutral(&out->s);
     char *report = NULL, *notices = NULL;
-    int problems = cfg_load(schema, n, &out->s, out->origin, out->path, sets, num_sets, &report,
-                            &notices);
+    int problems =
+        cfg_load(schema, n, &out->s, out->origin, out->path, sets, num_sets, &report, &notices);
     if (*notices) log_info("%.*s", (int)strcspn(notices, "\n"), notices);
     free(notices);
     if (!problems) { /* rules over values that were refused would blame the wrong keys */
@@ -339,8 +359,10 @@ void settings_check_ranks(const struct loaded_settings *l, int ranks)
         const int64_t ssp = s->use_skiparse_sequence_parallel && sparse ? s->skiparse_sp_size : 1;
         const int64_t sp = s->use_sequence_parallel ? s->sp_size : 1;
         if (ranks % (ssp * sp))
-            blame(&r, ssp > 1 ? "skiparse_sp_size" : "sp_size", "%lld ranks per sample do not "
-                  "divide %d ranks", ll(ssp * sp), ranks);
+            blame(&r, ssp > 1 ? "skiparse_sp_size" : "sp_size",
+                  "%lld ranks per sample do not "
+                  "divide %d ranks",
+                  ll(ssp * sp), ranks);
         else if (l->verb != SETTINGS_SAMPLE)
             rule_batch(&r, ranks / (ssp * sp));
     }

@@ -18,9 +18,9 @@ struct scheduler_config { /* scheduler_config.* */
     double shift, base_shift, max_shift, logit_mean, logit_std, guidance_scale;
     int64_t base_image_seq, max_image_seq, num_inference_steps;
 };
-struct data_config { /* data_config.* */
+struct data_config {                       /* data_config.* */
     int64_t batch_size, global_batch_size; /* per data rank; ours: whole, 0 = null */
-    bool drop_last, shuffle;
+    bool shuffle;
     int dataset_name;         /* wan_t2v (our HDF5 file), t2v_random (smoke test: needs smoke) */
     char *metafile_or_dir;    /* dataset_config.metafile_or_dir_path: the HDF5 data set */
     char *source;             /* dataset_config.source: meta JSON/CSV to build it from if absent */
@@ -51,10 +51,10 @@ struct filter_config { /* `osp data`: docs/spec/sft.md 5.2 */
     double min_hxw, too_long_factor, max_h_div_w_ratio, min_h_div_w_ratio;
     double min_motion_value, max_motion_value, max_failure_rate;
 };
-struct data_job { /* `osp data` */
-    char *ann_txt_path; /* official index file: "root,meta.json" lines */
-    char *meta_path;    /* or one meta JSON/CSV; paths in it are relative to its folder */
-    char *save_path;    /* the HDF5 data set to write */
+struct data_job {                /* `osp data` */
+    char *ann_txt_path;          /* official index file: "root,meta.json" lines */
+    char *meta_path;             /* or one meta JSON/CSV; paths in it are relative to its folder */
+    char *save_path;             /* the HDF5 data set to write */
     struct filter_config filter; /* lets everything pass for the other verbs */
 };
 struct sample_config { /* `osp sample` (docs/spec/sft.md 5.3) */
@@ -84,7 +84,7 @@ struct settings {
     int reshard_after_forward; /* 0 null, 1 true, 2 false */
     int64_t explicit_prefetching_num_blocks;
     bool gradient_checkpointing;
-    int recompute;             /* enum recompute; -1: list in recompute_blocks, -2: not given */
+    int recompute; /* enum recompute; -1: list in recompute_blocks, -2: not given */
     struct cfg_ints recompute_blocks;
     int64_t gradient_accumulation_steps;
     double init_max_grad_norm;
@@ -94,7 +94,7 @@ struct settings {
     int device;       /* enum device_choice */
     double ema_decay;
     int64_t ema_update_interval;
-    bool ema_warmup, grad_scale_ref, check_comm, deterministic_training, smoke;
+    bool ema_warmup, grad_scale_ref, check_comm, smoke;
     int64_t max_skipped_steps;
     double stop_before_end_s, comm_deadline_s;
     char *resume; /* auto, never or a path */

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,9 +118,9 @@ static void put_record(struct tensorboard *t, struct bytes *event, struct err *e
     add_little(&r, masked(event->p, event->n), 4);
     ssize_t w = -1;
     errno = ENOSPC;
-    if (!fault_hit("tensorboard")) do {
-            w = write(t->fd, r.p, r.n);
-        } while (w < 0 && errno == EINTR);
+    const bool fault = fault_hit("tensorboard");
+    while (!fault && (w = write(t->fd, r.p, r.n)) < 0 && errno == EINTR) {
+    }
     if (w != (ssize_t)r.n)
         err_set(e, RC_IO, "%s: cannot write: %s", t->path, strerror(w < 0 ? errno : ENOSPC));
     free(r.p);

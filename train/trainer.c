@@ -18,12 +18,14 @@ int64_t trainer_global_batch(const struct settings *s, int dp)
 int trainer_micro_batch(const struct settings *s, int dp)
 {
     const int64_t gb = trainer_global_batch(s, dp);
-    const int64_t unit = dp * (s->data.batch_size ? s->data.batch_size : s->gradient_accumulation_steps);
+    const int64_t unit =
+        dp * (s->data.batch_size ? s->data.batch_size : s->gradient_accumulation_steps);
     if (gb % unit)
-        err_stop(RC_CONFIG,
-                 "data_config.global_batch_size: %lld is not a multiple of %lld, what %d data ranks "
-                 "take in one pass",
-                 (long long)gb, (long long)unit, dp);
+        err_stop(
+            RC_CONFIG,
+            "data_config.global_batch_size: %lld is not a multiple of %lld, what %d data ranks "
+            "take in one pass",
+            (long long)gb, (long long)unit, dp);
     return (int)(s->data.batch_size ? s->data.batch_size : gb / unit);
 }
 
@@ -31,7 +33,10 @@ struct session_shape trainer_shape(const struct settings *s, const struct datase
 {
     const struct mesh_degrees m = session_degrees(s, ranks);
     return (struct session_shape){.batch = trainer_micro_batch(s, ranks / (m.ssp * m.sp)),
-                                  .t = d->t, .h = d->h, .w = d->w, .channels = d->c};
+                                  .t = d->t,
+                                  .h = d->h,
+                                  .w = d->w,
+                                  .channels = d->c};
 }
 
 void trainer_init(struct trainer *t, struct session *ses, struct dataset *d)
@@ -39,9 +44,15 @@ void trainer_init(struct trainer *t, struct session *ses, struct dataset *d)
     const struct settings *s = ses->set;
     const struct scheduler_config *c = &s->scheduler;
     *t = (struct trainer){.ses = ses, .data = d};
-    t->flow = (struct flow_config){c->use_dynamic_shifting, c->use_logitnorm_time_sampling,
-                                   c->shift, c->base_shift, c->max_shift, c->logit_mean,
-                                   c->logit_std, c->base_image_seq, c->max_image_seq};
+    t->flow = (struct flow_config){c->use_dynamic_shifting,
+                                   c->use_logitnorm_time_sampling,
+                                   c->shift,
+                                   c->base_shift,
+                                   c->max_shift,
+                                   c->logit_mean,
+                                   c->logit_std,
+                                   c->base_image_seq,
+                                   c->max_image_seq};
     t->shift = flow_shift_for(&t->flow, d->h, d->w);
     t->schedule = (struct schedule){s->optimizer.lr, s->lr_schedule.min_lr_ratio,
                                     s->lr_schedule.kind == LR_COSINE, s->lr_schedule.warmup_steps,
@@ -50,10 +61,12 @@ void trainer_init(struct trainer *t, struct session *ses, struct dataset *d)
     t->num_micro = (int)(t->global_batch / ses->mesh.dp / ses->shape.batch);
     clip_init(&t->state.clip, s->init_max_grad_norm);
     const int64_t latent = d->c * d->t * d->h * d->w, text = s->model.text_len * s->model.text_dim;
-    t->host = malloc((size_t)ses->shape.batch * (size_t)(latent > text ? latent : text) * sizeof(float));
+    t->host =
+        malloc((size_t)ses->shape.batch * (size_t)(latent > text ? latent : text) * sizeof(float));
     CHECK(t->host, "out of memory");
     if (s->model.text_dim != d->text_dim)
-        err_stop(RC_CONFIG, "model_config.text_dim is %lld, but the data set %s has text rows of %lld",
+        err_stop(RC_CONFIG,
+                 "model_config.text_dim is %lld, but the data set %s has text rows of %lld",
                  (long long)s->model.text_dim, d->path, (long long)d->text_dim);
 }
 
@@ -107,7 +120,8 @@ static void make_noisy(struct trainer *t, const float *latent, const float *text
     const struct model_config *m = &s->dit->config;
     const struct stage *first = dit_first_stage(s->plan), *last = dit_last_stage(s->plan);
     const int64_t B = s->shape.batch;
-    struct tensor z = upload(s, latent, 5, DIMS(B, s->shape.channels, s->shape.t, s->shape.h, s->shape.w));
+    struct tensor z =
+        upload(s, latent, 5, DIMS(B, s->shape.channels, s->shape.t, s->shape.h, s->shape.w));
     struct tensor text_s = upload(s, text, 2, DIMS(B * m->text_len, m->text_dim));
     struct tensor text_t = text_s;
     if (ctx_compute(&s->ctx) != text_s.dtype) {
@@ -115,11 +129,17 @@ static void make_noisy(struct trainer *t, const float *latent, const float *text
         s->dev->ops->cast(s->dev, text_t, text_s);
     }
     CHECK(first->layout->rows == last->layout->rows, "first and last stage differ in rows");
-    struct tensor xt = arena_new(&s->keep, ctx_compute(&s->ctx), 2, DIMS(first->layout->rows, 4 * m->in_dim));
-    n->target = arena_new(&s->keep, ctx_state(&s->ctx), 2, DIMS(last->layout->rows, 4 * m->out_dim));
+    struct tensor xt =
+        arena_new(&s->keep, ctx_compute(&s->ctx), 2, DIMS(first->layout->rows, 4 * m->in_dim));
+    n->target =
+        arena_new(&s->keep, ctx_state(&s->ctx), 2, DIMS(last->layout->rows, 4 * m->out_dim));
     for (int64_t b = 0; b < B; b++) n->t[b] = 1000 * n->sigma[b];
-    struct flow_args a = {.xt = xt, .target = n->target, .z = z, .pos = first->pos,
-                          .sigma = n->sigma, .noise = n->noise};
+    struct flow_args a = {.xt = xt,
+                          .target = n->target,
+                          .z = z,
+                          .pos = first->pos,
+                          .sigma = n->sigma,
+                          .noise = n->noise};
     s->dev->ops->flow_rows(s->dev, &a);
     if (first != last) { /* the target follows the rows of the last stage */
         const size_t mark = arena_mark(&s->tmp);
@@ -137,7 +157,8 @@ static void loss_sums(struct session *s, struct tensor dout, const struct dit_ru
 {
     struct tensor sum = arena_new(&s->keep, DT_F64, 1, DIMS(s->shape.batch));
     s->dev->ops->fill(s->dev, sum, 0);
-    s->dev->ops->flow_loss(s->dev, sum, dout, run->out, target, dit_last_stage(s->plan)->pos, scale);
+    s->dev->ops->flow_loss(s->dev, sum, dout, run->out, target, dit_last_stage(s->plan)->pos,
+                           scale);
     dev_get(s->dev, sums, sum);
 }
 
@@ -159,7 +180,8 @@ static double micro_step(struct trainer *t)
         const uint64_t g = batch->sample[b];
         const uint64_t seed = (uint64_t)s->set->seed;
         n.sigma[b] = flow_shift(
-            flow_base(&t->flow, (struct rng_key){.seed = seed, .use = RNG_SIGMA, .item = g}), t->shift);
+            flow_base(&t->flow, (struct rng_key){.seed = seed, .use = RNG_SIGMA, .item = g}),
+            t->shift);
         n.noise[b] = (struct rng_key){.seed = seed, .use = RNG_NOISE, .item = g};
     }
     make_noisy(t, batch->latent, batch->text, &n);
@@ -209,12 +231,20 @@ static void update(struct trainer *t, double coef, double lr)
         for (int part = 0; part < 2; part++) { /* decayed, then not decayed */
             const int64_t a = cut[part], b = cut[part + 1];
             if (a >= b) continue;
-            struct adamw_args args = {
-                .p = range(sh[i].master, a, b), .m = range(sh[i].m, a, b), .v = range(sh[i].v, a, b),
-                .g = range(sh[i].grad, a, b), .ema = range(sh[i].ema, a, b), .lr = lr, .beta1 = b1,
-                .beta2 = b2, .eps = o->eps, .weight_decay = part == 0 ? o->weight_decay : 0,
-                .bias1 = 1 - pow(b1, (double)tau), .bias2 = 1 - pow(b2, (double)tau),
-                .grad_scale = coef, .ema_keep = keep};
+            struct adamw_args args = {.p = range(sh[i].master, a, b),
+                                      .m = range(sh[i].m, a, b),
+                                      .v = range(sh[i].v, a, b),
+                                      .g = range(sh[i].grad, a, b),
+                                      .ema = range(sh[i].ema, a, b),
+                                      .lr = lr,
+                                      .beta1 = b1,
+                                      .beta2 = b2,
+                                      .eps = o->eps,
+                                      .weight_decay = part == 0 ? o->weight_decay : 0,
+                                      .bias1 = 1 - pow(b1, (double)tau),
+                                      .bias2 = 1 - pow(b2, (double)tau),
+                                      .grad_scale = coef,
+                                      .ema_keep = keep};
             if (wired) args.wire = range(sh[i].wire, a, b);
             s->dev->ops->adamw(s->dev, &args);
         }
@@ -238,7 +268,8 @@ static double comm_seconds(const struct session *s)
 struct step_result trainer_step(struct trainer *t, bool clock)
 {
     struct session *s = t->ses;
-    const double t0 = log_seconds(), comm0 = comm_seconds(s), data0 = loader_wait_seconds(t->loader);
+    const double t0 = log_seconds(), comm0 = comm_seconds(s),
+                 data0 = loader_wait_seconds(t->loader);
     err_push("training step %lld", (long long)t->state.step);
     double loss = 0;
     fsdp_zero_grads(s->fsdp);
@@ -250,7 +281,8 @@ struct step_result trainer_step(struct trainer *t, bool clock)
     const int replicas = s->mesh.axis[AXIS_REPLICA]->size;
     double x[4] = {loss, local_norm_squared(s) / replicas, launch_signal() ? 1 : 0, clock ? 1 : 0};
     comm_sum_f64(s->world, x, 4, "loss and norm");
-    struct step_result r = {.loss = x[0], .norm = sqrt(x[1]), .signal = x[2] > 0, .clock = x[3] > 0};
+    struct step_result r = {
+        .loss = x[0], .norm = sqrt(x[1]), .signal = x[2] > 0, .clock = x[3] > 0};
     r.lr = schedule_lr(&t->schedule, t->state.step);
     r.skipped = !isfinite(r.loss) || !isfinite(r.norm);
     if (r.skipped) {
@@ -280,8 +312,8 @@ static int64_t valid_count(const struct trainer *t)
 }
 
 /* Item i = (held-out sample i / buckets, bucket i mod buckets); the noise depends on both only. */
-static void load_item(struct trainer *t, int64_t i, int buckets, int slot, float *latent, float *text,
-                      struct noisy *n)
+static void load_item(struct trainer *t, int64_t i, int buckets, int slot, float *latent,
+                      float *text, struct noisy *n)
 {
     struct session *s = t->ses;
     const int64_t count = valid_count(t), which = i / buckets;
@@ -296,8 +328,10 @@ static void load_item(struct trainer *t, int64_t i, int buckets, int slot, float
                  text + slot * nt, &e);
     err_raise(&e);
     n->sigma[slot] = flow_bucket_sigma(bucket, buckets, t->shift);
-    n->noise[slot] = (struct rng_key){.seed = (uint64_t)s->set->seed, .use = RNG_VALID,
-                                      .step = (uint32_t)bucket, .item = (uint64_t)sample};
+    n->noise[slot] = (struct rng_key){.seed = (uint64_t)s->set->seed,
+                                      .use = RNG_VALID,
+                                      .step = (uint32_t)bucket,
+                                      .item = (uint64_t)sample};
 }
 
 struct valid_result trainer_validate(struct trainer *t, bool ema)
@@ -310,7 +344,8 @@ struct valid_result trainer_validate(struct trainer *t, bool ema)
     const int64_t B = s->shape.batch, items = r.samples * r.buckets, dp = s->mesh.dp;
     const int64_t nl = t->data->c * t->data->t * t->data->h * t->data->w;
     float *latent = calloc((size_t)(B * nl), sizeof *latent);
-    float *text = calloc((size_t)(B * s->set->model.text_len * s->set->model.text_dim), sizeof *text);
+    float *text =
+        calloc((size_t)(B * s->set->model.text_len * s->set->model.text_dim), sizeof *text);
     CHECK(latent && text, "out of memory");
     double sums[1024];
     if (ema) fsdp_use_ema(s->fsdp, true);

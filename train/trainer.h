@@ -9,7 +9,7 @@
 
 enum { MAX_BUCKETS = 32 };
 struct trainer_state { /* scalars of a checkpoint */
-    int64_t cursor; /* samples of the stream consumed: the whole state of the data */
+    int64_t cursor;    /* samples of the stream consumed: the whole state of the data */
     int64_t step, ema_updates, adam_steps, skipped, skipped_in_row;
     struct clip clip;
     double seconds; /* trained so far, over all starts */

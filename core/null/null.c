@@ -68,9 +68,9 @@ static void touch(struct dev *d, struct tensor t)
 
 static void same_shape(struct tensor a, struct tensor b, const char *what)
 {
-    CHECK(a.dim[0] == b.dim[0] && tensor_width(a) == tensor_width(b), "%s: %lld x %lld against %lld x %lld",
-          what, (long long)a.dim[0], (long long)tensor_width(a), (long long)b.dim[0],
-          (long long)tensor_width(b));
+    CHECK(a.dim[0] == b.dim[0] && tensor_width(a) == tensor_width(b),
+          "%s: %lld x %lld against %lld x %lld", what, (long long)a.dim[0],
+          (long long)tensor_width(a), (long long)b.dim[0], (long long)tensor_width(b));
 }
 
 static void null_gemm(struct dev *d, const struct gemm_args *g)
@@ -266,17 +266,43 @@ static void null_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s
 }
 
 static const struct dev_ops table = {
-    .name = "null", .alloc = null_alloc, .free = null_free, .copy = null_copy,
-    .to_host = null_to_host, .from_host = null_from_host, .sync = null_sync, .gemm = null_gemm,
-    .attn_fwd = null_attn_fwd, .attn_bwd = null_attn_bwd, .norm_rope_fwd = null_norm_rope_fwd,
-    .norm_rope_bwd = null_norm_rope_bwd, .ln_fwd = null_ln_fwd, .ln_bwd = null_ln_bwd,
-    .gate_add_fwd = null_gate_add_fwd, .gate_add_bwd = null_gate_add_bwd, .gelu_fwd = map2,
-    .gelu_bwd = map3, .silu_fwd = map2, .silu_bwd = map3, .sinusoid = null_sinusoid,
-    .rows_gather = null_rows_gather, .bcast_add = null_bcast_add, .colsum_add = null_colsum_add,
-    .patch_rows = null_patch, .unpatch_rows = null_patch, .flow_rows = null_flow_rows,
-    .flow_loss = null_flow_loss, .sample_step = null_sample_step, .adamw = null_adamw,
-    .sumsq = null_sumsq, .axpy = null_axpy, .scale = null_scale, .fill = null_fill, .cast = map2,
-    .rng_normal = null_rng_normal, .rng_uniform = null_rng_uniform,
+    .name = "null",
+    .alloc = null_alloc,
+    .free = null_free,
+    .copy = null_copy,
+    .to_host = null_to_host,
+    .from_host = null_from_host,
+    .sync = null_sync,
+    .gemm = null_gemm,
+    .attn_fwd = null_attn_fwd,
+    .attn_bwd = null_attn_bwd,
+    .norm_rope_fwd = null_norm_rope_fwd,
+    .norm_rope_bwd = null_norm_rope_bwd,
+    .ln_fwd = null_ln_fwd,
+    .ln_bwd = null_ln_bwd,
+    .gate_add_fwd = null_gate_add_fwd,
+    .gate_add_bwd = null_gate_add_bwd,
+    .gelu_fwd = map2,
+    .gelu_bwd = map3,
+    .silu_fwd = map2,
+    .silu_bwd = map3,
+    .sinusoid = null_sinusoid,
+    .rows_gather = null_rows_gather,
+    .bcast_add = null_bcast_add,
+    .colsum_add = null_colsum_add,
+    .patch_rows = null_patch,
+    .unpatch_rows = null_patch,
+    .flow_rows = null_flow_rows,
+    .flow_loss = null_flow_loss,
+    .sample_step = null_sample_step,
+    .adamw = null_adamw,
+    .sumsq = null_sumsq,
+    .axpy = null_axpy,
+    .scale = null_scale,
+    .fill = null_fill,
+    .cast = map2,
+    .rng_normal = null_rng_normal,
+    .rng_uniform = null_rng_uniform,
 };
 
 static const struct dev_ops *ops(enum dtype compute)

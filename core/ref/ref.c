@@ -29,7 +29,10 @@ void host_copy(struct dev *d, void *dst, const void *src, size_t bytes)
 
 void host_sync(struct dev *d) { (void)d; }
 
-double gelu(double z) { return 0.5 * z * (1 + tanh(M_SQRT2 * M_2_SQRTPI * 0.5 * (z + 0.044715 * z * z * z))); }
+double gelu(double z)
+{
+    return 0.5 * z * (1 + tanh(M_SQRT2 * M_2_SQRTPI * 0.5 * (z + 0.044715 * z * z * z)));
+}
 
 double gelu_slope(double z)
 {
@@ -58,20 +61,32 @@ int64_t patch_element(struct tensor x, struct tensor pos, int64_t rows, int64_t 
 static double get(struct tensor t, int64_t i)
 {
     switch (t.dtype) {
-    case DT_F64: return ((double *)t.data)[i];
-    case DT_F32: return (double)((float *)t.data)[i];
-    case DT_BF16: return (double)bf16_to(((uint16_t *)t.data)[i]);
-    default: CHECK(0, "arithmetic on %s", dtype_name(t.dtype)); return 0;
+    case DT_F64:
+        return ((double *)t.data)[i];
+    case DT_F32:
+        return (double)((float *)t.data)[i];
+    case DT_BF16:
+        return (double)bf16_to(((uint16_t *)t.data)[i]);
+    default:
+        CHECK(0, "arithmetic on %s", dtype_name(t.dtype));
+        return 0;
     }
 }
 
 static void set(struct tensor t, int64_t i, double v)
 {
     switch (t.dtype) {
-    case DT_F64: ((double *)t.data)[i] = v; break;
-    case DT_F32: ((float *)t.data)[i] = (float)v; break;
-    case DT_BF16: ((uint16_t *)t.data)[i] = bf16_from((float)v); break;
-    default: CHECK(0, "arithmetic on %s", dtype_name(t.dtype));
+    case DT_F64:
+        ((double *)t.data)[i] = v;
+        break;
+    case DT_F32:
+        ((float *)t.data)[i] = (float)v;
+        break;
+    case DT_BF16:
+        ((uint16_t *)t.data)[i] = bf16_from((float)v);
+        break;
+    default:
+        CHECK(0, "arithmetic on %s", dtype_name(t.dtype));
     }
 }
 

@@ -46,6 +46,19 @@ static void attn(struct dev *d, const struct tensor *t, const struct bench *b)
     const double scale = 1 / sqrt((double)b->k);
     d->ops->attn_fwd(d, &(struct attn_args){t[0], t[1], t[2], t[3], t[4], &s, scale});
 }
+/* The sub-sequences of one Skiparse block with P = 2: four of a quarter each. */
+static void attn_skiparse(struct dev *d, const struct tensor *t, const struct bench *b)
+{
+    int32_t first[4], len[4];
+    for (int i = 0; i < 4; i++) {
+        first[i] = (int32_t)(b->m / 4 * i);
+        len[i] = (int32_t)(b->m / 4);
+    }
+    const struct seqs s = {4, first, len, first, len};
+    const double scale = 1 / sqrt((double)b->k);
+    d->ops->attn_fwd(d, &(struct attn_args){t[0], t[1], t[2], t[3], t[4], &s, scale});
+}
+
 static void attn_both(struct dev *d, const struct tensor *t, const struct bench *b)
 {
     const int32_t zero = 0, n = (int32_t)b->m;
@@ -78,6 +91,7 @@ static const struct bench table[] = {
     LINEAR(2, "bf16", DT_BF16, 8960, 1536),
     {"attn_f32_4096_fwd", 3, DT_F32, attn, 4096, 12, 128},
     {"attn_bf16_4096_fwd", 4, DT_BF16, attn, 4096, 12, 128},
+    {"attn_f32_4096_skiparse_fwd", 6, DT_F32, attn_skiparse, 4096, 12, 128},
     {"attn_f32_1024_fwd", 0, DT_F32, attn, 1024, 12, 128},
     {"attn_f32_2048_fwdbwd", 5, DT_F32, attn_both, 2048, 12, 128},
     {"attn_bf16_2048_fwdbwd", 5, DT_BF16, attn_both, 2048, 12, 128},
@@ -94,14 +108,14 @@ static struct tensor filled(struct dev *d, enum dtype t, int ndim, const int64_t
 
 static int make(struct dev *d, const struct bench *b, struct tensor *t)
 {
-    if (b->run != attn && b->run != attn_both) {
+    if (b->run != attn && b->run != attn_skiparse && b->run != attn_both) {
         const bool ta = b->run == backward_w, tb = b->run == forward;
         t[0] = filled(d, b->dtype, 2, DIMS(b->m, b->n), 0);
         t[1] = filled(d, b->dtype, 2, DIMS(ta ? b->k : b->m, ta ? b->m : b->k), 1);
         t[2] = filled(d, b->dtype, 2, DIMS(tb ? b->n : b->k, tb ? b->k : b->n), 2);
         return 3;
     }
-    const int n = b->run == attn ? 5 : 9;
+    const int n = b->run == attn_both ? 9 : 5;
     for (int i = 0; i < n; i++)
         t[i] = i == 1 ? filled(d, DT_F32, 2, DIMS(b->m, b->n), i)
                       : filled(d, b->dtype, 3, DIMS(b->m, b->n, b->k), i);
@@ -135,9 +149,10 @@ static void bench_one(const struct bench *b)
     struct tensor t[ARRAYS];
     const int n = make(d, b, t);
     const double pairs = (double)b->m * (double)b->m * (double)b->n * (double)b->k;
-    const double flops = b->run == attn        ? 4 * pairs
-                         : b->run == attn_both ? 14 * pairs /* 2 products forward, 5 backward */
-                                               : 2 * (double)b->m * (double)b->n * (double)b->k;
+    const double flops = b->run == attn            ? 4 * pairs
+                         : b->run == attn_skiparse ? pairs
+                         : b->run == attn_both     ? 14 * pairs /* 2 products forward, 5 backward */
+                                                   : 2 * (double)b->m * (double)b->n * (double)b->k;
     double s[MAXRUNS];
     for (int r = -1; r < runs; r++) { /* the first run is not counted */
         const double t0 = log_seconds();
