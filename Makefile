@@ -39,6 +39,19 @@ BLAS_DIR := /usr/lib/$(MULTI)/openblas-openmp
 BLAS_OK  := $(if $(wildcard $(BLAS_DIR)/libopenblas.so),yes)
 DNNL_OK  := $(if $(wildcard /usr/include/dnnl.h /usr/include/oneapi/dnnl/dnnl.h),yes)
 
+# The cuda device: nvcc and, where it is found, cuBLASLt (CUBLAS=folder with include/ and lib/).
+# nvcc may be a script that lies elsewhere than the toolkit.
+CUDA_TRY   := $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))) /usr/local/cuda /usr)
+CUDA_LIBS  := $(patsubst %/libcudart.so,%,$(firstword $(wildcard $(foreach h,$(CUDA_TRY), \
+              $(addprefix $(h)/,$(addsuffix /libcudart.so,lib64 lib lib/$(MULTI)))))))
+CUDA_HOME  := $(patsubst %/lib64,%,$(patsubst %/lib,%,$(CUDA_LIBS)))
+CUBLAS     ?= $(patsubst %/include/cublasLt.h,%,$(firstword $(wildcard \
+              $(CUDA_HOME)/include/cublasLt.h /usr/include/cublasLt.h)))
+CUBLAS_LIB := $(firstword $(wildcard $(CUBLAS)/lib64/libcublasLt.so* $(CUBLAS)/lib/libcublasLt.so* \
+              $(CUBLAS)/lib/$(MULTI)/libcublasLt.so*))
+CUBLAS_OK  := $(if $(and $(CUBLAS),$(CUBLAS_LIB)),yes)
+CXX_OK     := $(shell command -v $(CXX) >/dev/null 2>&1 && echo yes)
+
 DEFS := -D_GNU_SOURCE
 INCS := -I.
 LIBS := -lm -lpthread -ldl -lz
@@ -72,7 +85,8 @@ endif
 CFLAGS  ?=
 Q       := $(if $(V),,@) # V=1 shows the whole commands
 ALLC    := -std=c17 $(OPT) -g $(WARN) $(MATH) $(OMP) $(SAN) $(DEFS) $(INCS) -MMD -MP $(CFLAGS)
-LINK    := $(OMP) $(SAN) $(LDFLAGS)
+# -rdynamic: libosp_cuda.so uses err_stop, tensor_rows and rng_open of the program
+LINK    := $(OMP) $(SAN) -rdynamic $(LDFLAGS)
 
 # ---- sources -----------------------------------------------------------------------------------
 DIRS := core core/ref core/cpu core/null parallel model optim data train rl
@@ -83,12 +97,15 @@ OBJS := $(SRCS:%.c=$(BUILD)/%.o)
 LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
+# test_ops and test_ops_rows once more, on the kernels of the cuda device as host code
+EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows))
+TESTS   += $(EMULATED)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
         check format tests campaign
-all: probe osp
+all: probe osp $(if $(CUDA),cuda)
 
 probe:
 	@missing=""; \
@@ -100,7 +117,7 @@ probe:
 	  echo "missing:$$missing"; echo "run scripts/install_deps.sh, then make again"; exit 1; fi
 	@echo "osp [$(CONFIG)] $(CC) | MPI $(MPI_PKG) | HDF5 $(HDF5_PKG) | OpenBLAS $(if $(BLAS_OK),yes,no: plain C gemm)" \
 	      "| oneDNN $(if $(DNNL_OK),yes,no: bf16 gemm in plain C) | libav $(if $(AV_OK),yes,no: no video)" \
-	      "| nvcc $(if $(NVCC),yes,no)"
+	      "| nvcc $(if $(NVCC),yes,no) | cuBLASLt $(if $(CUBLAS_OK),yes,no)"
 
 osp: $(BUILD)/osp
 	@ln -sfn $(BUILD)/osp osp
@@ -119,6 +136,43 @@ $(BUILD)/core/cpu/%_amx.o: ALLC += -O3 -mavx512f -mavx512bw -mavx512vl -mavx512d
 endif
 $(BUILD)/core/cpu/%.o: ALLC += -O3
 
+# ---- the cuda device ----------------------------------------------------------------------------
+CUDA_SRCS := $(filter-out core/cuda/emulate.cu,$(wildcard core/cuda/*.cu))
+CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o)
+# machine code for sm_90a; PTX of the base architecture for newer ones
+CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
+NVFLAGS   := -std=c++20 -O3 $(CUDA_ARCH) -Werror all-warnings -I. -MMD -MP \
+             -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden,-g \
+             $(if $(CUBLAS_OK),-DHAVE_CUBLASLT -isystem $(CUBLAS)/include)
+cuda: $(if $(and $(NVCC),$(CUDA_LIBS)),$(BUILD)/libosp_cuda.so,cuda-missing)
+	@$(if $(CUBLAS_OK),,echo "no cuBLASLt (cublasLt.h; CUBLAS=folder): matrix products by plain kernels, slow")
+.PHONY: cuda-missing
+cuda-missing:
+	@echo "missing:$(if $(NVCC),, nvcc)$(if $(CUDA_LIBS),, libcudart.so) of the CUDA toolkit (12 or" \
+	      "newer); put nvcc on PATH or give NVCC=/path/to/nvcc"; exit 1
+$(BUILD)/libosp_cuda.so: $(CUDA_OBJS)
+	@echo "  LD  $@"
+	$(Q)$(CXX) -shared -o $@ $^ -L$(CUDA_LIBS) -Wl,-rpath,$(CUDA_LIBS) -lcudart \
+	  $(if $(CUBLAS_OK),$(CUBLAS_LIB) -Wl$(comma)-rpath$(comma)$(dir $(CUBLAS_LIB)))
+$(BUILD)/core/cuda/%.o: core/cuda/%.cu
+	@mkdir -p $(@D)
+	@echo "  NVCC $<"
+	$(Q)$(NVCC) $(NVFLAGS) -c $< -o $@
+comma := ,
+
+# the same kernels as host code, for a test only
+EMU_OBJS := $(patsubst core/cuda/%.cu,$(BUILD)/emulate/%.o,$(filter-out core/cuda/cuda.cu \
+            core/cuda/cublaslt.cu,$(wildcard core/cuda/*.cu)))
+$(BUILD)/emulate/%.o: core/cuda/%.cu
+	@mkdir -p $(@D)
+	@echo "  CXX $<"
+	$(Q)$(CXX) -x c++ -std=c++20 -DCUDA_EMULATE $(OPT) -g -Wall -Wextra -Wshadow -Wundef \
+	  $(if $(WERROR),-Werror) $(SAN) $(DEFS) -I. -MMD -MP -c $< -o $@
+$(EMULATED): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/test_%.o \
+             $(BUILD)/tests/emulated.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
+	@echo "  LD  $@"
+	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
+
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC  $<"
@@ -135,11 +189,12 @@ tests: probe $(TESTS) $(BUILD)/osp
 # ---- targets -----------------------------------------------------------------------------------
 deps:
 	@scripts/install_deps.sh
+WITH_CUDA := $(if $(or $(CUDA),$(filter cuda,$(DEVICE))),cuda)
 test: deps
-	@$(MAKE) --no-print-directory osp tests
+	@$(MAKE) --no-print-directory osp tests $(WITH_CUDA)
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh
 test-fast fast:
-	@$(MAKE) --no-print-directory osp tests
+	@$(MAKE) --no-print-directory osp tests $(WITH_CUDA)
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh --fast
 golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
@@ -171,6 +226,7 @@ help:
 	echo "make test-fast    the set for daily work, under a minute (also: make fast)"; \
 	echo "make golden       reproduce the golden files of \$$GOLDEN_DIR (default tests/golden)"; \
 	echo "make asan|ubsan|tsan   fast tests under a sanitizer;  make clang: build with clang, -Werror"; \
+	echo "make cuda         only the library of the cuda device (make CUDA=1: all; needs nvcc)"; \
 	echo "make check        include directions, style;  make format: clang-format in place"; \
 	echo "make bench        CPU speed side by side with PyTorch;  make clean"
 .SECONDARY:

@@ -1,25 +1,98 @@
 #include "core/dev.h"
 
+#include <dlfcn.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/bf16.h"
 
-static const struct dev_backend *const backends[] = {&dev_ref, &dev_cpu, &dev_null};
-enum { NUM_BACKENDS = sizeof backends / sizeof *backends };
+enum { MAX_BACKENDS = 8 };
+static const struct dev_backend *backends[MAX_BACKENDS] = {&dev_ref, &dev_cpu, &dev_null};
+static int num_backends = 3;
+static const char *names[MAX_BACKENDS + 1];
+
+void dev_register(const struct dev_backend *b)
+{
+    CHECK(num_backends < MAX_BACKENDS, "too many devices");
+    backends[num_backends++] = b;
+}
+
+/* ---- the cuda device lives in a shared object ---------------------------------------------- */
+
+static struct err cuda_absent; /* why there is no cuda device */
+static const char lib_name[] = "libosp_cuda.so";
+
+/* Looks beside the program and one folder up (build/CONFIG of a test in build/CONFIG/tests). */
+static bool find_library(char *path, size_t size)
+{
+    char exe[4096];
+    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    if (n <= 0) return false;
+    exe[n] = 0;
+    for (int up = 0; up < 2; up++) {
+        char *slash = strrchr(exe, '/');
+        if (!slash) return false;
+        *slash = 0;
+        const int len = snprintf(path, size, "%s/%s", exe, lib_name);
+        if (len > 0 && (size_t)len < size && access(path, R_OK) == 0) return true;
+    }
+    return false;
+}
+
+static void load_cuda(void)
+{
+    char path[4200];
+    if (!find_library(path, sizeof path)) {
+        err_set(&cuda_absent, RC_CONFIG, "this build has no CUDA device; make CUDA=1");
+        return;
+    }
+    void *lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!lib) {
+        err_set(&cuda_absent, RC_CONFIG, "%s", dlerror());
+        return;
+    }
+    dev_cuda_entry *entry = NULL;
+    void *symbol = dlsym(lib, DEV_CUDA_SYMBOL);
+    memcpy(&entry, &symbol, sizeof entry);
+    const struct dev_backend *b = NULL;
+    if (!entry)
+        err_set(&cuda_absent, RC_CONFIG, "%s: no " DEV_CUDA_SYMBOL, path);
+    else
+        b = entry(sizeof(struct dev_ops), &cuda_absent);
+    if (b)
+        dev_register(b);
+    else
+        dlclose(lib);
+}
+
+/* Once per process, when somebody asks for the cuda device or for the list. */
+static void look_for_cuda(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, load_cuda);
+}
 
 static const struct dev_backend *find(const char *name)
 {
-    for (int i = 0; i < NUM_BACKENDS; i++)
+    if (strcmp(name, "cuda") == 0) look_for_cuda();
+    for (int i = 0; i < num_backends; i++)
         if (strcmp(backends[i]->name, name) == 0) return backends[i];
     return NULL;
 }
 
+static void list_names(void)
+{
+    look_for_cuda();
+    for (int i = 0; i < num_backends; i++) names[i] = backends[i]->name;
+}
+
 const char *const *dev_names(void)
 {
-    static const char *names[NUM_BACKENDS + 1];
-    for (int i = 0; i < NUM_BACKENDS; i++) names[i] = backends[i]->name;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, list_names);
     return names;
 }
 
@@ -43,12 +116,13 @@ static void refuse_holes(const struct dev_ops *ops, const char *name)
 struct dev *dev_open(const char *name, enum dtype compute, int threads)
 {
     const struct dev_backend *b = find(name);
+    if (!b && strcmp(name, "cuda") == 0)
+        err_stop(cuda_absent.code, "device cuda: %s", cuda_absent.msg);
     if (!b) {
         char list[128] = "";
-        for (int i = 0; i < NUM_BACKENDS; i++) {
-            strcat(list, i ? ", " : "");
-            strcat(list, backends[i]->name);
-        }
+        size_t n = 0;
+        for (const char *const *k = dev_names(); *k && n < sizeof list; k++)
+            n += (size_t)snprintf(list + n, sizeof list - n, "%s%s", n ? ", " : "", *k);
         err_stop(RC_CONFIG, "unknown device \"%s\"; this build has: %s", name, list);
     }
     const struct dev_ops *ops = b->ops(compute);

@@ -197,7 +197,8 @@ struct dev {
  * table has a hole (which it names). */
 struct dev *dev_open(const char *name, enum dtype compute, int threads);
 void dev_close(struct dev *d);
-const char *const *dev_names(void); /* of this build, NULL-terminated */
+/* Of this build and machine (cuda only with a usable GPU), NULL-terminated. */
+const char *const *dev_names(void);
 bool dev_supports(const char *name, enum dtype compute);
 /* One line for the start banner: library, instruction set, threads. */
 void dev_describe(struct dev *d, char *out, size_t size);
@@ -222,4 +223,13 @@ struct dev_backend {
     void (*describe)(struct dev *d, char *out, size_t size);
 };
 extern const struct dev_backend dev_ref, dev_cpu, dev_null;
+/* One more device, before the first dev_names (for tests). */
+void dev_register(const struct dev_backend *b);
+
+/* The cuda device is in libosp_cuda.so beside the program, so that a program without a GPU needs
+ * no CUDA library. It is opened when the device is asked for or listed. Its only symbol returns
+ * the backend, or NULL with the reason: no usable GPU here, or a library of another build (the
+ * size of the table differs). */
+#define DEV_CUDA_SYMBOL "osp_cuda_backend"
+typedef const struct dev_backend *dev_cuda_entry(size_t ops_size, struct err *why);
 #endif

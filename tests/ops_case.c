@@ -10,6 +10,7 @@
 #include "core/rng.h"
 
 enum { GUARD = 64 };
+const char *ops_only;
 
 static void add_cpu(void (*f)(const struct target *), enum dtype t)
 {
@@ -36,7 +37,7 @@ void each_target(void (*f)(const struct target *))
 {
     const enum dtype types[] = {DT_F32, DT_BF16};
     for (const char *const *n = dev_names(); *n; n++) {
-        if (strcmp(*n, "null") == 0) continue;
+        if (strcmp(*n, "null") == 0 || (ops_only && strcmp(*n, ops_only) != 0)) continue;
         for (int i = 0; i < 2; i++) {
             if (!dev_supports(*n, types[i])) continue;
             if (strcmp(*n, "cpu") == 0) {

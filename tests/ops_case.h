@@ -35,6 +35,7 @@ struct ops_case {
     void (*run)(struct dev *d, const struct tensor *t, void *arg);
 };
 
+extern const char *ops_only; /* one device, or NULL: all */
 /* Calls f for every device and dtype of this build (the cpu device once per instruction set). */
 void each_target(void (*f)(const struct target *t));
 void case_begin(struct ops_case *c, const struct target *t, const char *fmt, ...)

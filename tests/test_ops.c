@@ -182,7 +182,8 @@ static void attn_target(const struct target *t)
         attn_one(t, &(struct seqs){1, zero, len, zero, len}, 1, hd[i], 6, 4);
         attn_one(t, &(struct seqs){4, qf, ql, kf, kl}, 2, hd[i], i % 2 ? 10 : 0, 2);
     }
-    attn_one(t, &(struct seqs){1, zero, long_q, zero, long_k}, 3, 32, 0, 2);
+    if (!(ops_only && test_fast())) /* slow in the emulation */
+        attn_one(t, &(struct seqs){1, zero, long_q, zero, long_k}, 3, 32, 0, 2);
     attn_one(t, &(struct seqs){0, zero, zero, zero, zero}, 3, 32, 0, 2);
 }
 static void test_attn(struct comm *w)

@@ -1,0 +1,171 @@
+/* The cuda device: the GPU of this rank, its stream, memory and copies, and the way in. */
+#include "core/cuda/private.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+struct Cuda *cuda_of(struct dev *d)
+{
+    struct Cuda *c = (struct Cuda *)d->impl;
+    cuda_check(cudaSetDevice(c->gpu), "choosing the GPU"); /* it is a property of the thread */
+    return c;
+}
+
+cudaStream_t cuda_stream(struct dev *d) { return cuda_of(d)->stream; }
+
+void cuda_check(cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess) return;
+    err_stop(RC_HARDWARE, "CUDA: %s: %s (%s)", what, cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+/* ---- memory -------------------------------------------------------------------------------- */
+
+void *cuda_alloc(struct dev *d, size_t bytes)
+{
+    void *p = NULL;
+    cuda_of(d);
+    const cudaError_t e = cudaMalloc(&p, bytes ? bytes : 256);
+    if (e == cudaErrorMemoryAllocation) {
+        size_t left = 0, all = 0;
+        cudaGetLastError();
+        cudaMemGetInfo(&left, &all);
+        err_stop(RC_TEMP, "out of GPU memory: %zu MiB asked, %zu of %zu MiB free", bytes >> 20,
+                 left >> 20, all >> 20);
+    }
+    cuda_check(e, "cudaMalloc");
+    return p;
+}
+
+/* cudaFree waits for the kernels that may still use the memory. */
+void cuda_free(struct dev *d, void *p)
+{
+    cuda_of(d);
+    cuda_check(cudaFree(p), "cudaFree");
+}
+
+void cuda_copy(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    if (!bytes) return;
+    cuda_check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_stream(d)), "copy");
+}
+
+void cuda_to_host(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    if (bytes)
+        cuda_check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cuda_stream(d)),
+                   "copy to the host");
+    cuda_sync(d);
+}
+
+/* Waits too: the caller may change its array at once. */
+void cuda_from_host(struct dev *d, void *dst, const void *src, size_t bytes)
+{
+    if (bytes)
+        cuda_check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, cuda_stream(d)),
+                   "copy from the host");
+    cuda_sync(d);
+}
+
+void cuda_sync(struct dev *d)
+{
+    cuda_check(cudaStreamSynchronize(cuda_stream(d)), "waiting for the GPU");
+}
+
+/* Grows and stays. Ops of one stream run one after the other, so they share it. */
+void *cuda_scratch(struct dev *d, size_t bytes)
+{
+    struct Cuda *c = cuda_of(d);
+    if (bytes > c->scratch_bytes) {
+        void *old = c->scratch;
+        c->scratch = NULL;
+        c->scratch_bytes = 0;
+        if (old) cuda_free(d, old);
+        c->scratch = cuda_alloc(d, bytes);
+        c->scratch_bytes = bytes;
+    }
+    return c->scratch;
+}
+
+/* ---- start and stop ------------------------------------------------------------------------ */
+
+/* Ranks of one machine take the GPUs in turn; the launchers number them. */
+static int local_rank(void)
+{
+    const char *names[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK",
+                           "SLURM_LOCALID"};
+    for (const char *name : names) {
+        const char *value = getenv(name);
+        if (value && *value) return atoi(value);
+    }
+    return 0;
+}
+
+static bool start(struct dev *d, struct err *e)
+{
+    (void)e;
+    struct Cuda *c = (struct Cuda *)calloc(1, sizeof *c);
+    CHECK(c, "out of memory");
+    int gpus = 0;
+    cuda_check(cudaGetDeviceCount(&gpus), "counting the GPUs");
+    CHECK(gpus > 0, "the GPUs are gone");
+    c->gpu = local_rank() % gpus;
+    d->impl = c;
+    cuda_of(d);
+    cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream");
+    cublaslt_open(c);
+    return true;
+}
+
+static void stop(struct dev *d)
+{
+    struct Cuda *c = cuda_of(d);
+    cudaStreamSynchronize(c->stream);
+    cublaslt_close(c);
+    cudaFree(c->scratch);
+    cudaStreamDestroy(c->stream);
+    free(c);
+}
+
+static void describe(struct dev *d, char *out, size_t size)
+{
+    const struct Cuda *c = cuda_of(d);
+    cudaDeviceProp p;
+    int driver = 0;
+    cuda_check(cudaGetDeviceProperties(&p, c->gpu), "reading the properties of the GPU");
+    cudaDriverGetVersion(&driver);
+    snprintf(out, size, "cuda %s | GPU %d: %s, %zu GiB | driver for CUDA %d.%d | gemm %s",
+             dtype_name(d->compute), c->gpu, p.name, p.totalGlobalMem >> 30, driver / 1000,
+             driver % 1000 / 10, cublaslt_name());
+}
+
+static const struct dev_ops *ops(enum dtype compute)
+{
+    return compute == DT_F32 || compute == DT_BF16 ? &cuda_ops : NULL;
+}
+
+static const struct dev_backend backend = {
+    .name = "cuda", .ops = ops, .start = start, .stop = stop, .describe = describe};
+
+extern "C" __attribute__((visibility("default"))) dev_cuda_entry osp_cuda_backend;
+const struct dev_backend *osp_cuda_backend(size_t ops_size, struct err *why)
+{
+    if (ops_size != sizeof(struct dev_ops)) {
+        err_set(why, RC_CONFIG, "libosp_cuda.so is of another build; make CUDA=1");
+        return NULL;
+    }
+    int gpus = 0;
+    const cudaError_t e = cudaGetDeviceCount(&gpus);
+    if (e == cudaErrorInsufficientDriver || e == cudaErrorNoDevice || (e == cudaSuccess && !gpus)) {
+        int driver = 0;
+        cudaDriverGetVersion(&driver);
+        err_set(why, RC_CONFIG, "%s: %s",
+                e != cudaErrorInsufficientDriver ? "no GPU"
+                : driver                         ? "the NVIDIA driver is too old"
+                                                 : "no NVIDIA driver",
+                cudaGetErrorString(e));
+    } else if (e != cudaSuccess) {
+        err_set(why, RC_CONFIG, "no usable GPU: %s", cudaGetErrorString(e));
+    }
+    return e == cudaSuccess && gpus > 0 ? &backend : NULL;
+}

@@ -1,0 +1,232 @@
+/* Random numbers, patches, noise and the flow loss. Numbers are drawn in double and rounded to
+ * float once, as core/rng.h says. */
+#include "core/cuda/cuda.h"
+
+namespace
+{
+
+/* ---- numbers ------------------------------------------------------------------------------- */
+
+DEVICE double uniform_of(uint32_t w) { return ((double)w + 0.5) * (1.0 / 4294967296.0); }
+
+/* The four words of the group of four that holds index. */
+DEVICE void draw_four(struct rng_stream s, uint64_t index, uint32_t c[4])
+{
+    uint32_t k0 = s.k0, k1 = s.k1;
+    c[0] = (uint32_t)(index / 4);
+    c[1] = (uint32_t)(index / 4 >> 32);
+    c[2] = c[3] = 0;
+    for (int round = 0; round < 10; round++) {
+        const uint64_t p0 = (uint64_t)0xD2511F53u * c[0];
+        const uint64_t p1 = (uint64_t)0xCD9E8D57u * c[2];
+        c[0] = (uint32_t)(p1 >> 32) ^ c[1] ^ k0;
+        c[1] = (uint32_t)p1;
+        c[2] = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
+        c[3] = (uint32_t)p0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+}
+
+DEVICE float normal_at(struct rng_stream s, uint64_t index)
+{
+    uint32_t w[4];
+    draw_four(s, index, w);
+    const int pair = (int)(index % 4) / 2 * 2;
+    const double r = sqrt(-2 * log(uniform_of(w[pair])));
+    const double angle = 2 * 3.14159265358979323846 * uniform_of(w[pair + 1]);
+    return (float)(index % 2 ? r * sin(angle) : r * cos(angle));
+}
+
+struct Normal {
+    View x;
+    struct rng_stream s;
+    uint64_t first;
+    double std;
+    DEVICE void operator()(int64_t i) const
+    {
+        const double v = std * (double)normal_at(s, first + (uint64_t)i);
+        put_f64(x, i / x.width, i % x.width, (double)(float)v);
+    }
+};
+
+struct Uniform {
+    View x;
+    struct rng_stream s;
+    uint64_t first;
+    double lo, hi;
+    DEVICE void operator()(int64_t i) const
+    {
+        uint32_t w[4];
+        const uint64_t index = first + (uint64_t)i;
+        draw_four(s, index, w);
+        const double v = lo + (hi - lo) * uniform_of(w[index % 4]);
+        put_f64(x, i / x.width, i % x.width, (double)(float)v);
+    }
+};
+
+/* ---- patches ------------------------------------------------------------------------------- */
+
+struct Patches { /* rows [n, 4C] of latents x [B,C,T,H,W] */
+    View rows, x;
+    const int16_t *pos;
+    int64_t per, C, T, H, W; /* per: rows of a sample */
+    int order;
+
+    /* Element of x in feature f of row r; -1: padding. */
+    DEVICE int64_t element(int64_t r, int64_t f) const
+    {
+        const int16_t *p = pos + 3 * r;
+        if (p[0] < 0) return -1;
+        const int64_t ch = order == PATCH_IN ? f / 4 : f % C;
+        const int64_t yx = order == PATCH_IN ? f % 4 : f / C;
+        const int64_t h = 2 * (int64_t)p[1] + yx / 2, w = 2 * (int64_t)p[2] + yx % 2;
+        return (((r / per * C + ch) * T + p[0]) * H + h) * W + w;
+    }
+};
+
+Patches patches(struct tensor rows, struct tensor x, struct tensor pos, enum patch_order order)
+{
+    CHECK(x.ndim == 5 && tensor_contiguous(x) && rows.dim[1] == 4 * x.dim[1] &&
+              pos.dtype == DT_I16 && rows.dim[0] % x.dim[0] == 0,
+          "patches: [%lld,%lld] rows of %lld channels", (long long)rows.dim[0],
+          (long long)rows.dim[1], (long long)x.dim[1]);
+    cuda_expect_float(rows, "patch rows");
+    cuda_expect_float(x, "latents");
+    return Patches{view(rows),
+                   view(x),
+                   (const int16_t *)pos.data,
+                   rows.dim[0] / x.dim[0],
+                   x.dim[1],
+                   x.dim[2],
+                   x.dim[3],
+                   x.dim[4],
+                   (int)order};
+}
+
+struct PatchRows {
+    Patches k;
+    DEVICE void operator()(int64_t i) const
+    {
+        const int64_t r = i / k.rows.width, f = i % k.rows.width, at = k.element(r, f);
+        put(k.rows, r, f, at < 0 ? 0 : get(k.x, 0, at));
+    }
+};
+
+struct UnpatchRows {
+    Patches k;
+    DEVICE void operator()(int64_t i) const
+    {
+        const int64_t r = i / k.rows.width, f = i % k.rows.width, at = k.element(r, f);
+        if (at >= 0) put(k.x, 0, at, get(k.rows, r, f));
+    }
+};
+
+/* ---- flow ---------------------------------------------------------------------------------- */
+
+struct FlowRows { /* the rows of sample b; k.rows is xt */
+    Patches k;
+    View target;
+    int64_t b;
+    double sigma;
+    struct rng_stream noise;
+    DEVICE void operator()(int64_t i) const
+    {
+        const int64_t r = b * k.per + i / k.rows.width, f = i % k.rows.width;
+        const int64_t at = k.element(r, f), other = f % 4 * k.C + f / 4;
+        if (at < 0) {
+            put(k.rows, r, f, 0);
+            put(target, r, other, 0);
+            return;
+        }
+        const double z = (double)get(k.x, 0, at);
+        const double e = (double)normal_at(noise, (uint64_t)(at - b * k.x.width));
+        put(k.rows, r, f, (float)(sigma * e + (1 - sigma) * z));
+        put(target, r, other, (float)(e - z));
+    }
+};
+
+struct LossTerm { /* element p of sample b */
+    View dout, pred, target;
+    const int16_t *pos;
+    int64_t per;
+    double scale;
+    DEVICE double operator()(int64_t b, int64_t p) const
+    {
+        const int64_t r = b * per + p / pred.width, c = p % pred.width;
+        const double e = pos[3 * r] < 0 ? 0 : (double)get(pred, r, c) - (double)get(target, r, c);
+        if (dout.p) put(dout, r, c, (float)(2 * scale * e));
+        return e * e;
+    }
+};
+
+struct SampleStep {
+    View x, c, u;
+    double guidance, dsigma;
+    DEVICE void operator()(int64_t i) const
+    {
+        const int64_t r = i / x.width, f = i % x.width, from = f % 4 * (x.width / 4) + f / 4;
+        double v = (double)get(c, r, from);
+        if (u.p) {
+            const double base = (double)get(u, r, from);
+            v = base + guidance * (v - base);
+        }
+        put(x, r, f, (float)((double)get(x, r, f) + dsigma * v));
+    }
+};
+
+} // namespace
+
+void cuda_rng_normal(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first,
+                     double std)
+{
+    each(d, tensor_count(x), Normal{view(x), s, first, std});
+}
+
+void cuda_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first,
+                      double lo, double hi)
+{
+    each(d, tensor_count(x), Uniform{view(x), s, first, lo, hi});
+}
+
+void cuda_patch_rows(struct dev *d, struct tensor rows, struct tensor x, struct tensor pos,
+                     enum patch_order order)
+{
+    each(d, tensor_count(rows), PatchRows{patches(rows, x, pos, order)});
+}
+
+void cuda_unpatch_rows(struct dev *d, struct tensor x, struct tensor rows, struct tensor pos,
+                       enum patch_order order)
+{
+    each(d, tensor_count(rows), UnpatchRows{patches(rows, x, pos, order)});
+}
+
+void cuda_flow_rows(struct dev *d, const struct flow_args *a)
+{
+    const Patches k = patches(a->xt, a->z, a->pos, PATCH_IN);
+    cuda_expect_float(a->target, "flow target");
+    for (int64_t b = 0; b < a->z.dim[0]; b++)
+        each(d, k.per * k.rows.width,
+             FlowRows{k, view(a->target), b, a->sigma[b], rng_open(a->noise[b])});
+}
+
+void cuda_flow_loss(struct dev *d, struct tensor sum, struct tensor dout, struct tensor pred,
+                    struct tensor target, struct tensor pos, double scale)
+{
+    cuda_expect_float(pred, "flow loss");
+    cuda_expect_float(target, "flow loss");
+    CHECK(sum.dtype == DT_F64 && pos.dtype == DT_I16 && pred.dim[0] % sum.dim[0] == 0,
+          "flow loss: sum is f64, pos i16");
+    const int64_t per = pred.dim[0] / sum.dim[0];
+    const LossTerm term = {view(dout), view(pred), view(target), (const int16_t *)pos.data,
+                           per,        scale};
+    long_sums(d, sum.dim[0], per * tensor_width(pred), term, AddTo{view(sum), 1});
+}
+
+void cuda_sample_step(struct dev *d, struct tensor x, struct tensor c, struct tensor u,
+                      double guidance, double dsigma)
+{
+    cuda_expect_float(x, "sample step");
+    cuda_expect_float(c, "sample step");
+    each(d, tensor_count(x), SampleStep{view(x), view(c), view(u), guidance, dsigma});
+}

@@ -1,0 +1,119 @@
+/* Matrix products. The product itself comes from cuBLASLt (cublaslt.cu) or, for a shape that the
+ * library refuses and in a build without it, from one thread per element; the epilogues are small
+ * kernels after it. A bf16 result with an epilogue goes through an f32 array, a strip of rows at a
+ * time, so that it is rounded once. */
+#include "core/cuda/cuda.h"
+
+namespace
+{
+
+/* Elements of that f32 array. */
+#ifdef CUDA_EMULATE
+enum : int64_t { STRIP = 1 << 10 };
+#else
+enum : int64_t { STRIP = 1 << 24 };
+#endif
+
+struct Matrix { /* op(t) as element (i, j) */
+    View v;
+    bool trans;
+    DEVICE float operator()(int64_t i, int64_t j) const
+    {
+        return trans ? get(v, j, i) : get(v, i, j);
+    }
+};
+
+struct Product {
+    View c;
+    Matrix a, b;
+    int64_t k;
+    float alpha, beta;
+    DEVICE void operator()(int64_t at) const
+    {
+        const int64_t i = at / c.width, j = at % c.width;
+        float s = 0;
+        for (int64_t p = 0; p < k; p++) s += a(i, p) * b(p, j);
+        put(c, i, j, alpha * s + (beta != 0 ? beta * get(c, i, j) : 0));
+    }
+};
+
+/* c = epilogue(acc + beta * c); acc may be c itself, beta is 0 then */
+struct Epilogue {
+    View c, acc, bias, aux;
+    int kind;
+    float beta;
+    DEVICE void operator()(int64_t at) const
+    {
+        const int64_t i = at / c.width, j = at % c.width;
+        float v = get(acc, i, j) + (beta != 0 ? beta * get(c, i, j) : 0);
+        if (kind != EPI_DGELU) v += get(bias, 0, j);
+        if (kind == EPI_BIAS_GELU) {
+            put(aux, i, j, v);
+            v = gelu_of(get(aux, i, j)); /* of the rounded number: the backward pass sees that */
+        }
+        if (kind == EPI_DGELU) v *= gelu_slope_of(get(aux, i, j));
+        put(c, i, j, v);
+    }
+};
+
+struct RowTerm { /* of the sum over k of op(a) */
+    Matrix a;
+    DEVICE double operator()(int64_t i, int64_t p) const { return (double)a(i, p); }
+};
+
+void product(struct dev *d, const struct gemm_args *g)
+{
+    const int64_t k = g->trans_a ? g->a.dim[0] : g->a.dim[1];
+    if (tensor_count(g->c) == 0 || cuda_library_gemm(d, g)) return;
+    each(d, tensor_count(g->c),
+         Product{view(g->c), Matrix{view(g->a), g->trans_a}, Matrix{view(g->b), g->trans_b}, k,
+                 (float)g->alpha, (float)g->beta});
+}
+
+/* Rows [first, first + n) of the product, with an f32 array between product and epilogue. */
+void strip(struct dev *d, const struct gemm_args *g, float *acc, int64_t first, int64_t n)
+{
+    const int64_t shape[2] = {n, g->c.dim[1]};
+    struct gemm_args part = *g;
+    part.a = g->trans_a ? tensor_cols(g->a, first, n) : tensor_rows(g->a, first, n);
+    part.c = tensor_make(acc, DT_F32, 2, shape);
+    part.beta = 0;
+    product(d, &part);
+    const struct tensor c = tensor_rows(g->c, first, n);
+    const View aux = g->epilogue == EPI_BIAS ? View{} : view(tensor_rows(g->aux, first, n));
+    each(d, tensor_count(c),
+         Epilogue{view(c), view(part.c), view(g->bias), aux, (int)g->epilogue, (float)g->beta});
+}
+
+} // namespace
+
+void cuda_gemm(struct dev *d, const struct gemm_args *g)
+{
+    const int64_t m = g->c.dim[0], n = g->c.dim[1];
+    const int64_t k = g->trans_a ? g->a.dim[0] : g->a.dim[1];
+    const int64_t am = g->trans_a ? g->a.dim[1] : g->a.dim[0];
+    const int64_t bk = g->trans_b ? g->b.dim[1] : g->b.dim[0];
+    const int64_t bn = g->trans_b ? g->b.dim[0] : g->b.dim[1];
+    CHECK(am == m && bn == n && bk == k, "gemm: [%lld,%lld] [%lld,%lld] into [%lld,%lld]",
+          (long long)am, (long long)k, (long long)bk, (long long)bn, (long long)m, (long long)n);
+    cuda_expect_float(g->a, "gemm");
+    cuda_expect_float(g->c, "gemm");
+    CHECK(g->a.dtype == g->b.dtype, "gemm of %s and %s", dtype_name(g->a.dtype),
+          dtype_name(g->b.dtype));
+    if (g->epilogue == EPI_NONE || g->epilogue == EPI_BIAS_GRAD) {
+        product(d, g);
+        if (g->epilogue == EPI_BIAS_GRAD)
+            column_sums(d, m, k, RowTerm{Matrix{view(g->a), g->trans_a}}, AddTo{view(g->bias), 1});
+        return;
+    }
+    if (m == 0 || n == 0) return;
+    if (g->c.dtype == DT_F32) {
+        product(d, g);
+        each(d, m * n,
+             Epilogue{view(g->c), view(g->c), view(g->bias), view(g->aux), (int)g->epilogue, 0});
+        return;
+    }
+    const int64_t most = n > STRIP ? 1 : STRIP / n, rows = m < most ? m : most;
+    float *acc = (float *)cuda_scratch(d, (size_t)(rows * n) * sizeof(float));
+    for (int64_t i = 0; i < m; i += rows) strip(d, g, acc, i, m - i < rows ? m - i : rows);
+}

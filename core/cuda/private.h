@@ -1,0 +1,18 @@
+/* What the files that talk to CUDA itself share: the state behind a device. */
+#ifndef CORE_CUDA_PRIVATE_H
+#define CORE_CUDA_PRIVATE_H
+#include "core/cuda/cuda.h"
+
+struct Cuda { /* dev.impl */
+    int gpu;
+    cudaStream_t stream;
+    void *scratch;
+    size_t scratch_bytes;
+    struct Library *library; /* cublaslt.cu; NULL: not in this build */
+};
+struct Cuda *cuda_of(struct dev *d);
+
+void cublaslt_open(struct Cuda *c);
+void cublaslt_close(struct Cuda *c);
+const char *cublaslt_name(void);
+#endif
