@@ -12,7 +12,7 @@
 enum { MAX_BACKENDS = 8 };
 static const struct dev_backend *backends[MAX_BACKENDS] = {&dev_ref, &dev_cpu, &dev_null};
 static int num_backends = 3;
-static const char *names[MAX_BACKENDS + 1];
+static const char *names[MAX_BACKENDS + 2]; /* and cuda, and the end */
 
 void dev_register(const struct dev_backend *b)
 {
