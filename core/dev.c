@@ -12,7 +12,7 @@
 enum { MAX_BACKENDS = 8 };
 static const struct dev_backend *backends[MAX_BACKENDS] = {&dev_ref, &dev_cpu, &dev_null};
 static int num_backends = 3;
-static const char *names[MAX_BACKENDS + 1];
+static const char *names[MAX_BACKENDS + 2]; /* and cuda, and the end */
 
 void dev_register(const struct dev_backend *b)
 {
@@ -22,7 +22,8 @@ void dev_register(const struct dev_backend *b)
 
 /* ---- the cuda device lives in a shared object ---------------------------------------------- */
 
-static struct err cuda_absent; /* why there is no cuda device */
+static const struct dev_backend *cuda_backend; /* both set once, by load_cuda */
+static struct err cuda_absent;                 /* why there is none */
 static const char lib_name[] = "libosp_cuda.so";
 
 /* Looks beside the program and one folder up (build/CONFIG of a test in build/CONFIG/tests). */
@@ -57,27 +58,24 @@ static void load_cuda(void)
     dev_cuda_entry *entry = NULL;
     void *symbol = dlsym(lib, DEV_CUDA_SYMBOL);
     memcpy(&entry, &symbol, sizeof entry);
-    const struct dev_backend *b = NULL;
     if (!entry)
         err_set(&cuda_absent, RC_CONFIG, "%s: no " DEV_CUDA_SYMBOL, path);
     else
-        b = entry(sizeof(struct dev_ops), &cuda_absent);
-    if (b)
-        dev_register(b);
-    else
-        dlclose(lib);
+        cuda_backend = entry(sizeof(struct dev_ops), &cuda_absent);
+    if (!cuda_backend) dlclose(lib);
 }
 
-/* Once per process, when somebody asks for the cuda device or for the list. */
-static void look_for_cuda(void)
+/* Once per process, when somebody asks for the cuda device or for the list. NULL: none. */
+static const struct dev_backend *find_cuda(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, load_cuda);
+    return cuda_backend;
 }
 
 static const struct dev_backend *find(const char *name)
 {
-    if (strcmp(name, "cuda") == 0) look_for_cuda();
+    if (strcmp(name, "cuda") == 0) return find_cuda();
     for (int i = 0; i < num_backends; i++)
         if (strcmp(backends[i]->name, name) == 0) return backends[i];
     return NULL;
@@ -85,8 +83,9 @@ static const struct dev_backend *find(const char *name)
 
 static void list_names(void)
 {
-    look_for_cuda();
-    for (int i = 0; i < num_backends; i++) names[i] = backends[i]->name;
+    int n = 0;
+    for (; n < num_backends; n++) names[n] = backends[n]->name;
+    if (find_cuda()) names[n] = find_cuda()->name;
 }
 
 const char *const *dev_names(void)
