@@ -13,16 +13,13 @@ const char *session_device(const struct settings *s)
     switch (s->device) {
     case DEVICE_REF:
         return "ref";
-    case DEVICE_CPU:
-        return "cpu";
-    case DEVICE_CUDA:
-        return "cuda";
+    case DEVICE_CUDA: /* the device is there, but its memory cannot cross between ranks yet */
+        err_stop(RC_CONFIG, "device: cuda: training and sampling on a GPU need the NCCL transport, "
+                            "which is not built yet; use cpu");
     case DEVICE_NULL:
-        return "null";
+        err_stop(RC_CONFIG, "device: null computes nothing; for a dry run use osp plan");
     default:
-        return dev_supports("cuda", settings_dtype(s))  ? "cuda"
-               : dev_supports("cpu", settings_dtype(s)) ? "cpu"
-                                                        : "ref";
+        return dev_supports("cpu", settings_dtype(s)) ? "cpu" : "ref";
     }
 }
 
