@@ -1,0 +1,107 @@
+/* Verb sample as a user runs it: the same videos on any number of ranks, finished items are kept,
+ * mistakes are named. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "core/io.h"
+#include "tests/check.h"
+#include "tests/train_case.h"
+
+static void save_rank(struct comm *world, void *arg)
+{
+    struct train_case *c = calloc(1, sizeof *c);
+    const char *extra[] = {arg, NULL};
+    train_case_open(c, world, extra);
+    double loss[2];
+    train_case_steps(c, 2, loss);
+    resume_save(&c->t, &c->l);
+    train_case_close(c);
+    free(c);
+}
+
+/* Exit code; the output goes to said[]. */
+static int sample(int ranks, const char *out, const char *more, char said[8192])
+{
+    const char *build = getenv("BUILD");
+    char *cmd = io_path("mpirun -n %d %s/osp sample configs/sample/tiny.yaml checkpoint=%s/sampled "
+                        "output_dir=%s/%s num_frames=null height=null width=null "
+                        "scheduler_config.num_inference_steps=2 samples_per_prompt=2 %s 2>&1 "
+                        "</dev/null",
+                        ranks, build ? build : "build/release", test_dir(), test_dir(), out, more);
+    FILE *p = popen(cmd, "r");
+    said[fread(said, 1, 8191, p)] = 0;
+    const int status = pclose(p);
+    free(cmd);
+    return status < 0 ? -1 : WEXITSTATUS(status);
+}
+
+static bool same_file(const char *a, const char *b, int prompt, int k)
+{
+    char *cmd = io_path("cmp -s %s/%s/video_%06d_%02d.mp4 %s/%s/video_%06d_%02d.mp4", test_dir(), a,
+                        prompt, k, test_dir(), b, prompt, k);
+    const int rc = system(cmd);
+    free(cmd);
+    return rc == 0;
+}
+
+static time_t changed(const char *dir, const char *file)
+{
+    char *path = io_path("%s/%s/%s", test_dir(), dir, file);
+    struct stat st;
+    const time_t t = stat(path, &st) == 0 ? st.st_mtime : 0;
+    free(path);
+    return t;
+}
+
+static void test_sample(struct comm *world)
+{
+    (void)world;
+    if (system("command -v mpirun >/dev/null 2>&1")) {
+        test_skip("mpirun is missing");
+        return;
+    }
+    char said[8192], *out = io_path("output_dir=%s/sampled", test_dir());
+    comm_thread_run(2, save_rank, out);
+    EXPECT(sample(1, "one", "", said) == 0, "%s", said);
+    EXPECT(strstr(said, "6 to make") && strstr(said, "sheet.png"), "%s", said);
+    EXPECT(sample(3, "three", "", said) == 0, "%s", said);
+    for (int p = 0; p < 3; p++)
+        for (int k = 0; k < 2; k++)
+            EXPECT(same_file("one", "three", p, k), "video %d/%d differs between 1 and 3 ranks", p,
+                   k);
+    EXPECT(!same_file("one", "three", 0, 0) || changed("one", "samples.json"), "no manifest");
+    /* one video is gone: only that one is made again */
+    char *gone = io_path("%s/one/video_000001_01.mp4", test_dir());
+    EXPECT(remove(gone) == 0, "remove");
+    EXPECT(sample(1, "one", "", said) == 0 && strstr(said, "1 to make"), "%s", said);
+    EXPECT(same_file("one", "three", 1, 1), "the video made again differs");
+    /* other parameters: all are made again */
+    EXPECT(sample(1, "one", "scheduler_config.guidance_scale=2", said) == 0 &&
+               strstr(said, "6 to make"),
+           "%s", said);
+    EXPECT(sample(1, "bad", "num_frames=5", said) == RC_CONFIG &&
+               strstr(said, "was trained with 4"),
+           "%s", said);
+    EXPECT(sample(1, "bad", "prompt_txt=none/here.txt", said) == RC_NOINPUT &&
+               strstr(said, "no such file"),
+           "%s", said);
+    EXPECT(sample(1, "bad", "checkpoint=/nonexistent", said) == RC_NOINPUT &&
+               strstr(said, "no checkpoint here"),
+           "%s", said);
+    free(gone);
+    free(out);
+}
+
+int main(int argc, char **argv)
+{
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
+    setenv("OMPI_MCA_rmaps_base_oversubscribe", "1", 0);
+    setenv("OMP_NUM_THREADS", "1", 0);
+    const struct test tests[] = {{.name = "samples do not depend on the ranks and are resumable",
+                                  .run = test_sample,
+                                  .flags = TEST_SLOW}};
+    return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
+}
