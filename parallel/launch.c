@@ -9,7 +9,14 @@
 
 static volatile sig_atomic_t caught;
 
-static void abort_all(int code) { MPI_Abort(MPI_COMM_WORLD, code); }
+static int world_size = 1;
+
+/* One rank has nobody to take along, and the user no need for MPI's notice. */
+static void abort_all(int code)
+{
+    if (world_size == 1) _exit(code);
+    MPI_Abort(MPI_COMM_WORLD, code);
+}
 
 struct comm *launch_start(int *argc, char ***argv)
 {
@@ -19,6 +26,7 @@ struct comm *launch_start(int *argc, char ***argv)
     int provided = 0;
     MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided);
     struct comm *world = comm_mpi_world(NULL);
+    world_size = world->size;
     err_identify(world->rank, world->size, abort_all);
     log_identify(world->rank, world->size);
     return world;
