@@ -29,15 +29,16 @@ say "4 inspect and report"
 say "result"
 fail=0
 # first and last held-out loss of the EMA weights, from the run's log of metrics
-read -r first last < <(grep -o '"validation/ema/loss":[^,}]*' "$run/metrics.jsonl" | cut -d: -f2 |
-    sed -n '1p;$p' | tr '\n' ' ')
+losses=$(grep -o '"validation/ema/loss":[^,}]*' "$run/metrics.jsonl" | cut -d: -f2)
+first=$(printf '%s\n' "$losses" | head -n 1)
+last=$(printf '%s\n' "$losses" | tail -n 1)
 near=$(sed -n 's/.*own prompt nearest in \([0-9]*\) of \([0-9]*\).*/\1 \2/p' "$run/sample.log" | tail -n 1)
 set -- $near
 ratio=$(awk -v a="$first" -v b="$last" 'BEGIN { printf "%.3f", b / a }')
-row() { printf '  %-52s %-22s %-12s %s\n' "$1" "$2" "$3" "$4"; }
+row() { printf "  %-46s %-46s %-8s %s\n" "$1" "$2" "$3" "$4"; }
 row "what" "value" "wanted" "ok"
 ok=yes; awk -v r="$ratio" 'BEGIN { exit !(r <= 0.30) }' || { ok=NO; fail=1; }
-row "held-out loss (EMA), end / start" "$ratio ($last / $first)" "<= 0.30" "$ok"
+row "held-out loss (EMA), end / start" "$(printf "%.4f / %.4f = %s" "$last" "$first" "$ratio")" "<= 0.30" "$ok"
 need=$(( ${2:-9} * 8 / 9 ))
 ok=yes; [ "${1:-0}" -ge "$need" ] || { ok=NO; fail=1; }
 row "sample nearest to its own caption's clips" "${1:-0} of ${2:-9}" ">= $need" "$ok"
