@@ -84,7 +84,7 @@ static void *read_ahead(void *arg)
     return NULL;
 }
 
-static void check_opts(const struct dataset *d, const struct loader_opts *o, uint64_t cursor)
+static void check_opts(const struct dataset *d, const struct loader_opts *o)
 {
     CHECK(o->dp_size > 0 && o->dp_rank >= 0 && o->dp_rank < o->dp_size && o->batch_size > 0 &&
               o->text_len > 0,
@@ -95,8 +95,6 @@ static void check_opts(const struct dataset *d, const struct loader_opts *o, uin
                  "data_config.global_batch_size %lld is not a multiple of data ranks x batch_size "
                  "= %d x %lld",
                  (long long)o->global_batch, o->dp_size, (long long)o->batch_size);
-    CHECK(cursor % (uint64_t)o->dp_size == 0, "cursor %llu is inside a round of %d data ranks",
-          (unsigned long long)cursor, o->dp_size);
     if (d->num_train == 0)
         err_stop(RC_DATA,
                  "%s: none of the %lld samples is for training: the clips are too short for this "
@@ -106,7 +104,7 @@ static void check_opts(const struct dataset *d, const struct loader_opts *o, uin
 
 struct loader *loader_open(struct dataset *d, struct loader_opts o, uint64_t cursor)
 {
-    check_opts(d, &o, cursor);
+    check_opts(d, &o);
     struct loader *l = calloc(1, sizeof *l);
     CHECK(l, "out of memory");
     l->d = d;

@@ -51,7 +51,8 @@ void ckpt_write(struct comm *world, const struct ckpt_place *place, const struct
 /* Reading. */
 struct ckpt;
 /* The newest valid checkpoint of dir, verified completely by all ranks together; NULL when there
- * is none. Invalid ones are named in a warning, left-over temporary folders are removed. */
+ * is none. Invalid ones are named in a warning, left-over temporary folders are removed.
+ * Stops with RC_DATA when there are checkpoints but none is valid. */
 struct ckpt *ckpt_latest(struct comm *world, const char *dir);
 /* One given folder (an iter_ folder, a checkpoints folder, or a run folder: the newest in it).
  * Stops with the reason when it is not valid. verify false: sizes only (inspect of large files). */
@@ -60,6 +61,7 @@ void ckpt_close(struct ckpt *c);
 json_t *ckpt_meta(const struct ckpt *c); /* borrowed: the caller's object of ckpt_write */
 const char *ckpt_path(const struct ckpt *c);
 int64_t ckpt_step(const struct ckpt *c);
+uint32_t ckpt_identity(const struct ckpt *c); /* checksum of its manifest, so of all its content */
 bool ckpt_has(const struct ckpt *c, enum state_kind kind);
 /* Fills the kinds from c; every tensor must be there with the same shape, and none may be left
  * over. kind_from: for EMA-only or raw-only uses, loads kind_from into kind. */

@@ -184,7 +184,8 @@ void ckpt_rotate(const struct ckpt_place *place, int64_t newest)
     struct ckpt_entry *list = ckpt_list(place->dir, &n, &skipped);
     for (int i = 0; i < n; i++) {
         const bool marked = place->keep_every > 0 && list[i].step % place->keep_every == 0;
-        if (list[i].step > newest || kept < place->keep_last || marked)
+        if (list[i].step > newest) continue; /* of another attempt: neither counted nor removed */
+        if (kept < place->keep_last || marked)
             kept++;
         else
             remove_checkpoint(list[i].path);

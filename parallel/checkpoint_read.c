@@ -102,10 +102,11 @@ struct ckpt *ckpt_latest(struct comm *world, const char *dir)
         ckpt_remove_leftovers(dir);
         list = ckpt_list(dir, &n, &skipped);
         if (skipped) log_warn("not a checkpoint: %s", skipped);
-        free(skipped);
     }
-    int64_t count = n;
+    int64_t count = n, seen = n + (skipped ? 1 : 0);
+    free(skipped);
     comm_broadcast_bytes(world, &count, sizeof count, 0, "number of checkpoints");
+    comm_broadcast_bytes(world, &seen, sizeof seen, 0, "folders");
     struct ckpt *found = NULL;
     for (int i = 0; i < count && !found; i++) {
         char *path = broadcast_text(world, list ? list[i].path : NULL);
@@ -121,6 +122,12 @@ struct ckpt *ckpt_latest(struct comm *world, const char *dir)
         json_decref(m);
     }
     ckpt_list_free(list, n);
+    if (!found && seen)
+        err_stop(
+            RC_DATA,
+            "%s: there are checkpoints, but none is valid; restore one, or set resume: never and "
+            "another output_dir to start anew",
+            dir);
     return found;
 }
 
@@ -175,6 +182,10 @@ void ckpt_close(struct ckpt *c)
 
 json_t *ckpt_meta(const struct ckpt *c) { return json_object_get(c->manifest, "meta"); }
 const char *ckpt_path(const struct ckpt *c) { return c->path; }
+uint32_t ckpt_identity(const struct ckpt *c)
+{
+    return (uint32_t)json_integer_value(json_object_get(c->manifest, "crc"));
+}
 int64_t ckpt_step(const struct ckpt *c)
 {
     return json_integer_value(json_object_get(c->manifest, "step"));

@@ -237,6 +237,8 @@ static void publish(const struct ckpt_place *place, const char *tmp, const char 
     const bool again = io_exists(final);
     if (again) io_rename(final, before, e);
     if (!e->code) io_rename(tmp, final, e);
+    if (again && e->code && !io_exists(final) && rename(before, final) != 0)
+        log_warn("%s could not get its name back; the next start does it", before);
     if (!e->code) io_fsync_path(place->dir, e);
     if (again && !e->code) io_remove_tree(before, e);
     free(before);

@@ -13,7 +13,7 @@ struct watchdog {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t stop;
-    bool stopping;
+    bool stopping, paused;
 };
 
 /* The fields of a comm are read while its owner writes them: a stale value only delays the check.
@@ -47,7 +47,7 @@ static void *watch(void *arg)
         clock_gettime(CLOCK_REALTIME, &t);
         t.tv_sec += 1;
         pthread_cond_timedwait(&w->stop, &w->lock, &t);
-        if (!w->stopping) check(w);
+        if (!w->stopping && !w->paused) check(w);
     }
     pthread_mutex_unlock(&w->lock);
     return NULL;
@@ -64,6 +64,14 @@ struct watchdog *watchdog_start(struct mesh *mesh, double deadline_s)
     pthread_cond_init(&w->stop, NULL);
     CHECK(pthread_create(&w->thread, NULL, watch, w) == 0, "cannot start the watchdog");
     return w;
+}
+
+void watchdog_pause(struct watchdog *w, bool on)
+{
+    if (!w) return;
+    pthread_mutex_lock(&w->lock);
+    w->paused = on;
+    pthread_mutex_unlock(&w->lock);
 }
 
 void watchdog_stop(struct watchdog *w)

@@ -297,6 +297,42 @@ static void test_rotation(struct comm *world)
     free(dir);
 }
 
+static void load_arg(void *arg)
+{
+    void **a = arg;
+    load(a[0], a[1]);
+}
+
+/* Saving an earlier step than the newest (another attempt in the same folder) keeps what was just
+ * saved; and when nothing is valid the run must not start anew in silence. */
+static void test_attempts(struct comm *world)
+{
+    (void)world;
+    char *dir = fresh_dir("attempts");
+    struct fixture f;
+    open_small(&f, world, DT_F32);
+    struct err e = {0};
+    const int steps[] = {4, 6, 1};
+    for (int i = 0; i < 3; i++) {
+        fill(&f, steps[i]);
+        save(&f, dir, steps[i], 1, &e);
+        EXPECT(!e.code, "%s", e.msg);
+    }
+    char *one = io_path("%s/iter_%09d", dir, 1), *six = io_path("%s/iter_%09d", dir, 6);
+    EXPECT(io_exists(one) && io_exists(six), "the checkpoint just written was rotated out");
+    log_set_level(LOG_WARN + 1);
+    char *files[] = {io_path("%s/rank_00000.h5", one), io_path("%s/rank_00000.h5", six)};
+    for (int i = 0; i < 2; i++) flip(files[i], 5000, 1);
+    void *arg[2] = {&f, dir};
+    expect_stop("none is valid", RC_DATA, load_arg, arg);
+    log_set_level(LOG_WARN);
+    fixture_close(&f);
+    for (int i = 0; i < 2; i++) free(files[i]);
+    free(one);
+    free(six);
+    free(dir);
+}
+
 struct wrong_model {
     const char *dir;
     int64_t dim;
@@ -381,6 +417,7 @@ int main(int argc, char **argv)
         {.name = "every file operation of a save fails once", .run = test_fail, .flags = TEST_SLOW},
         {.name = "bit flips and truncation are noticed", .run = test_damage},
         {.name = "rotation keeps the last two and every third", .run = test_rotation},
+        {.name = "an earlier step in a used folder; nothing valid", .run = test_attempts},
         {.name = "wrong model, missing folder, full disk", .run = test_errors},
         {.name = "h5dump reads every tensor in full shape", .run = test_readable},
     };

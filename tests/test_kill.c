@@ -16,7 +16,7 @@
 #include "tests/check.h"
 #include "tests/train_case.h"
 
-enum { ITERATIONS = 60 };
+enum { ITERATIONS = 160 };
 
 static char *program(void)
 {
@@ -36,7 +36,8 @@ static char *write_yaml(const char *run)
         "2}\n"
         "data_config:\n  batch_size: 2\n  global_batch_size: 8\n"
         "  dataset_config: {metafile_or_dir_path: %s, text_max_length: 8, sample_height: 16,\n"
-        "    sample_width: 16, sample_num_frames: 4, codec: pixel, text_codec: hash}\n"
+        "    sample_width: 16, sample_num_frames: 4, train_fps: 8, codec: pixel, text_codec: "
+        "hash}\n"
         "optimizer_config: {lr: 1e-3, betas: [0.9, 0.95], eps: 1e-8}\n"
         "validation: {interval: 0, window: 0.25}\n",
         test_dir(), run, ITERATIONS, train_case_data());
@@ -162,6 +163,7 @@ static void test_kill(struct comm *world)
         wait_gone(storm);
         EXPECT(rc == 0 || rc == 137 || rc == 1 || rc == 143, "kill %d: exit code %d", i, rc);
     }
+    EXPECT(done >= kills, "only %d of %d kills: the run ended first", done, kills);
     if (!complete) EXPECT(finish(start(storm, log)) == 0, "the last start failed, see %s", log);
     EXPECT(diff("calm", "storm") == 0, "the killed run ends with other bits; see %s/diff.log",
            test_dir());

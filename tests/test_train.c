@@ -92,6 +92,34 @@ static void test_accumulation(struct comm *w)
                parts.loss[i], whole.loss[i]);
 }
 
+/* Without a global batch the batch follows the ranks: 3 steps on 2 ranks end at a cursor that 4
+ * ranks do not divide, and the stream goes on from there. */
+static void odd_cursor(struct comm *world, void *arg)
+{
+    struct train_case *c = calloc(1, sizeof *c);
+    const char *extra[] = {arg, "device=ref", "data_config.global_batch_size=null",
+                           "data_config.batch_size=1", NULL};
+    train_case_open(c, world, extra);
+    const int64_t from = c->t.state.cursor;
+    EXPECT(from == (world->size == 4 ? 6 : 0), "cursor %lld", (long long)from);
+    double loss[3];
+    train_case_steps(c, 3, loss);
+    EXPECT(c->t.state.cursor == from + 3 * world->size, "cursor %lld",
+           (long long)c->t.state.cursor);
+    resume_save(&c->t, &c->l);
+    train_case_close(c);
+    free(c);
+}
+
+static void test_odd_cursor(struct comm *w)
+{
+    (void)w;
+    char *out = io_path("output_dir=%s/odd", test_dir());
+    comm_thread_run(2, odd_cursor, out);
+    comm_thread_run(4, odd_cursor, out);
+    free(out);
+}
+
 struct resume_arg {
     const char *out, *device, *dtype;
     int steps;
@@ -193,12 +221,12 @@ static void test_skip_step(struct comm *world)
     fsdp_put(c->ses.fsdp, STATE_MASTER, p->name, bad);
     struct hash_arg before = {c->ses.dev, 0}, after = {c->ses.dev, 0};
     fsdp_each_piece(c->ses.fsdp, STATE_M, hash_piece, &before);
-    const struct step_result r = trainer_step(&c->t, false);
+    const struct step_result r = trainer_step(&c->t, false, false);
     fsdp_each_piece(c->ses.fsdp, STATE_M, hash_piece, &after);
     EXPECT(r.skipped && c->t.state.skipped == 1 && c->t.state.skipped_in_row == 1, "not skipped");
     EXPECT(before.sum == after.sum && c->t.state.adam_steps == 1, "a skipped step moved the state");
     fsdp_put(c->ses.fsdp, STATE_MASTER, p->name, keep);
-    const struct step_result good = trainer_step(&c->t, false);
+    const struct step_result good = trainer_step(&c->t, false, false);
     EXPECT(!good.skipped && c->t.state.skipped_in_row == 0, "did not recover");
     free(keep);
     free(bad);
@@ -236,6 +264,7 @@ int main(int argc, char **argv)
          .run = test_ranks_f32},
         {.name = "micro-batches add up to the whole batch", .run = test_accumulation},
         {.name = "10 + save + resume + 10 equals 20", .run = test_resume},
+        {.name = "a cursor that the new ranks do not divide", .run = test_odd_cursor},
         {.name = "a non-finite step is skipped on all ranks",
          .run = test_skip_step,
          .ranks = {1, 2}},

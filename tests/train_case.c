@@ -85,7 +85,7 @@ void train_case_close(struct train_case *c)
 void train_case_steps(struct train_case *c, int n, double *loss)
 {
     for (int i = 0; i < n; i++) {
-        const struct step_result r = trainer_step(&c->t, false);
+        const struct step_result r = trainer_step(&c->t, false, false);
         EXPECT(!r.skipped, "step %d was skipped", i);
         loss[i] = r.loss;
     }

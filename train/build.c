@@ -1,7 +1,9 @@
 #include "train/build.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/io.h"
 #include "core/log.h"
@@ -61,6 +63,31 @@ static struct data_build build_for_training(const struct settings *s)
     return b;
 }
 
+static void require_equal(const char *path, const char *key, double asked, double stored)
+{
+    if (asked > 0 && fabs(asked - stored) > 1e-9 * stored)
+        err_stop(RC_CONFIG,
+                 "data_config.dataset_config.%s: %g, but %s was made with %g; change the "
+                 "key, or make another data set",
+                 key, asked, path, stored);
+}
+
+/* A data set that exists is used as it is; a configuration that says something else is wrong. */
+static void require_same_data(const struct settings *s, const struct dataset *d)
+{
+    require_equal(d->path, "sample_height", (double)s->data.sample_height, (double)d->height);
+    require_equal(d->path, "sample_width", (double)s->data.sample_width, (double)d->width);
+    require_equal(d->path, "sample_num_frames", (double)s->data.sample_num_frames,
+                  (double)d->frames);
+    if (d->fps > 0) require_equal(d->path, "train_fps", s->data.train_fps, d->fps);
+    if (s->data.codec && strcmp(s->data.codec, d->codec))
+        err_stop(RC_CONFIG, "data_config.dataset_config.codec: %s, but %s was made with %s",
+                 s->data.codec, d->path, d->codec);
+    if (s->data.text_codec && strcmp(s->data.text_codec, d->text_codec))
+        err_stop(RC_CONFIG, "data_config.dataset_config.text_codec: %s, but %s was made with %s",
+                 s->data.text_codec, d->path, d->text_codec);
+}
+
 struct dataset *build_or_open(struct comm *world, const struct settings *s)
 {
     struct err e = {0};
@@ -86,6 +113,12 @@ struct dataset *build_or_open(struct comm *world, const struct settings *s)
     err_raise(&e);
     struct dataset *d = dataset_open(path, s->validation.window, &e);
     err_raise(&e);
+    require_same_data(s, d);
+    if (s->validation.interval > 0 && d->num_valid == 0)
+        err_stop(RC_DATA,
+                 "%s: no held-out windows to validate on; raise validation.window (%g) or set "
+                 "validation.interval: 0",
+                 path, s->validation.window);
     if (d->num_train == 0)
         err_stop(RC_DATA, "%s: no training windows; lower validation.window (%g) or window_stride",
                  path, s->validation.window);

@@ -118,16 +118,17 @@ static void save_config(struct comm *world, const struct loaded_settings *l)
     free(path);
 }
 
-/* The time budget of this run, or the end of the batch job. */
-static bool time_is_up(const struct trainer *t, bool *preempted)
+static bool budget_spent(const struct trainer *t)
 {
-    const struct settings *s = t->ses->set;
+    return t->ses->set->max_seconds > 0 && t->state.seconds >= t->ses->set->max_seconds;
+}
+
+/* The batch job ends soon. Clocks differ between hosts: only the sum over the ranks decides. */
+static bool job_ends(const struct trainer *t)
+{
     const char *end = getenv("SLURM_JOB_END_TIME");
-    if (s->stop_before_end_s > 0 && end && difftime(atol(end), time(NULL)) < s->stop_before_end_s) {
-        *preempted = true;
-        return true;
-    }
-    return s->max_seconds > 0 && t->state.seconds >= s->max_seconds;
+    return t->ses->set->stop_before_end_s > 0 && end &&
+           difftime(atol(end), time(NULL)) < t->ses->set->stop_before_end_s;
 }
 
 static int train_loop(struct trainer *t, const struct loaded_settings *l, struct metrics *m)
@@ -137,10 +138,14 @@ static int train_loop(struct trainer *t, const struct loaded_settings *l, struct
         .start = log_seconds(), .since = log_seconds(), .first_step = t->state.step};
     int64_t saved = t->state.step;
     bool preempted = false, stop = false;
+    if (budget_spent(t)) {
+        log_info("the time budget (max_seconds %g) was spent before this start", s->max_seconds);
+        return RC_OK;
+    }
     if (t->state.step == 0 && s->validation.interval > 0) validate(t, m);
     while (!stop && t->state.step < s->training_iteration) {
         p.since = p.steps ? p.since : log_seconds();
-        const struct step_result r = trainer_step(t, time_is_up(t, &preempted));
+        const struct step_result r = trainer_step(t, budget_spent(t), job_ends(t));
         p.steps++;
         p.comm += r.comm_seconds;
         p.data += r.data_seconds;
@@ -160,9 +165,10 @@ static int train_loop(struct trainer *t, const struct loaded_settings *l, struct
         if (last || t->state.step % s->log_interval == 0) console(t, &r, &p, m);
         if (!preempted && s->validation.interval > 0 &&
             (last || t->state.step % s->validation.interval == 0)) {
+            const double before = log_seconds();
             validate(t, m);
-            p.steps = 0;
-            p.loss = p.comm = p.data = 0;
+            p.since += log_seconds() - before; /* not part of the steps' speed */
+            t->state.seconds += log_seconds() - before;
         }
         if (last || t->state.step % s->save_interval == 0) {
             resume_save(t, l);
@@ -183,8 +189,8 @@ static int run(struct comm *world, struct loaded_settings *l)
     CHECK(ses, "out of memory");
     session_open(ses, &l->s, world, trainer_shape(&l->s, d, world->size), true);
     trainer_init(&t, ses, d);
-    save_config(world, l);
     const bool resumed = resume_load(&t, l);
+    save_config(world, l);
     if (!resumed) fsdp_init_params(ses->fsdp, (uint64_t)l->s.seed);
     log_info(
         "%lld training windows, %lld held out; global batch %lld in %d micro-batch%s of %d per "

@@ -56,7 +56,7 @@ static char *item_path(const struct sampling *s, int item)
 static json_t *item_json(const struct sampling *s, int item)
 {
     const struct settings *c = &s->l.s;
-    return json_pack(
+    json_t *j = json_pack(
         "{s:i, s:s, s:i, s:s, s:I, s:I, s:f, s:f, s:s, s:I, s:b, s:b, s:I, s:I, s:I}", "item", item,
         "prompt", s->prompts.text[prompt_of(s, item)], "sample", seed_of(s, item),
         "negative_prompt", c->sample.negative_prompt ? c->sample.negative_prompt : "", "seed",
@@ -65,6 +65,11 @@ static json_t *item_json(const struct sampling *s, int item)
         "checkpoint_step", (json_int_t)s->model.step, "ema", c->sample.use_ema, "same_noise",
         c->sample.same_noise, "frames", (json_int_t)s->model.frames, "height",
         (json_int_t)s->model.height, "width", (json_int_t)s->model.width);
+    json_object_set_new(j, "checkpoint_crc", json_integer(s->model.identity));
+    json_object_set_new(j, "save_fps", json_real(c->sample.save_fps));
+    json_object_set_new(j, "weight_dtype", json_integer(c->weight_dtype));
+    json_object_set_new(j, "codec", json_string(s->model.codec));
+    return j;
 }
 
 static char *manifest_path(const struct sampling *s)

@@ -70,6 +70,10 @@ static void rule_model(struct rules *r)
         blame(r, "model_name",
               "wan_t2v is the model with full attention; set "
               "model_config.skiparse_model_type: full");
+    if (m->full_block_indices.n && m->skiparse_model_type == SKIPARSE_FULL)
+        blame(r, "model_config.full_block_indices", "means nothing with skiparse_model_type: full");
+    if (r->s->data.batch_size > 1024)
+        blame(r, "data_config.batch_size", "%lld is above 1024", ll(r->s->data.batch_size));
     if (m->dim % m->num_heads)
         blame(r, "model_config.num_heads", "%lld heads do not divide dim %lld", ll(m->num_heads),
               ll(m->dim));

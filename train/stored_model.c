@@ -25,7 +25,8 @@ void stored_model_read(struct stored_model *m, const struct ckpt *c, struct err 
     const char *p = ckpt_path(c);
     const json_t *s = json_object_get(ckpt_meta(c), "structure"),
                  *d = json_object_get(ckpt_meta(c), "data");
-    *m = (struct stored_model){.path = strdup(p), .step = ckpt_step(c)};
+    *m = (struct stored_model){
+        .path = strdup(p), .step = ckpt_step(c), .identity = ckpt_identity(c)};
     m->config = (struct model_config){
         .dim = take(s, "model_config.dim", p, e),
         .ffn_dim = take(s, "model_config.ffn_dim", p, e),

@@ -6,6 +6,7 @@
 struct stored_model {
     struct model_config config;
     char *path; /* of the checkpoint */
+    uint32_t identity;
     int64_t step, frames, height, width;
     double fps;
     char codec[32], text_codec[32];

@@ -265,7 +265,7 @@ static double comm_seconds(const struct session *s)
     return sum;
 }
 
-struct step_result trainer_step(struct trainer *t, bool clock)
+struct step_result trainer_step(struct trainer *t, bool clock, bool preempt)
 {
     struct session *s = t->ses;
     const double t0 = log_seconds(), comm0 = comm_seconds(s),
@@ -279,7 +279,8 @@ struct step_result trainer_step(struct trainer *t, bool clock)
     }
     /* one reduction carries all that steers: replicas hold equal norms, signals are or-ed by sum */
     const int replicas = s->mesh.axis[AXIS_REPLICA]->size;
-    double x[4] = {loss, local_norm_squared(s) / replicas, launch_signal() ? 1 : 0, clock ? 1 : 0};
+    double x[4] = {loss, local_norm_squared(s) / replicas, launch_signal() || preempt ? 1 : 0,
+                   clock ? 1 : 0};
     comm_sum_f64(s->world, x, 4, "loss and norm");
     struct step_result r = {
         .loss = x[0], .norm = sqrt(x[1]), .signal = x[2] > 0, .clock = x[3] > 0};

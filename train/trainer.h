@@ -29,7 +29,7 @@ struct trainer {
 struct step_result {
     double loss, norm, norm_after, limit, lr;
     bool skipped;
-    bool signal, clock; /* some rank was asked to stop; the time budget is spent */
+    bool signal, clock; /* some rank must stop (signal, end of the job); the time budget is spent */
     double seconds, comm_seconds, data_seconds;
 };
 struct valid_result {
@@ -41,8 +41,9 @@ struct valid_result {
 void trainer_init(struct trainer *t, struct session *ses, struct dataset *d);
 void trainer_start(struct trainer *t);
 void trainer_free(struct trainer *t);
-/* clock: this rank finds that the time is up; all ranks learn it with the loss. */
-struct step_result trainer_step(struct trainer *t, bool clock);
+/* clock, preempt: this rank finds its time budget spent, or its job about to end; all ranks learn
+ * it with the loss and act on the sum only, so that they act alike. */
+struct step_result trainer_step(struct trainer *t, bool clock, bool preempt);
 struct valid_result trainer_validate(struct trainer *t, bool ema);
 /* Micro-batch shape of a data set for this configuration. */
 struct session_shape trainer_shape(const struct settings *s, const struct dataset *d, int ranks);
