@@ -13,25 +13,26 @@ struct watchdog {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t stop;
-    bool stopping, paused;
+    bool stopping, files;
 };
 
 /* The fields of a comm are read while its owner writes them: a stale value only delays the check.
  */
 static void check(const struct watchdog *w)
 {
+    const double deadline = w->files ? 10 * w->deadline : w->deadline;
     for (int a = 0; a < AXIS_COUNT; a++) {
         const struct comm *c = w->mesh->axis[a];
         const char *doing = c->doing;
         const double waited = log_seconds() - c->since;
-        if (!doing || waited < w->deadline || c->doing != doing) continue;
+        if (!doing || waited < deadline || c->doing != doing) continue;
         char line[512];
         const int n =
             snprintf(line, sizeof line,
                      "[rank %d/%d] waits %.0f s in collective #%llu \"%s\" on axis %s (%d ranks); "
-                     "comm_deadline_s is %.0f: a rank is missing, this job ends\n",
+                     "the deadline (comm_deadline_s) is %.0f: a rank is missing, this job ends\n",
                      w->mesh->axis[AXIS_WORLD]->rank, w->mesh->axis[AXIS_WORLD]->size, waited,
-                     (unsigned long long)c->seq, doing, c->name, c->size, w->deadline);
+                     (unsigned long long)c->seq, doing, c->name, c->size, deadline);
         const ssize_t done = write(STDERR_FILENO, line, (size_t)n);
         (void)done;
         _exit(RC_HANG);
@@ -47,7 +48,7 @@ static void *watch(void *arg)
         clock_gettime(CLOCK_REALTIME, &t);
         t.tv_sec += 1;
         pthread_cond_timedwait(&w->stop, &w->lock, &t);
-        if (!w->stopping && !w->paused) check(w);
+        if (!w->stopping) check(w);
     }
     pthread_mutex_unlock(&w->lock);
     return NULL;
@@ -66,11 +67,11 @@ struct watchdog *watchdog_start(struct mesh *mesh, double deadline_s)
     return w;
 }
 
-void watchdog_pause(struct watchdog *w, bool on)
+void watchdog_files(struct watchdog *w, bool on)
 {
     if (!w) return;
     pthread_mutex_lock(&w->lock);
-    w->paused = on;
+    w->files = on;
     pthread_mutex_unlock(&w->lock);
 }
 

@@ -7,7 +7,8 @@
 struct watchdog;
 /* deadline_s 0: NULL, no watchdog. */
 struct watchdog *watchdog_start(struct mesh *mesh, double deadline_s);
-/* While paused nothing is overdue: one rank writes or verifies files and the others wait for it. */
-void watchdog_pause(struct watchdog *w, bool on);
+/* While one rank writes or verifies files and the others wait for it, the deadline is ten times
+ * as long. */
+void watchdog_files(struct watchdog *w, bool on);
 void watchdog_stop(struct watchdog *w);
 #endif

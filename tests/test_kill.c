@@ -202,7 +202,8 @@ static void test_hang(struct comm *world)
     (void)world;
     if (!have_mpirun()) return;
     char *yaml = write_yaml("hang"), *log = io_path("%s/hang.log", test_dir());
-    const char *const sets[] = {"comm_deadline_s=2", "training_iteration=100000", NULL};
+    const char *const sets[] = {"comm_deadline_s=2", "training_iteration=100000",
+                                "save_interval=100000", NULL};
     const pid_t pid = start_with(yaml, log, sets);
     pid_t rank[16];
     int n = 0;

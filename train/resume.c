@@ -71,9 +71,9 @@ void resume_save(struct trainer *t, const struct loaded_settings *l)
                                      s->set->checkpoint.keep_every};
     json_t *meta = meta_of(t, l);
     struct err e = {0};
-    watchdog_pause(s->watchdog, true);
+    watchdog_files(s->watchdog, true);
     ckpt_write(s->world, &place, snap, meta, &e);
-    watchdog_pause(s->watchdog, false);
+    watchdog_files(s->watchdog, false);
     if (e.code) err_stop(RC_IO, "%s; the checkpoint before it is untouched", e.msg);
     log_info("saved %s/iter_%09lld (%.2f s)", dir, (long long)t->state.step, log_seconds() - t0);
     json_decref(meta);
@@ -153,12 +153,12 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     const char *how = s->set->resume ? s->set->resume : "auto";
     char *dir = io_path("%s/checkpoints", s->set->output_dir);
     struct ckpt *c = NULL;
-    watchdog_pause(s->watchdog, true);
+    watchdog_files(s->watchdog, true);
     if (strcmp(how, "auto") == 0)
         c = ckpt_latest(s->world, dir);
     else if (strcmp(how, "never"))
         c = ckpt_open(s->world, how, true);
-    watchdog_pause(s->watchdog, false);
+    watchdog_files(s->watchdog, false);
     free(dir);
     if (!c) return false;
     err_push("resuming from %s", ckpt_path(c));
