@@ -9,7 +9,7 @@ MULTI   := $(shell $(CC) -print-multiarch 2>/dev/null || echo x86_64-linux-gnu)
 
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef \
            $(if $(WERROR),-Werror)
-# -ffast-math is never used: it would remove the NaN tests (docs/design.md, numbers).
+# -ffast-math is never used: it would remove the NaN tests.
 MATH    := -fno-math-errno -fno-trapping-math -ffp-contract=fast
 OPT     := -O2
 OMP     := -fopenmp
@@ -104,7 +104,7 @@ TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
-        check format tests campaign
+        check format tests
 all: probe osp $(if $(CUDA),cuda)
 
 probe:
@@ -222,7 +222,7 @@ clean:
 help:
 	@echo "make              build ./osp (CONFIG=release|asan|ubsan|tsan|clang, CC=, CUDA=1, WERROR=1)"; \
 	echo "make demo         install what is missing, build, run the whole job on the clips of the tree"; \
-	echo "make test         install what is missing, build, all tests;  DEVICE=ref|cpu|cuda"; \
+	echo "make test         install what is missing, build, all tests on every device present;  DEVICE=cuda builds that one first"; \
 	echo "make test-fast    the set for daily work, under a minute (also: make fast)"; \
 	echo "make golden       reproduce the golden files of \$$GOLDEN_DIR (default tests/golden)"; \
 	echo "make asan|ubsan|tsan   fast tests under a sanitizer;  make clang: build with clang, -Werror"; \

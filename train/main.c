@@ -24,8 +24,8 @@ static const char usage[] =
     "the newest valid checkpoint of output_dir, on any number of ranks.";
 
 struct progress { /* between two console lines */
-    double start, since, comm, data, loss;
-    int64_t first_step, steps;
+    double since, comm, data, loss;
+    int64_t steps;
 };
 
 static void console(const struct trainer *t, const struct step_result *r, struct progress *p,
@@ -62,7 +62,7 @@ static void console(const struct trainer *t, const struct step_result *r, struct
     metrics_put(m, "speed/comm_share", comm);
     metrics_put(m, "speed/data_share", data);
     metrics_flush(m, t->state.step, t->state.seconds);
-    *p = (struct progress){.start = p->start, .since = log_seconds(), .first_step = p->first_step};
+    *p = (struct progress){.since = log_seconds()};
 }
 
 static void validate(struct trainer *t, struct metrics *m)
@@ -134,8 +134,7 @@ static bool job_ends(const struct trainer *t)
 static int train_loop(struct trainer *t, const struct loaded_settings *l, struct metrics *m)
 {
     const struct settings *s = t->ses->set;
-    struct progress p = {
-        .start = log_seconds(), .since = log_seconds(), .first_step = t->state.step};
+    struct progress p = {.since = log_seconds()};
     int64_t saved = t->state.step;
     bool preempted = false, stop = false;
     if (budget_spent(t)) {

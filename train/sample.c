@@ -331,6 +331,7 @@ static void open_model(struct sampling *s, struct comm *world)
     s->codec->shape(s->model.frames, s->model.height, s->model.width, z, &e);
     err_raise(&e);
     c->model = s->model.config;
+    log_info("model_config comes from %s; that of the YAML is not used", s->model.path);
     c->ema_decay = 0;
     const int B = (int)c->sample.batch_size * (c->sample.batched_cfg ? 2 : 1);
     session_open(s->ses, c, world, (struct session_shape){B, z[1], z[2], z[3], z[0]}, false);
