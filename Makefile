@@ -54,7 +54,7 @@ CXX_OK     := $(shell command -v $(CXX) >/dev/null 2>&1 && echo yes)
 
 DEFS := -D_GNU_SOURCE
 INCS := -I.
-LIBS := -lm -lpthread -ldl -lz
+LIBS := -lm -lpthread -ldl
 ifneq ($(MPI_PKG),)
   INCS += $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(MPI_PKG)))
   LIBS += $(shell pkg-config --libs $(MPI_PKG))

@@ -2,8 +2,7 @@
 # Installs what the build needs on Debian and Ubuntu, if anything is missing. Without root it prints
 # the command. Exit 1 only if a required package is missing afterwards. --list prints the packages.
 set -u
-required=(gcc make pkg-config openmpi-bin libopenmpi-dev libhdf5-dev libyaml-dev libjansson-dev
-          zlib1g-dev)
+required=(gcc make pkg-config openmpi-bin libopenmpi-dev libhdf5-dev libyaml-dev libjansson-dev)
 # without: plain C matrix products; no bf16 on the CPU at speed; no video files; no h5dump
 optional=(libopenblas-openmp-dev libdnnl-dev libavformat-dev libavcodec-dev libswscale-dev
           hdf5-tools)
@@ -11,7 +10,7 @@ optional=(libopenblas-openmp-dev libdnnl-dev libavformat-dev libavcodec-dev libs
 
 if ! command -v dpkg-query >/dev/null; then
     echo "install_deps: not a Debian or Ubuntu system. Needed: a C compiler, make, pkg-config, and"
-    echo "the development files of MPI, HDF5 (serial), libyaml, jansson and zlib; \`make\` names what it misses."
+    echo "the development files of MPI, HDF5 (serial), libyaml and jansson; \`make\` names what it misses."
     exit 0
 fi
 missing() { # those of the arguments that are not installed
