@@ -2,13 +2,25 @@
 
 static bool compacts(const struct self_attn *a) { return !a->full && a->stage->real.data; }
 
+const struct ulysses *attn_ranks(const struct self_attn *a)
+{
+    return a->full ? a->stage->full_ranks : a->stage->sub_ranks;
+}
+
 int64_t self_attn_rows(const struct self_attn *a)
 {
+    if (attn_ranks(a)) return attn_ranks(a)->q_rows;
     return compacts(a) ? a->stage->num_real : a->stage->layout->rows;
+}
+
+int self_attn_heads(const struct self_attn *a)
+{
+    return attn_ranks(a) ? ulysses_heads(attn_ranks(a)) : a->heads;
 }
 
 static const struct seqs *ranges(const struct self_attn *a)
 {
+    if (attn_ranks(a)) return &attn_ranks(a)->seqs;
     return a->full ? &a->stage->full : &a->stage->sub;
 }
 
@@ -29,6 +41,7 @@ void self_attn_forward(struct ctx *c, const struct self_attn *a, struct tensor o
                        struct tensor q, struct tensor k, struct tensor v)
 {
     const size_t mark = arena_mark(c->tmp);
+    const int h = self_attn_heads(a);
     struct tensor out = o;
     if (compacts(a)) {
         q = compact(c, a, q);
@@ -36,11 +49,11 @@ void self_attn_forward(struct ctx *c, const struct self_attn *a, struct tensor o
         v = compact(c, a, v);
         out = compact_new(c, a, o);
     }
-    struct attn_args args = {.o = tensor_heads(out, a->heads),
+    struct attn_args args = {.o = tensor_heads(out, h),
                              .lse = lse,
-                             .q = tensor_heads(q, a->heads),
-                             .k = tensor_heads(k, a->heads),
-                             .v = tensor_heads(v, a->heads),
+                             .q = tensor_heads(q, h),
+                             .k = tensor_heads(k, h),
+                             .v = tensor_heads(v, h),
                              .seqs = ranges(a),
                              .scale = a->scale};
     c->dev->ops->attn_fwd(c->dev, &args);
@@ -51,7 +64,7 @@ void self_attn_forward(struct ctx *c, const struct self_attn *a, struct tensor o
 void self_attn_backward(struct ctx *c, const struct self_attn *a, struct self_attn_grad g)
 {
     const size_t mark = arena_mark(c->tmp);
-    const int h = a->heads;
+    const int h = self_attn_heads(a);
     struct self_attn_grad s = g;
     if (compacts(a)) {
         s.q = compact(c, a, g.q);

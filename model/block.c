@@ -10,6 +10,7 @@ static const unsigned char kept_from[T_COUNT] = {
     [T_MOD] = RECOMPUTE_NONE,    [T_MEAN1] = RECOMPUTE_NONE,    [T_RSTD1] = RECOMPUTE_NONE,
     [T_A] = RECOMPUTE_NONE,      [T_QKV] = RECOMPUTE_GEMM,      [T_RSTD_Q] = RECOMPUTE_NONE,
     [T_RSTD_K] = RECOMPUTE_NONE, [T_Q] = RECOMPUTE_NONE,        [T_K] = RECOMPUTE_NONE,
+    [T_QKV_ALL] = RECOMPUTE_NONE, [T_O_ALL] = RECOMPUTE_NONE,
     [T_O] = RECOMPUTE_ATTENTION, [T_LSE] = RECOMPUTE_ATTENTION, [T_Y1] = RECOMPUTE_GEMM,
     [T_X1] = RECOMPUTE_NONE,     [T_MEAN3] = RECOMPUTE_NONE,    [T_RSTD3] = RECOMPUTE_NONE,
     [T_N3] = RECOMPUTE_NONE,     [T_QC] = RECOMPUTE_GEMM,       [T_RSTD_QC] = RECOMPUTE_NONE,
@@ -79,29 +80,35 @@ void block_init(struct block *b, struct unit *u, int unit, const struct model_co
     b->norm3_b = add_norm(u, p, "norm3.bias", INIT_ZERO, C);
 }
 
+static struct self_attn attention_of(const struct block *b, const struct block_run *run)
+{
+    return (struct self_attn){run->stage, run->full, b->heads, 1 / sqrt((double)b->dim / b->heads)};
+}
+
+static bool kept(const struct block_run *run, enum block_tensor id)
+{
+    const bool over_ranks = run->full ? run->stage->full_ranks : run->stage->sub_ranks;
+    if (over_ranks && (id == T_Q || id == T_K)) return false; /* their gathered forms are */
+    return run->keep_any && kept_from[id] <= run->policy;
+}
+
 /* Makes tensor id when it is not there: in keep or tmp by the policy. False: it is there. */
 static bool make(struct ctx *c, const struct block_run *run, struct block_saved *s,
                  enum block_tensor id, enum dtype d, int ndim, const int64_t *dim)
 {
     if (s->t[id].data) return false;
-    const bool keep = run->keep_any && kept_from[id] <= run->policy;
-    s->t[id] = arena_new(keep ? c->keep : c->tmp, d, ndim, dim);
+    s->t[id] = arena_new(kept(run, id) ? c->keep : c->tmp, d, ndim, dim);
     return true;
 }
 
 void block_forget(struct block_saved *s, const struct block_run *run)
 {
     for (int i = 0; i < T_COUNT; i++)
-        if (!run->keep_any || kept_from[i] > run->policy) s->t[i].data = NULL;
+        if (!kept(run, (enum block_tensor)i)) s->t[i].data = NULL;
 }
 
 /* Column slice k of the six modulation vectors: [B, C]. */
 static struct tensor mod(struct tensor m, int k, int64_t C) { return tensor_cols(m, k * C, C); }
-
-static struct self_attn attention_of(const struct block *b, const struct block_run *run)
-{
-    return (struct self_attn){run->stage, run->full, b->heads, 1 / sqrt((double)b->dim / b->heads)};
-}
 
 static struct tensor row_of(struct param *p) { return tensor_view(p->w, 2, DIMS(1, p->dim[0])); }
 
@@ -135,6 +142,44 @@ static void norm_rope(struct ctx *c, const struct block *b, const struct block_r
     c->dev->ops->norm_rope_fwd(c->dev, &a);
 }
 
+/* Step 4: q and k normed and rotated. */
+static void norm_qk(struct ctx *c, const struct block *b, const struct block_run *run,
+                    struct block_saved *s)
+{
+    struct tensor *t = s->t;
+    const int64_t C = b->dim;
+    if (make(c, run, s, T_Q, ctx_compute(c), 2, DIMS(t[T_QKV].dim[0], C)))
+        norm_rope(c, b, run, t[T_Q], t[T_RSTD_Q], tensor_cols(t[T_QKV], 0, C), b->norm_q, true);
+    if (make(c, run, s, T_K, ctx_compute(c), 2, DIMS(t[T_QKV].dim[0], C)))
+        norm_rope(c, b, run, t[T_K], t[T_RSTD_K], tensor_cols(t[T_QKV], C, C), b->norm_k, true);
+}
+
+/* Steps 4 and 5 where sequences span ranks: one exchange of q, k, v, one of o. What is kept of a
+ * recompute is not sent again: from o comes its gathered form without the attention. */
+static void attend_over_ranks(struct ctx *c, const struct block *b, const struct block_run *run,
+                              struct block_saved *s, const struct self_attn *attn)
+{
+    const struct ulysses *u = attn_ranks(attn);
+    const enum dtype T = ctx_compute(c);
+    struct tensor *t = s->t;
+    const int64_t C = b->dim, w = C / u->head_groups;
+    if (make(c, run, s, T_QKV_ALL, T, 2, DIMS(ulysses_rows(u), w))) {
+        norm_qk(c, b, run, s);
+        ulysses_gather_qkv(u, c->tmp, t[T_QKV_ALL], t[T_Q], t[T_K],
+                           tensor_cols(t[T_QKV], 2 * C, C));
+    }
+    const bool o_kept = t[T_O].data;
+    if (make(c, run, s, T_O_ALL, T, 2, DIMS(u->q_rows, w))) {
+        if (o_kept)
+            ulysses_gather(u, c->tmp, t[T_O_ALL], t[T_O]);
+        else
+            self_attn_forward(c, attn, t[T_O_ALL], t[T_LSE], ulysses_q(u, t[T_QKV_ALL]),
+                              ulysses_k(u, t[T_QKV_ALL]), ulysses_v(u, t[T_QKV_ALL]));
+    }
+    if (make(c, run, s, T_O, T, 2, DIMS(t[T_QKV].dim[0], C)))
+        ulysses_scatter(u, c->tmp, t[T_O], t[T_O_ALL]);
+}
+
 /* Steps 1 to 7: x1 = x + g1 * o(attention(LN(x)*(1+sc1)+sh1)) */
 static void self_forward(struct ctx *c, const struct block *b, const struct block_run *run,
                          struct block_saved *s, struct tensor x)
@@ -151,14 +196,15 @@ static void self_forward(struct ctx *c, const struct block *b, const struct bloc
         linear_forward(c, &b->qkv, t[T_QKV], t[T_A]);
     make(c, run, s, T_RSTD_Q, S, 1, DIMS(R));
     make(c, run, s, T_RSTD_K, S, 1, DIMS(R));
-    if (make(c, run, s, T_Q, T, 2, DIMS(R, C))) /* 4 */
-        norm_rope(c, b, run, t[T_Q], t[T_RSTD_Q], tensor_cols(t[T_QKV], 0, C), b->norm_q, true);
-    if (make(c, run, s, T_K, T, 2, DIMS(R, C)))
-        norm_rope(c, b, run, t[T_K], t[T_RSTD_K], tensor_cols(t[T_QKV], C, C), b->norm_k, true);
-    make(c, run, s, T_LSE, S, 2, DIMS(self_attn_rows(&attn), b->heads));
-    if (make(c, run, s, T_O, T, 2, DIMS(R, C))) /* 5 */
-        self_attn_forward(c, &attn, t[T_O], t[T_LSE], t[T_Q], t[T_K],
-                          tensor_cols(t[T_QKV], 2 * C, C));
+    make(c, run, s, T_LSE, S, 2, DIMS(self_attn_rows(&attn), self_attn_heads(&attn)));
+    if (attn_ranks(&attn)) { /* 4, 5 */
+        attend_over_ranks(c, b, run, s, &attn);
+    } else {
+        norm_qk(c, b, run, s); /* 4 */
+        if (make(c, run, s, T_O, T, 2, DIMS(R, C))) /* 5 */
+            self_attn_forward(c, &attn, t[T_O], t[T_LSE], t[T_Q], t[T_K],
+                              tensor_cols(t[T_QKV], 2 * C, C));
+    }
     if (make(c, run, s, T_Y1, T, 2, DIMS(R, C))) /* 6 */
         linear_forward(c, &b->o, t[T_Y1], t[T_O]);
     if (make(c, run, s, T_X1, T, 2, DIMS(R, C))) /* 7 */
@@ -337,6 +383,29 @@ static void cross_backward(struct ctx *c, const struct block *b, const struct bl
     arena_release(c->tmp, mark);
 }
 
+/* 5' where sequences span ranks: do goes out as o came in, dq, dk, dv come back as q, k, v went. */
+static void attend_back_over_ranks(struct ctx *c, const struct block_saved *s,
+                                   const struct self_attn *attn, const struct self_attn_grad *g)
+{
+    const size_t mark = arena_mark(c->tmp);
+    const struct ulysses *u = attn_ranks(attn);
+    const struct tensor *t = s->t;
+    struct tensor d_o = arena_like(c->tmp, t[T_O_ALL]), d = arena_like(c->tmp, t[T_QKV_ALL]);
+    ulysses_gather(u, c->tmp, d_o, g->d_o);
+    self_attn_backward(c, attn,
+                       (struct self_attn_grad){.dq = ulysses_q(u, d),
+                                               .dk = ulysses_k(u, d),
+                                               .dv = ulysses_v(u, d),
+                                               .d_o = d_o,
+                                               .o = t[T_O_ALL],
+                                               .lse = t[T_LSE],
+                                               .q = ulysses_q(u, t[T_QKV_ALL]),
+                                               .k = ulysses_k(u, t[T_QKV_ALL]),
+                                               .v = ulysses_v(u, t[T_QKV_ALL])});
+    ulysses_scatter_qkv(u, c->tmp, g->dq, g->dk, g->dv, d);
+    arena_release(c->tmp, mark);
+}
+
 /* 7' to 2': dx = d(x1) on entry, d(x) on return */
 static void self_backward(struct ctx *c, const struct block *b, const struct block_run *run,
                           const struct block_saved *s, struct tensor dx, struct tensor x,
@@ -352,16 +421,19 @@ static void self_backward(struct ctx *c, const struct block *b, const struct blo
     linear_backward(c, &b->o, (struct linear_grad){.dx = d_o}, dy1, t[T_O]); /* 6' */
     struct tensor dq = dy1;                                                  /* dy1 is spent */
     const struct self_attn attn = attention_of(b, run);
-    self_attn_backward(c, &attn,
-                       (struct self_attn_grad){.dq = dq,
-                                               .dk = dk,
-                                               .dv = tensor_cols(dqkv, 2 * C, C),
-                                               .d_o = d_o,
-                                               .o = t[T_O],
-                                               .lse = t[T_LSE],
-                                               .q = t[T_Q],
-                                               .k = t[T_K],
-                                               .v = tensor_cols(t[T_QKV], 2 * C, C)}); /* 5' */
+    const struct self_attn_grad g = {.dq = dq,
+                                     .dk = dk,
+                                     .dv = tensor_cols(dqkv, 2 * C, C),
+                                     .d_o = d_o,
+                                     .o = t[T_O],
+                                     .lse = t[T_LSE],
+                                     .q = t[T_Q],
+                                     .k = t[T_K],
+                                     .v = tensor_cols(t[T_QKV], 2 * C, C)};
+    if (attn_ranks(&attn)) /* 5' */
+        attend_back_over_ranks(c, s, &attn, &g);
+    else
+        self_attn_backward(c, &attn, g);
     norm_rope_back(c, b, run, tensor_cols(dqkv, 0, C), dq, tensor_cols(t[T_QKV], 0, C), t[T_RSTD_Q],
                    b->norm_q, true); /* 4' */
     norm_rope_back(c, b, run, tensor_cols(dqkv, C, C), dk, tensor_cols(t[T_QKV], C, C), t[T_RSTD_K],

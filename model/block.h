@@ -30,8 +30,10 @@ enum block_tensor {        /* R rows, C dim, F ffn_dim, B batch, L text rows of 
                     T_RSTD_K,
                     T_Q,
                     T_K, /* [R] S, [R,C] normed and rotated */
+                    T_QKV_ALL,
+                    T_O_ALL, /* over ranks: gathered q, k, v and o (parallel/ulysses.h) */
                     T_O,
-                    T_LSE, /* [R,C], [R,heads] S */
+                    T_LSE, /* [R,C], [R,heads] S, over ranks [q_rows, heads of this rank] */
                     T_Y1,
                     T_X1, /* attention output projected; x + g1*y1 */
                     T_MEAN3,

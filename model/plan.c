@@ -110,6 +110,29 @@ static void stage_init(struct stage *s, struct dev *dev, struct layout *l, int t
     if (l->padded) stage_compact(s, dev);
 }
 
+/* Attention of a stage over the ranks of a sample: rows per sequence on every rank are analytic. */
+static void stage_ranks(struct stage *s, struct dev *dev, const struct mesh *mesh, int heads)
+{
+    const struct layout *l = s->layout;
+    const int G = l->num_seqs / l->batch, S = l->part.ssp_size, U = l->part.sp_size;
+    int32_t *sub = calloc((size_t)(S * U * l->num_seqs) + 1, sizeof *sub);
+    int32_t *full = calloc((size_t)(S * U * l->batch) + 1, sizeof *full);
+    CHECK(sub && full, "out of memory");
+    for (int r = 0; r < S * U; r++)
+        for (int q = 0; q < l->num_seqs; q++) {
+            const struct part part = {S, r / U, U, r % U};
+            sub[r * l->num_seqs + q] =
+                (int32_t)layout_seq_rows(l->grid, l->phase, part, q % G);
+            full[r * l->batch + q / G] += sub[r * l->num_seqs + q];
+        }
+    if (U > 1) /* the ranks of this SSP rank: r = s*U + u */
+        s->sub_ranks = ulysses_new(dev, mesh->axis[AXIS_SP], heads, l->num_seqs,
+                                   sub + l->part.ssp_rank * U * l->num_seqs);
+    if (S * U > 1) s->full_ranks = ulysses_new(dev, mesh->axis[AXIS_SEQ], heads, l->batch, full);
+    free(sub);
+    free(full);
+}
+
 /* Stages: 0 token phase, 1 group phase; with padding: 0 token, 1 group, 2 plain order. */
 static void choose_stages(struct shape_plan *p, const struct part *part, bool padded)
 {
@@ -154,6 +177,8 @@ struct shape_plan *plan_shape(struct dev *dev, struct mesh *mesh, const struct m
                  "pad_mode: ref is the layout for parity tests and runs without sequence "
                  "parallelism; set pad_mode: none");
     choose_stages(p, &part, padded);
+    for (int s = 0; s < p->num_stages && !padded; s++)
+        stage_ranks(&p->stage[s], dev, mesh, (int)m->num_heads);
     for (int s = 0; s < p->num_stages; s++)
         if (p->stage[s].layout->rows > p->max_rows) p->max_rows = p->stage[s].layout->rows;
     int before = padded ? 2 : 0;
@@ -176,6 +201,8 @@ static void stage_free(struct stage *s, struct dev *dev)
     dev_free(dev, s->pos.data);
     if (s->real.data) dev_free(dev, s->real.data);
     if (s->unreal.data) dev_free(dev, s->unreal.data);
+    ulysses_free(s->full_ranks);
+    ulysses_free(s->sub_ranks);
     for (size_t i = 0; i < sizeof s->owned / sizeof *s->owned; i++) free(s->owned[i]);
     layout_free(s->layout);
 }

@@ -7,6 +7,7 @@
 #include "parallel/layout.h"
 #include "parallel/mesh.h"
 #include "parallel/redist.h"
+#include "parallel/ulysses.h"
 
 enum block_kind { BLOCK_FULL, BLOCK_TOKEN, BLOCK_GROUP };
 enum { MAX_BLOCKS = 128 };
@@ -25,6 +26,8 @@ struct stage {
     /* padded layouts: rows of real tokens, and the way back (-1: padding); NULL data otherwise */
     struct tensor real, unreal;
     int64_t num_real;
+    /* attention over several ranks: all of a sample's (full), those of a sub-sequence; or NULL */
+    struct ulysses *full_ranks, *sub_ranks;
     int32_t *owned[8]; /* arrays behind seqs */
 };
 /* Everything that depends on the batch shape: stage[] and the moves between them. Block i runs in

@@ -94,12 +94,31 @@ static void finish_rows(struct layout *l, int64_t rows)
     }
 }
 
+/* Tokens of chunk (i,j) before part u of U. */
+static int64_t part_begin(int64_t tokens, int u, int U) { return tokens * u / U; }
+
+static int64_t part_rows(struct grid g, struct part p, int i, int j)
+{
+    const int64_t n = chunk_count(g, i, j);
+    return part_begin(n, p.sp_rank + 1, p.sp_size) - part_begin(n, p.sp_rank, p.sp_size);
+}
+
+int64_t layout_seq_rows(struct grid g, enum phase phase, struct part part, int q)
+{
+    const int K = grid_classes(g), own = part.ssp_rank * (K / part.ssp_size) + q;
+    int64_t rows = 0;
+    for (int other = 0; other < K; other++)
+        rows += phase == PHASE_TOKEN ? part_rows(g, part, own, other)
+                                     : part_rows(g, part, other, own);
+    return rows;
+}
+
 struct layout *layout_new(struct grid g, int batch, enum phase phase, struct part part)
 {
     check_grid(g, batch);
-    const int K = grid_classes(g), S = part.ssp_size, U = part.sp_size;
+    const int K = grid_classes(g), S = part.ssp_size;
     CHECK(S >= 1 && K % S == 0, "skiparse_sp_size %d does not divide the %d sub-sequences", S, K);
-    const int G = K / S, s = part.ssp_rank, u = part.sp_rank;
+    const int G = K / S, s = part.ssp_rank;
     struct layout *l = layout_alloc(g, batch, phase, batch * G);
     l->part = part;
     l->chunks = calloc((size_t)batch * (size_t)G * (size_t)K, sizeof *l->chunks);
@@ -111,8 +130,7 @@ struct layout *layout_new(struct grid g, int batch, enum phase phase, struct par
             const int own = s * G + q % G;
             const int i = phase == PHASE_TOKEN ? own : other;
             const int j = phase == PHASE_TOKEN ? other : own;
-            const int64_t n = chunk_count(g, i, j);
-            const int64_t rows = n * (u + 1) / U - n * u / U;
+            const int64_t rows = part_rows(g, part, i, j);
             l->chunks[l->num_chunks++] = (struct chunk){q / G, i, j, row, rows};
             row += rows;
         }
@@ -122,7 +140,8 @@ struct layout *layout_new(struct grid g, int batch, enum phase phase, struct par
     for (int k = 0; k < l->num_chunks; k++) {
         const struct chunk *c = &l->chunks[k];
         const int64_t n = chunk_count(g, c->i, c->j);
-        chunk_positions(g, c->i, c->j, n * u / U, c->rows, l->pos + 3 * c->row);
+        chunk_positions(g, c->i, c->j, part_begin(n, part.sp_rank, part.sp_size), c->rows,
+                        l->pos + 3 * c->row);
     }
     return l;
 }

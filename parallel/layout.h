@@ -53,4 +53,6 @@ int group_class(struct grid g, int t, int r, int c); /* j */
 int64_t grid_tokens(struct grid g);
 /* Length of chunk (i,j), analytic. */
 int64_t chunk_count(struct grid g, int i, int j);
+/* Rows of local sub-sequence q (0..G-1) in the layout of another rank's part, analytic. */
+int64_t layout_seq_rows(struct grid g, enum phase phase, struct part part, int q);
 #endif

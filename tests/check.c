@@ -14,11 +14,12 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int passed, failed, skipped;
 static int case_failures, shown;
-static bool case_skipped, fast_only;
+static bool case_skipped, fast_only, verbose;
 static char case_reason[512];
 static char dir[256];
 
 bool test_fast(void) { return fast_only; }
+bool test_verbose(void) { return verbose; }
 
 void test_skip(const char *fmt, ...)
 {
@@ -186,6 +187,8 @@ int test_main(int argc, char **argv, const struct test *tests, int n)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "-f") == 0)
             fast_only = true;
+        else if (strcmp(argv[i], "-v") == 0)
+            verbose = true;
         else if (strcmp(argv[i], "-l") == 0) {
             for (int k = 0; k < n; k++) printf("%s\n", tests[k].name);
             return 0;

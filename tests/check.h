@@ -17,11 +17,12 @@ struct test {
     int ranks[5]; /* 0-terminated; all zero: one rank */
     unsigned flags;
 };
-/* Arguments: [-l] list, [-f] fast set only, [-v] timings, NAME-PART: only tests that contain it. */
+/* Arguments: [-l] list, [-f] fast set only, [-v] more lines, NAME-PART: only tests that contain it. */
 int test_main(int argc, char **argv, const struct test *t, int n);
 /* Reports the rest of the running test as skipped, with the reason. Call on all ranks. */
 void test_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 bool test_fast(void);
+bool test_verbose(void);
 /* Adds to the counts of the summary (a golden file with many groups counts each). */
 void test_note(const char *what, bool passed);
 void test_note_skip(const char *what, const char *why);

@@ -8,64 +8,7 @@
 #include "tests/check.h"
 #include "tests/fixture.h"
 #include "tests/grad.h"
-
-struct problem { /* inputs of one batch, host doubles */
-    int64_t n, out_n, text_n;
-    double *xt, *target, *text, t[16];
-};
-
-static double *draw(int64_t n, uint64_t item)
-{
-    double *x = calloc((size_t)n, sizeof *x);
-    const struct rng_stream s =
-        rng_open((struct rng_key){.seed = 9, .use = RNG_TEST, .item = item});
-    for (int64_t i = 0; i < n; i++) x[i] = rng_normal_at(s, (uint64_t)i);
-    return x;
-}
-
-/* Samples [first, first+batch) of an endless stream, so that ranks can take their own. */
-static struct problem make_problem(const struct model_config *m, int first, int batch, int t, int h,
-                                   int w)
-{
-    const int64_t per = m->in_dim * t * h * w * 4, out = m->out_dim * t * h * w * 4;
-    const int64_t text = m->text_len * m->text_dim;
-    struct problem p = {.n = per * batch, .out_n = out * batch, .text_n = text * batch};
-    p.xt = calloc((size_t)p.n, sizeof(double));
-    p.target = calloc((size_t)p.out_n, sizeof(double));
-    p.text = calloc((size_t)p.text_n, sizeof(double));
-    for (int b = 0; b < batch; b++) {
-        const uint64_t g = (uint64_t)(first + b);
-        double *parts[3] = {draw(per, 3 * g), draw(out, 3 * g + 1), draw(text, 3 * g + 2)};
-        memcpy(p.xt + b * per, parts[0], (size_t)per * sizeof(double));
-        memcpy(p.target + b * out, parts[1], (size_t)out * sizeof(double));
-        memcpy(p.text + b * text, parts[2], (size_t)text * sizeof(double));
-        for (int k = 0; k < 3; k++) free(parts[k]);
-        p.t[b] = 37.5 + 211.25 * (double)(g % 5);
-    }
-    return p;
-}
-
-static void free_problem(struct problem *p)
-{
-    free(p->xt);
-    free(p->target);
-    free(p->text);
-}
-
-/* Non-trivial values everywhere: weights of normal size, norms around 1. */
-static void fill_params(struct fixture *f)
-{
-    for (int u = 0; u < f->dit->num_units; u++)
-        for (int i = 0; i < f->dit->unit[u].num_params; i++) {
-            const struct param *p = &f->dit->unit[u].param[i];
-            const int64_t n = param_count(p);
-            double *x = draw(n, rng_hash(p->name));
-            const double scale = p->ndim >= 2 ? 1 / sqrt((double)n / (double)p->dim[0]) : 0.2;
-            for (int64_t k = 0; k < n; k++) x[k] = x[k] * scale + (p->init == INIT_ONE ? 1 : 0);
-            fsdp_put(f->fsdp, STATE_MASTER, p->name, x);
-            free(x);
-        }
-}
+#include "tests/problem.h"
 
 struct fd {
     struct fixture *f;
@@ -102,7 +45,7 @@ static void directions(struct fixture *f, struct problem *p, double *worst)
                 for (int i = 0; i < f->dit->unit[u].num_params; i++) {
                     const struct param *q = &f->dit->unit[u].param[i];
                     const int64_t n = param_count(q);
-                    double *d = draw(n, rng_hash(q->name) + k + 1),
+                    double *d = problem_draw(n, rng_hash(q->name) + k + 1),
                            *x = calloc((size_t)n, sizeof *x);
                     fsdp_get(f->fsdp, STATE_MASTER, q->name, x);
                     if (point == 0) {
@@ -125,7 +68,7 @@ static void directions(struct fixture *f, struct problem *p, double *worst)
         const double e = fabs(fd - want) / size;
         if (e > *worst) *worst = e;
         EXPECT(e < 1e-6, "direction %d: finite difference %.12g, gradient %.12g", (int)k, fd, want);
-        fill_params(f);
+        problem_fill_params(f);
     }
 }
 
@@ -144,8 +87,8 @@ static void check_gradients(const char *name, struct model_config m, int batch, 
                                         .w = w,
                                         .fsdp = {.optimizer = true}});
     f.dev->poison = false; /* thousands of passes */
-    fill_params(&f);
-    struct problem p = make_problem(&m, 0, batch, t, h, w);
+    problem_fill_params(&f);
+    struct problem p = problem_new(&m, 0, batch, t, h, w);
     double *dxt = calloc((size_t)p.n, sizeof *dxt),
            *dtext = calloc((size_t)p.text_n, sizeof *dtext);
     const struct step_io io = {.xt = p.xt,
@@ -179,7 +122,7 @@ static void check_gradients(const char *name, struct model_config m, int batch, 
     printf("    %s: %d tensors, worst error %.2g\n", name, tensors, worst);
     free(dxt);
     free(dtext);
-    free_problem(&p);
+    problem_free(&p);
     fixture_close(&f);
     comm_free(world);
 }
@@ -216,32 +159,19 @@ static void test_differences(struct comm *world)
     check_gradients("2-D, ratio 3, odd grid", three, 1, 1, 4, 7);
 }
 
-/* Gradients of all parameters, in unit order. malloc'ed. */
-static double *all_grads(struct fixture *f, int64_t *n)
-{
-    *n = dit_num_params(f->dit);
-    double *g = calloc((size_t)*n, sizeof *g), *at = g;
-    for (int u = 0; u < f->dit->num_units; u++)
-        for (int i = 0; i < f->dit->unit[u].num_params; i++) {
-            fsdp_get(f->fsdp, STATE_GRAD, f->dit->unit[u].param[i].name, at);
-            at += param_count(&f->dit->unit[u].param[i]);
-        }
-    return g;
-}
-
 static double *run_once(struct comm *world, struct fixture_opts o, int first, double share,
                         double *loss, int64_t *n)
 {
     struct fixture f;
     fixture_open(&f, world, &o);
-    fill_params(&f);
-    struct problem p = make_problem(&o.model, first, o.batch, o.t, o.h, o.w);
+    problem_fill_params(&f);
+    struct problem p = problem_new(&o.model, first, o.batch, o.t, o.h, o.w);
     const struct step_io io = {
         .xt = p.xt, .target = p.target, .text = p.text, .t = p.t, .share = share, .backward = true};
     *loss = fixture_step(&f, &io);
     comm_sum_f64(world, loss, 1, "loss");
-    double *g = all_grads(&f, n);
-    free_problem(&p);
+    double *g = problem_grads(&f, n);
+    problem_free(&p);
     fixture_close(&f);
     return g;
 }

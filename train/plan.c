@@ -156,9 +156,6 @@ static void print_comm(FILE *out, const struct settings *s, const struct plan_co
                     near ? s->plan.nvlink_gbps : s->plan.ib_gbps);
         }
     if (!any) fprintf(out, "  none\n");
-    if (c->by_formula)
-        fprintf(out, "  attention across ranks is not built yet: its exchanges and work are from "
-                     "formulas\n");
 }
 
 static void print_time(FILE *out, const struct plan_cost *c)
@@ -227,7 +224,6 @@ void plan_print_json(FILE *out, const struct settings *s, const struct plan_cost
                   c->attention, "model", c->model, "megatron", c->megatron, "executed",
                   c->executed));
     CHECK(all, "the plan cannot be encoded");
-    json_object_set_new(all, "attention_across_ranks_by_formula", json_boolean(c->by_formula));
     json_object_set_new(all, "seconds",
                         json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "matrix", c->compute_s, "rows",
                                   c->rows_s, "sequence", c->sequence_s, "fsdp", c->fsdp_s,

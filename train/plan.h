@@ -29,7 +29,6 @@ struct plan_cost {
     double model, megatron, executed; /* forward and backward */
     /* bytes that the largest rank sends in a step */
     struct comm_count comm[AXIS_COUNT][COMM_KINDS];
-    bool by_formula; /* attention across ranks is not walked: its share is from formulas */
     /* estimate, seconds */
     double compute_s, rows_s, sequence_s, fsdp_s, replica_s, step_s;
 };

@@ -141,30 +141,8 @@ static double all_flops(const struct dryrun_out *o)
            o->backward.attn_flops;
 }
 
-/* Exchanges of q, k, v and o between the ranks that share a sequence, by formula: each sends
- * (g-1)/g of its rows. Once forward, once backward, once more where attention is recomputed. */
-static void exchanges_by_formula(const struct settings *s, struct plan_cost *c)
-{
-    enum block_kind kind[MAX_BLOCKS];
-    struct err e = {0};
-    plan_blocks(&s->model, kind, &e);
-    err_raise(&e);
-    const struct mesh_degrees *d = &c->in.degrees;
-    const int passes = c->in.recompute == RECOMPUTE_ALL && !c->in.recompute_blocks ? 3 : 2;
-    const double rows =
-        (double)c->rows_most * (double)s->model.dim * (double)dtype_size(c->in.compute);
-    for (int64_t i = 0; i < s->model.num_layers; i++) {
-        const bool full = kind[i] == BLOCK_FULL;
-        const int g = full ? d->ssp * d->sp : d->sp;
-        struct comm_count *n = &c->comm[full ? AXIS_SEQ : AXIS_SP][COMM_EXCHANGE];
-        if (g < 2) continue;
-        n->calls += 4 * (int64_t)passes * c->num_micro;
-        n->bytes += 4.0 * passes * c->num_micro * rows * (g - 1) / g;
-    }
-}
-
-struct group {                         /* over the ranks of one sequence group */
-    double matrix_s, row_bytes, flops; /* slowest, most, sum */
+struct group {                  /* over the ranks of one sequence group */
+    double matrix_s, row_bytes; /* slowest, most */
 };
 
 static struct group walk_group(const struct settings *s, int size, struct plan_cost *c)
@@ -174,7 +152,6 @@ static struct group walk_group(const struct settings *s, int size, struct plan_c
         struct dryrun_out o;
         c->in = session_dryrun(s, c->ranks, r, c->shape, true);
         dryrun(&c->in, &o);
-        g.flops += all_flops(&o);
         g.matrix_s = fmax(g.matrix_s, matrix_seconds(&o.forward, &o.backward));
         g.row_bytes = fmax(g.row_bytes, o.forward.row_bytes + o.backward.row_bytes);
         c->rows_most = r == 0 || o.rows > c->rows_most ? o.rows : c->rows_most;
@@ -197,7 +174,7 @@ void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
     c->global_batch = trainer_global_batch(s, c->dp);
     c->num_micro = (int)(c->global_batch / c->dp / c->shape.batch);
     c->tokens = c->shape.batch * c->shape.t * (c->shape.h / 2) * (c->shape.w / 2);
-    struct group g = walk_group(s, group, c);
+    const struct group g = walk_group(s, group, c);
     const struct dryrun_out whole = whole_sample(&c->in);
     struct dryrun_phase f, b;
     dryrun_model_flops(&c->in, &f, &b);
@@ -208,12 +185,5 @@ void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
     c->megatron = 3 * (c->linear + c->attention);
     c->executed = all_flops(&whole) / samples;
     step_comm(c);
-    /* ranks that together do less than one alone: attention across ranks is not in the walk */
-    c->by_formula = g.flops < (1 - 1e-3) * all_flops(&whole);
-    if (c->by_formula) {
-        const double share = (double)c->rows_most / (double)whole.rows;
-        g.matrix_s = fmax(g.matrix_s, share * matrix_seconds(&whole.forward, &whole.backward));
-        exchanges_by_formula(s, c);
-    }
     estimate(s, c, g.matrix_s, g.row_bytes);
 }

@@ -90,9 +90,10 @@ static void rule_model(struct rules *r)
               "%lld differs from in_dim %lld; the model predicts a "
               "velocity of its input",
               ll(m->out_dim), ll(m->in_dim));
-    if (s->use_sequence_parallel && m->num_heads % s->sp_size)
-        blame(r, "sp_size", "%lld does not divide num_heads %lld", ll(s->sp_size),
-              ll(m->num_heads));
+    const int64_t P = m->sparse_ratio, classes = m->skiparse_dim == 0 ? P : P * P;
+    if (s->use_skiparse_sequence_parallel && plan_ratio(m) > 1 && classes % s->skiparse_sp_size)
+        blame(r, "skiparse_sp_size", "%lld does not divide the %lld sub-sequences of sparse_ratio %lld",
+              ll(s->skiparse_sp_size), ll(classes), ll(P));
     if (s->scheduler.use_dynamic_shifting &&
         s->scheduler.base_image_seq >= s->scheduler.max_image_seq)
         blame(r, "scheduler_config.max_image_seq", "%lld must be above base_image_seq %lld",
@@ -105,16 +106,6 @@ static void rule_model(struct rules *r)
 static void refuse_unbuilt(struct rules *r)
 {
     const struct settings *s = r->s;
-    if (s->use_sequence_parallel && s->sp_size > 1)
-        blame(r, "sp_size",
-              "sequence parallelism (%lld ranks) is not built yet; set "
-              "use_sequence_parallel: false",
-              ll(s->sp_size));
-    if (s->use_skiparse_sequence_parallel && s->skiparse_sp_size > 1 && plan_ratio(&s->model) > 1)
-        blame(r, "skiparse_sp_size",
-              "skiparse sequence parallelism (%lld ranks) is not built yet; "
-              "set use_skiparse_sequence_parallel: false",
-              ll(s->skiparse_sp_size));
     const char *weights = s->model.pretrained;
     if (weights && access(weights, R_OK) != 0)
         blame(r, "model_config.pretrained_model_dir_or_checkpoint", "%s: %s", weights,

@@ -128,7 +128,6 @@ static void make_noisy(struct trainer *t, const float *latent, const float *text
         text_t = arena_new(&s->keep, ctx_compute(&s->ctx), 2, text_s.dim);
         s->dev->ops->cast(s->dev, text_t, text_s);
     }
-    CHECK(first->layout->rows == last->layout->rows, "first and last stage differ in rows");
     struct tensor xt =
         arena_new(&s->keep, ctx_compute(&s->ctx), 2, DIMS(first->layout->rows, 4 * m->in_dim));
     n->target =
@@ -140,11 +139,15 @@ static void make_noisy(struct trainer *t, const float *latent, const float *text
                           .pos = first->pos,
                           .sigma = n->sigma,
                           .noise = n->noise};
-    s->dev->ops->flow_rows(s->dev, &a);
-    if (first != last) { /* the target follows the rows of the last stage */
+    if (first == last) {
+        s->dev->ops->flow_rows(s->dev, &a);
+    } else { /* x_t in the rows of the first stage, the target in those of the last */
         const size_t mark = arena_mark(&s->tmp);
-        a.xt = arena_like(&s->tmp, xt); /* not used */
+        a.target = arena_new(&s->tmp, n->target.dtype, 2, xt.dim); /* not used */
+        s->dev->ops->flow_rows(s->dev, &a);
+        a.target = n->target;
         a.pos = last->pos;
+        a.xt = arena_new(&s->tmp, xt.dtype, 2, n->target.dim); /* not used */
         s->dev->ops->flow_rows(s->dev, &a);
         arena_release(&s->tmp, mark);
     }

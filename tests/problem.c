@@ -1,0 +1,67 @@
+#include "tests/problem.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+double *problem_draw(int64_t n, uint64_t item)
+{
+    double *x = calloc((size_t)n, sizeof *x);
+    const struct rng_stream s =
+        rng_open((struct rng_key){.seed = 9, .use = RNG_TEST, .item = item});
+    for (int64_t i = 0; i < n; i++) x[i] = rng_normal_at(s, (uint64_t)i);
+    return x;
+}
+
+struct problem problem_new(const struct model_config *m, int first, int batch, int t, int h, int w)
+{
+    const int64_t per = m->in_dim * t * h * w * 4, out = m->out_dim * t * h * w * 4;
+    const int64_t text = m->text_len * m->text_dim;
+    struct problem p = {.n = per * batch, .out_n = out * batch, .text_n = text * batch};
+    p.xt = calloc((size_t)p.n, sizeof(double));
+    p.target = calloc((size_t)p.out_n, sizeof(double));
+    p.text = calloc((size_t)p.text_n, sizeof(double));
+    for (int b = 0; b < batch; b++) {
+        const uint64_t g = (uint64_t)(first + b);
+        double *parts[3] = {problem_draw(per, 3 * g), problem_draw(out, 3 * g + 1), problem_draw(text, 3 * g + 2)};
+        memcpy(p.xt + b * per, parts[0], (size_t)per * sizeof(double));
+        memcpy(p.target + b * out, parts[1], (size_t)out * sizeof(double));
+        memcpy(p.text + b * text, parts[2], (size_t)text * sizeof(double));
+        for (int k = 0; k < 3; k++) free(parts[k]);
+        p.t[b] = 37.5 + 211.25 * (double)(g % 5);
+    }
+    return p;
+}
+
+void problem_free(struct problem *p)
+{
+    free(p->xt);
+    free(p->target);
+    free(p->text);
+}
+
+void problem_fill_params(struct fixture *f)
+{
+    for (int u = 0; u < f->dit->num_units; u++)
+        for (int i = 0; i < f->dit->unit[u].num_params; i++) {
+            const struct param *p = &f->dit->unit[u].param[i];
+            const int64_t n = param_count(p);
+            double *x = problem_draw(n, rng_hash(p->name));
+            const double scale = p->ndim >= 2 ? 1 / sqrt((double)n / (double)p->dim[0]) : 0.2;
+            for (int64_t k = 0; k < n; k++) x[k] = x[k] * scale + (p->init == INIT_ONE ? 1 : 0);
+            fsdp_put(f->fsdp, STATE_MASTER, p->name, x);
+            free(x);
+        }
+}
+
+double *problem_grads(struct fixture *f, int64_t *n)
+{
+    *n = dit_num_params(f->dit);
+    double *g = calloc((size_t)*n, sizeof *g), *at = g;
+    for (int u = 0; u < f->dit->num_units; u++)
+        for (int i = 0; i < f->dit->unit[u].num_params; i++) {
+            fsdp_get(f->fsdp, STATE_GRAD, f->dit->unit[u].param[i].name, at);
+            at += param_count(&f->dit->unit[u].param[i]);
+        }
+    return g;
+}

@@ -1,0 +1,19 @@
+/* Inputs and parameters of a model for tests: normal numbers by counter, the same on any rank. */
+#ifndef TESTS_PROBLEM_H
+#define TESTS_PROBLEM_H
+#include "tests/fixture.h"
+struct problem { /* one batch, host doubles in the latent layout */
+    int64_t n, out_n, text_n;
+    double *xt, *target, *text, t[16];
+};
+/* n normal numbers of stream `item`; malloc'ed. */
+double *problem_draw(int64_t n, uint64_t item);
+/* Samples [first, first+batch) of an endless stream, so that ranks can take their own. t, h, w:
+ * token grid. */
+struct problem problem_new(const struct model_config *m, int first, int batch, int t, int h, int w);
+void problem_free(struct problem *p);
+/* Non-trivial values everywhere: weights of normal size, norms around 1. */
+void problem_fill_params(struct fixture *f);
+/* Gradients of all parameters, in unit order; malloc'ed; collective. */
+double *problem_grads(struct fixture *f, int64_t *n);
+#endif

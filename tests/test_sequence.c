@@ -1,0 +1,247 @@
+/* Sequence parallelism: for every way to spread samples over ranks (SSP, Ulysses, both; any
+ * sharding and replication), the output, every parameter's gradient and its norm equal those of
+ * one rank. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/log.h"
+#include "tests/check.h"
+#include "tests/problem.h"
+
+struct shape_case {
+    const char *name;
+    int ratio, dims, t, h, w, heads, dim, layers, full_blocks;
+    bool full_model;
+};
+/* Odd grids, grids lower than P*P and lower than P (ranks without a token), heads that the ranks
+ * do not divide, schedules that end in either phase. */
+static const struct shape_case cases[] = {
+    {"P 2, 2x5x6, full token group full", 2, 2, 2, 5, 6, 4, 24, 4, 2, false},
+    {"P 2, 1x9x11, 3 heads", 2, 2, 1, 9, 11, 3, 24, 4, 2, false},
+    {"P 2, 2x1x3 (H < P)", 2, 2, 2, 1, 3, 2, 24, 3, 0, false},
+    {"P 3, 1x7x10, 6 heads", 3, 2, 1, 7, 10, 6, 24, 4, 2, false},
+    {"P 4, 2x3x9 (H < P), 4 heads", 4, 2, 2, 3, 9, 4, 24, 4, 2, false},
+    {"P 4, 1x9x16, 1 head", 4, 2, 1, 9, 16, 1, 24, 2, 0, false},
+    {"1-D, P 4, 2x3x7, 2 heads", 4, 1, 2, 3, 7, 2, 24, 4, 2, false},
+    {"full model, 1x5x7, 4 heads", 2, 2, 1, 5, 7, 4, 24, 2, 0, true},
+};
+enum { NUM_CASES = sizeof cases / sizeof *cases, ONE_SAMPLE = 1000 };
+
+static struct fixture_opts options(const struct shape_case *c, const char *device, enum dtype type)
+{
+    struct model_config m = fixture_model();
+    m.dim = c->dim;
+    m.num_heads = c->heads;
+    m.num_layers = c->layers;
+    m.sparse_ratio = c->ratio;
+    m.skiparse_dim = c->dims == 1 ? 0 : 1;
+    m.num_full_blocks = c->full_blocks;
+    if (c->layers % 2) m.full_block_indices = (struct cfg_ints){1, {c->layers - 1}};
+    if (c->full_model) m.skiparse_model_type = SKIPARSE_FULL;
+    return (struct fixture_opts){.device = device,
+                                 .compute = type,
+                                 .model = m,
+                                 .t = c->t,
+                                 .h = c->h,
+                                 .w = c->w,
+                                 .fsdp = {.optimizer = true}};
+}
+
+struct outcome {
+    double loss, norm, *v, *grads;
+    int64_t num_v, num_grads;
+};
+
+static void free_outcome(struct outcome *o)
+{
+    free(o->v);
+    free(o->grads);
+}
+
+static double gradient_norm(struct fixture *f)
+{
+    double sum = 0;
+    int n;
+    const struct shard *s = fsdp_shards(f->fsdp, &n);
+    for (int i = 0; i < n; i++) {
+        const int64_t count = tensor_count(s[i].grad);
+        double *g = calloc((size_t)count + 1, sizeof *g);
+        dev_get_f64(f->dev, g, s[i].grad);
+        for (int64_t k = 0; k < count; k++) sum += g[k] * g[k];
+        free(g);
+    }
+    sum /= f->mesh.axis[AXIS_REPLICA]->size;
+    comm_sum_f64(f->mesh.axis[AXIS_WORLD], &sum, 1, "norm");
+    return sqrt(sum);
+}
+
+/* One step over `global` samples; v: the outputs of this data rank's samples. */
+static struct outcome run_case(struct comm *world, struct fixture_opts o, int global)
+{
+    struct fixture f;
+    struct outcome r = {0};
+    const int dp = o.degrees.ssp ? world->size / (o.degrees.ssp * o.degrees.sp) : world->size;
+    o.batch = global / dp;
+    fixture_open(&f, world, &o);
+    problem_fill_params(&f);
+    struct problem p = problem_new(&o.model, f.mesh.axis[AXIS_DP]->rank * o.batch, o.batch, o.t,
+                                   o.h, o.w);
+    r.num_v = p.out_n;
+    r.v = calloc((size_t)p.out_n, sizeof *r.v);
+    const struct step_io io = {.xt = p.xt,
+                               .target = p.target,
+                               .text = p.text,
+                               .t = p.t,
+                               .v = r.v,
+                               .share = (double)global * ONE_SAMPLE,
+                               .backward = true};
+    r.loss = fixture_step(&f, &io);
+    comm_sum_f64(world, &r.loss, 1, "loss");
+    comm_sum_f64(f.mesh.axis[AXIS_SEQ], r.v, (int)r.num_v, "output");
+    r.norm = gradient_norm(&f);
+    r.grads = problem_grads(&f, &r.num_grads);
+    problem_free(&p);
+    fixture_close(&f);
+    return r;
+}
+
+/* |a - b| / |b|, by norm. */
+static double distance(const double *a, const double *b, int64_t n)
+{
+    double diff = 0, size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        diff += (a[i] - b[i]) * (a[i] - b[i]);
+        size += b[i] * b[i];
+    }
+    return size > 0 ? sqrt(diff / size) : sqrt(diff);
+}
+
+/* The worst distance over the parameters, each by its own norm, but not below 1e-3 of the largest
+ * one: what is exactly 0 in theory is rounding on both sides. */
+static double worst_gradient(const struct model_config *m, const struct outcome *a,
+                             const struct outcome *b)
+{
+    struct dev *dev = dev_open("null", DT_F32, 1);
+    struct dit *d = dit_new(dev, m, RECOMPUTE_ALL, NULL, 8);
+    double worst = 0, floor = 1e-3 * b->norm;
+    int64_t at = 0;
+    for (int u = 0; u < d->num_units; u++)
+        for (int i = 0; i < d->unit[u].num_params; i++) {
+            const int64_t n = param_count(&d->unit[u].param[i]);
+            double diff = 0, size = 0;
+            for (int64_t k = at; k < at + n; k++) {
+                diff += (a->grads[k] - b->grads[k]) * (a->grads[k] - b->grads[k]);
+                size += b->grads[k] * b->grads[k];
+            }
+            const double e = sqrt(diff) / fmax(sqrt(size), floor);
+            if (!(e <= worst)) worst = e;
+            at += n;
+        }
+    dit_free(d, dev);
+    dev_close(dev);
+    return worst;
+}
+
+struct tally {
+    int seen, runs;
+    double worst_v, worst_g, worst_norm, worst_loss;
+};
+
+static void compare(struct comm *world, const struct fixture_opts *o, const struct outcome *want,
+                    int global, double tol, const char *name, struct tally *t)
+{
+    const struct mesh_degrees *d = &o->degrees;
+    const struct outcome got = run_case(world, *o, global);
+    const int dp = world->size / (d->ssp * d->sp), me = world->rank / (d->ssp * d->sp);
+    const double v = distance(got.v, want->v + me * (want->num_v / dp), got.num_v);
+    const double g = worst_gradient(&o->model, &got, want);
+    const double norm = fabs(got.norm / want->norm - 1), loss = fabs(got.loss / want->loss - 1);
+    EXPECT(v <= tol && g <= tol && norm <= tol && loss <= tol,
+           "%s: ranks %d = data %d x ssp %d x sp %d, fsdp %d: output %.2g, gradients %.2g, norm "
+           "%.2g, loss %.2g",
+           name, world->size, dp, d->ssp, d->sp, d->fsdp, v, g, norm, loss);
+    if (world->rank == 0 && test_verbose())
+        printf("    %-36s ranks %d: data %d x ssp %d x sp %d, fsdp %d x %d: output %.1e gradients "
+               "%.1e norm %.1e\n",
+               name, world->size, dp, d->ssp, d->sp, d->fsdp, world->size / d->fsdp, v, g, norm);
+    t->runs++;
+    t->worst_v = fmax(t->worst_v, v);
+    t->worst_g = fmax(t->worst_g, g);
+    t->worst_norm = fmax(t->worst_norm, norm);
+    t->worst_loss = fmax(t->worst_loss, loss);
+    struct outcome done = got;
+    free_outcome(&done);
+}
+
+/* Every (S, U, fsdp) of this world; every `stride`-th of them. */
+static void check_case(struct comm *world, const struct shape_case *c, const char *device,
+                       enum dtype type, double tol, int stride, struct tally *t)
+{
+    struct fixture_opts o = options(c, device, type);
+    const int W = world->size, P = c->ratio;
+    const int classes = c->full_model ? 1 : c->dims == 1 ? P : P * P;
+    struct comm *alone = comm_self(NULL);
+    const struct outcome want = run_case(alone, o, W);
+    comm_free(alone);
+    for (int S = 1; S <= W; S++)
+        for (int U = 1; S * U <= W; U++)
+            for (int F = 1; F <= W; F++) {
+                if (W % (S * U) || W % F || classes % S) continue;
+                const int number = t->seen++;
+                if (number % stride) continue;
+                o.degrees = (struct mesh_degrees){S, U, F};
+                o.recompute = (enum recompute)(number % 4);
+                o.fsdp.prefetch = number % 3;
+                compare(world, &o, &want, W, tol, c->name, t);
+            }
+    struct outcome done = want;
+    free_outcome(&done);
+}
+
+static void check_all(struct comm *world, const char *device, enum dtype type, double tol,
+                      int stride)
+{
+    struct tally t = {0};
+    const double start = log_seconds();
+    for (int i = 0; i < NUM_CASES; i++)
+        check_case(world, &cases[i], device, type, tol, stride, &t);
+    if (world->rank == 0)
+        printf("    %s %s, %d ranks: %d combinations, worst: output %.1e, gradients %.1e, norm "
+               "%.1e, loss %.1e (%.1f s)\n",
+               device, dtype_name(type), world->size, t.runs, t.worst_v, t.worst_g, t.worst_norm,
+               t.worst_loss, log_seconds() - start);
+}
+
+static int stride(void)
+{
+    return getenv("CAMPAIGN") ? 1 : test_fast() ? 11 : 3;
+}
+
+static void test_f64(struct comm *world) { check_all(world, "ref", DT_F64, 1e-10, stride()); }
+
+static void test_f32(struct comm *world)
+{
+    if (!dev_supports("cpu", DT_F32)) {
+        test_skip("no cpu device");
+        return;
+    }
+    check_all(world, "cpu", DT_F32, 1e-5, stride());
+}
+
+int main(int argc, char **argv)
+{
+    const struct test tests[] = {
+        {.name = "f64: any layout gives the gradients of one rank",
+         .run = test_f64,
+         .ranks = {2, 3, 4, 8}},
+        {.name = "f64: any layout gives the gradients of one rank, odd numbers of ranks",
+         .run = test_f64,
+         .ranks = {5, 6, 7}},
+        {.name = "f32: any layout gives the gradients of one rank",
+         .run = test_f32,
+         .ranks = {2, 4, 6, 8}},
+    };
+    return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
+}
