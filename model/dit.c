@@ -5,6 +5,7 @@
 
 #include "model/params.h"
 #include "model/rope.h"
+#include "parallel/mesh.h"
 
 static void set_policies(struct dit *d, enum recompute recompute, const struct cfg_ints *blocks)
 {
@@ -110,6 +111,7 @@ static void blocks_forward_train(struct ctx *c, const struct dit *d, struct dit_
     const size_t base = arena_mark(c->tmp);
     for (int i = 0; i < d->num_blocks; i++) {
         const struct block_run br = block_run_of(d, run, i);
+        mesh_at(c->mesh, d->unit[d->block[i].unit].name);
         run->x[i] = enter_stage(c, run, i, h);
         arena_release(c->tmp, base);
         h = arena_like(run->plan->enter[i + 1] ? c->tmp : c->keep, run->x[i]);
@@ -120,7 +122,9 @@ static void blocks_forward_train(struct ctx *c, const struct dit *d, struct dit_
         block_forget(&run->saved[i], &br);
         arena_release(c->tmp, inside);
     }
+    mesh_at(c->mesh, d->unit[d->head.unit].name);
     run->x[d->num_blocks] = enter_stage(c, run, d->num_blocks, h);
+    mesh_at(c->mesh, NULL);
     arena_release(c->tmp, base);
 }
 
@@ -134,6 +138,7 @@ static void blocks_forward_only(struct ctx *c, const struct dit *d, struct dit_r
         spare[k] = arena_new(c->keep, x.dtype, 2, DIMS(run->plan->max_rows, C));
     int next = 0;
     for (int i = 0; i <= d->num_blocks; i++) {
+        mesh_at(c->mesh, d->unit[i + 1].name); /* a block, at the end the head */
         if (run->plan->enter[i]) {
             struct tensor y = tensor_rows(spare[next], 0, run->plan->enter[i]->dst->rows);
             redist_forward(run->plan->enter[i], y, x);
@@ -150,6 +155,7 @@ static void blocks_forward_only(struct ctx *c, const struct dit *d, struct dit_r
         block_forget(&run->saved[i], &br);
         arena_release(c->tmp, inside);
     }
+    mesh_at(c->mesh, NULL);
 }
 
 void dit_forward(struct ctx *c, const struct dit *d, const struct shape_plan *p,
@@ -204,7 +210,9 @@ void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struc
     head_backward(c, &d->head, &run->head, dx, de, dout, run->x[d->num_blocks]);
     unit_leave(c->hooks, d->head.unit, PASS_BACKWARD);
     for (int i = d->num_blocks - 1; i >= 0; i--) {
+        mesh_at(c->mesh, d->unit[i + 2].name); /* the exchange belongs to whom it led to */
         dx = leave_stage(run, i + 1, dx, dx.data == buffer[0].data ? buffer[1] : buffer[0]);
+        mesh_at(c->mesh, d->unit[i + 1].name);
         const struct block_run br = block_run_of(d, run, i);
         const size_t inside = arena_mark(c->tmp);
         unit_enter(c->hooks, d->block[i].unit, PASS_BACKWARD);
@@ -216,7 +224,9 @@ void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struc
         unit_leave(c->hooks, d->block[i].unit, PASS_BACKWARD);
         arena_release(c->tmp, inside);
     }
+    mesh_at(c->mesh, d->unit[1].name);
     dx = leave_stage(run, 0, dx, dx.data == buffer[0].data ? buffer[1] : buffer[0]);
+    mesh_at(c->mesh, NULL);
     unit_enter(c->hooks, d->embed.unit, PASS_BACKWARD);
     embed_backward(c, &d->embed, &run->embed,
                    (struct embed_in){run->in.xt, run->in.text, run->in.t},

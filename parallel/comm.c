@@ -1,5 +1,6 @@
 #include "parallel/comm.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,11 +33,43 @@ static void check_agreement(struct comm *c, enum comm_kind kind, double bytes, c
     free(all);
 }
 
+static struct comm_entry *entry_of(struct comm *c, enum comm_kind kind, const char *where)
+{
+    for (int i = 0; i < c->num_entries; i++)
+        if (c->entry[i].kind == kind && strcmp(c->entry[i].where, where) == 0)
+            return &c->entry[i];
+    if (c->num_entries % 64 == 0) {
+        c->entry = realloc(c->entry, (size_t)(c->num_entries + 64) * sizeof *c->entry);
+        CHECK(c->entry, "out of memory");
+    }
+    struct comm_entry *e = &c->entry[c->num_entries++];
+    *e = (struct comm_entry){.kind = kind};
+    snprintf(e->where, sizeof e->where, "%s", where);
+    return e;
+}
+
+static void count(struct comm *c, enum comm_kind kind, double sent, const char *tag)
+{
+    struct comm_count *n[2] = {&c->count[kind],
+                               &entry_of(c, kind, c->context ? c->context : tag)->count};
+    for (int i = 0; i < 2; i++) {
+        n[i]->calls++;
+        n[i]->bytes += sent;
+    }
+}
+
+void comm_reset_counts(struct comm *c)
+{
+    memset(c->count, 0, sizeof c->count);
+    c->num_entries = 0;
+    free(c->entry);
+    c->entry = NULL;
+}
+
 static double begin(struct comm *c, enum comm_kind kind, double sent, double bytes, const char *tag)
 {
     c->seq++;
-    c->count[kind].calls++;
-    c->count[kind].bytes += sent;
+    count(c, kind, sent, tag);
     c->since = log_seconds();
     c->doing = tag;
     if (c->check && c->size > 1) check_agreement(c, kind, bytes, tag);
@@ -136,7 +169,9 @@ struct comm *comm_split(struct comm *c, int color, int key, const char *name)
 
 void comm_free(struct comm *c)
 {
-    if (c) c->ops->free(c);
+    if (!c) return;
+    free(c->entry);
+    c->ops->free(c);
 }
 
 void comm_sum_f64(struct comm *c, double *x, int n, const char *tag)

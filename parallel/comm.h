@@ -27,6 +27,11 @@ struct comm_count {
     int64_t calls;
     double bytes; /* sent by this rank to other ranks */
 };
+struct comm_entry { /* the count of one kind at one place */
+    char where[64]; /* a block ("blocks.7"), or the tag of a collective outside the blocks */
+    enum comm_kind kind;
+    struct comm_count count;
+};
 struct comm_ops {
     const char *name;
     /* dst [size*n] = concatenation of all src [n] */
@@ -54,6 +59,9 @@ struct comm {
     double deadline_s; /* 0: none */
     bool check;        /* --check-comm: compare number, kind, size and tag first */
     struct comm_count count[COMM_KINDS];
+    const char *volatile context; /* the block being computed; NULL: tags say where */
+    struct comm_entry *entry;     /* counts by place, in the order of their first use */
+    int num_entries;
     double seconds; /* spent inside calls and waits */
 };
 
@@ -69,6 +77,8 @@ void comm_exchange(struct comm *, struct tensor dst, const struct run *recv, int
 void comm_broadcast(struct comm *, struct tensor x, int root, const char *tag, struct work *);
 void comm_wait(struct comm *, struct work *);
 void comm_barrier(struct comm *, const char *tag);
+/* Forgets all counts. */
+void comm_reset_counts(struct comm *);
 struct comm *comm_split(struct comm *, int color, int key, const char *name);
 void comm_free(struct comm *);
 

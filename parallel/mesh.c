@@ -51,6 +51,11 @@ void mesh_init(struct mesh *m, struct comm *world, struct mesh_degrees d)
     m->axis[AXIS_REPLICA] = axis(world, f, r, W / F, "replica");
 }
 
+void mesh_at(struct mesh *m, const char *block)
+{
+    m->axis[AXIS_SSP]->context = m->axis[AXIS_SP]->context = m->axis[AXIS_SEQ]->context = block;
+}
+
 void mesh_free(struct mesh *m)
 {
     for (int a = AXIS_WORLD + 1; a < AXIS_COUNT; a++) comm_free(m->axis[a]);

@@ -19,4 +19,7 @@ struct mesh {
 /* Stops with RC_CONFIG and the legal numbers when a degree does not divide the world. */
 void mesh_init(struct mesh *m, struct comm *world, struct mesh_degrees d);
 void mesh_free(struct mesh *m); /* not the world */
+/* Says which block the collectives of the sequence axes belong to from now on, for counters and
+ * hang reports; NULL: none. The text must live as long as the mesh. */
+void mesh_at(struct mesh *m, const char *block);
 #endif

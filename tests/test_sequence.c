@@ -9,23 +9,25 @@
 #include "core/log.h"
 #include "tests/check.h"
 #include "tests/problem.h"
+#include "train/dryrun.h"
 
 struct shape_case {
     const char *name;
     int ratio, dims, t, h, w, heads, dim, layers, full_blocks;
-    bool full_model;
+    bool full_model, large; /* large: in the campaign only */
 };
 /* Odd grids, grids lower than P*P and lower than P (ranks without a token), heads that the ranks
  * do not divide, schedules that end in either phase. */
 static const struct shape_case cases[] = {
-    {"P 2, 2x5x6, full token group full", 2, 2, 2, 5, 6, 4, 24, 4, 2, false},
-    {"P 2, 1x9x11, 3 heads", 2, 2, 1, 9, 11, 3, 24, 4, 2, false},
-    {"P 2, 2x1x3 (H < P)", 2, 2, 2, 1, 3, 2, 24, 3, 0, false},
-    {"P 3, 1x7x10, 6 heads", 3, 2, 1, 7, 10, 6, 24, 4, 2, false},
-    {"P 4, 2x3x9 (H < P), 4 heads", 4, 2, 2, 3, 9, 4, 24, 4, 2, false},
-    {"P 4, 1x9x16, 1 head", 4, 2, 1, 9, 16, 1, 24, 2, 0, false},
-    {"1-D, P 4, 2x3x7, 2 heads", 4, 1, 2, 3, 7, 2, 24, 4, 2, false},
-    {"full model, 1x5x7, 4 heads", 2, 2, 1, 5, 7, 4, 24, 2, 0, true},
+    {"P 2, 2x5x6, full token group full", 2, 2, 2, 5, 6, 4, 24, 4, 2, false, false},
+    {"P 2, 1x9x11, 3 heads", 2, 2, 1, 9, 11, 3, 24, 4, 2, false, false},
+    {"P 2, 2x1x3 (H < P)", 2, 2, 2, 1, 3, 2, 24, 3, 0, false, false},
+    {"P 3, 1x7x10, 6 heads", 3, 2, 1, 7, 10, 6, 24, 4, 2, false, false},
+    {"P 4, 2x3x9 (H < P), 4 heads", 4, 2, 2, 3, 9, 4, 24, 4, 2, false, false},
+    {"P 4, 1x9x16, 1 head", 4, 2, 1, 9, 16, 1, 24, 2, 0, false, false},
+    {"1-D, P 4, 2x3x7, 2 heads", 4, 1, 2, 3, 7, 2, 24, 4, 2, false, false},
+    {"full model, 1x5x7, 4 heads", 2, 2, 1, 5, 7, 4, 24, 2, 0, true, false},
+    {"P 2, 1x45x80, 2 heads", 2, 2, 1, 45, 80, 2, 24, 2, 0, false, true},
 };
 enum { NUM_CASES = sizeof cases / sizeof *cases, ONE_SAMPLE = 1000 };
 
@@ -118,14 +120,14 @@ static double distance(const double *a, const double *b, int64_t n)
     return size > 0 ? sqrt(diff / size) : sqrt(diff);
 }
 
-/* The worst distance over the parameters, each by its own norm, but not below 1e-3 of the largest
- * one: what is exactly 0 in theory is rounding on both sides. */
+/* The worst distance over the parameters, each by its own norm, but not below `floor` of the norm
+ * of all: what is exactly 0 in theory (key biases) is rounding on both sides. */
 static double worst_gradient(const struct model_config *m, const struct outcome *a,
-                             const struct outcome *b)
+                             const struct outcome *b, double floor)
 {
     struct dev *dev = dev_open("null", DT_F32, 1);
     struct dit *d = dit_new(dev, m, RECOMPUTE_ALL, NULL, 8);
-    double worst = 0, floor = 1e-3 * b->norm;
+    double worst = 0;
     int64_t at = 0;
     for (int u = 0; u < d->num_units; u++)
         for (int i = 0; i < d->unit[u].num_params; i++) {
@@ -135,7 +137,7 @@ static double worst_gradient(const struct model_config *m, const struct outcome 
                 diff += (a->grads[k] - b->grads[k]) * (a->grads[k] - b->grads[k]);
                 size += b->grads[k] * b->grads[k];
             }
-            const double e = sqrt(diff) / fmax(sqrt(size), floor);
+            const double e = sqrt(diff) / fmax(sqrt(size), floor * b->norm);
             if (!(e <= worst)) worst = e;
             at += n;
         }
@@ -156,7 +158,7 @@ static void compare(struct comm *world, const struct fixture_opts *o, const stru
     const struct outcome got = run_case(world, *o, global);
     const int dp = world->size / (d->ssp * d->sp), me = world->rank / (d->ssp * d->sp);
     const double v = distance(got.v, want->v + me * (want->num_v / dp), got.num_v);
-    const double g = worst_gradient(&o->model, &got, want);
+    const double g = worst_gradient(&o->model, &got, want, o->compute == DT_F64 ? 1e-6 : 1e-3);
     const double norm = fabs(got.norm / want->norm - 1), loss = fabs(got.loss / want->loss - 1);
     EXPECT(v <= tol && g <= tol && norm <= tol && loss <= tol,
            "%s: ranks %d = data %d x ssp %d x sp %d, fsdp %d: output %.2g, gradients %.2g, norm "
@@ -181,6 +183,7 @@ static void check_case(struct comm *world, const struct shape_case *c, const cha
 {
     struct fixture_opts o = options(c, device, type);
     const int W = world->size, P = c->ratio;
+    if (c->large && (!getenv("CAMPAIGN") || W != 8)) return;
     const int classes = c->full_model ? 1 : c->dims == 1 ? P : P * P;
     struct comm *alone = comm_self(NULL);
     const struct outcome want = run_case(alone, o, W);
@@ -214,6 +217,82 @@ static void check_all(struct comm *world, const char *device, enum dtype type, d
                t.worst_loss, log_seconds() - start);
 }
 
+/* ---- counters --------------------------------------------------------------------------------*/
+struct prediction {
+    struct fixture *f;
+    int rank, entries, exchanges;
+};
+
+static void equal_counts(void *arg, enum axis a, const struct comm_entry *want, int n)
+{
+    struct prediction *p = arg;
+    const struct comm *c = p->f->mesh.axis[a];
+    if (a == AXIS_WORLD) return; /* what the test itself sums */
+    EXPECT(c->num_entries == n, "axis %s: %d entries, predicted %d", c->name, c->num_entries, n);
+    for (int i = 0; i < n && i < c->num_entries; i++) {
+        const struct comm_entry *got = &c->entry[i];
+        EXPECT(got->kind == want[i].kind && strcmp(got->where, want[i].where) == 0 &&
+                   got->count.calls == want[i].count.calls &&
+                   got->count.bytes == want[i].count.bytes,
+               "rank %d, axis %s: %s kind %d: %lld calls of %.0f bytes, predicted %s kind %d: %lld "
+               "calls of %.0f bytes",
+               p->rank, c->name, got->where, (int)got->kind, (long long)got->count.calls,
+               got->count.bytes, want[i].where, (int)want[i].kind, (long long)want[i].count.calls,
+               want[i].count.bytes);
+        p->entries++;
+        if (got->kind == COMM_EXCHANGE) p->exchanges++;
+    }
+}
+
+/* The dry run of this rank predicts every collective of a real step, place by place. */
+static void test_counts(struct comm *world)
+{
+    struct prediction p = {.rank = world->rank};
+    for (int i = 0; i < NUM_CASES; i++)
+        for (int S = 1; S <= world->size; S++) {
+            const int classes = cases[i].dims == 1 ? cases[i].ratio : cases[i].ratio * cases[i].ratio;
+            if (world->size % S || classes % S || cases[i].large || cases[i].full_model) continue;
+            struct fixture_opts o = options(&cases[i], "ref", DT_F64);
+            o.degrees = (struct mesh_degrees){S, world->size / S, S};
+            o.recompute = (enum recompute)((i + S) % 4);
+            o.batch = 2;
+            struct fixture f;
+            fixture_open(&f, world, &o);
+            problem_fill_params(&f);
+            struct problem in = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
+            for (int a = 0; a < AXIS_COUNT; a++) comm_reset_counts(f.mesh.axis[a]);
+            fixture_step(&f, &(struct step_io){.xt = in.xt,
+                                               .target = in.target,
+                                               .text = in.text,
+                                               .t = in.t,
+                                               .share = 1,
+                                               .backward = true});
+            p.f = &f;
+            const struct dryrun_in d = {.model = o.model,
+                                        .compute = o.compute,
+                                        .recompute = o.recompute,
+                                        .ranks = world->size,
+                                        .rank = world->rank,
+                                        .degrees = o.degrees,
+                                        .fsdp = o.fsdp,
+                                        .batch = o.batch,
+                                        .t = o.t,
+                                        .h = o.h,
+                                        .w = o.w,
+                                        .train = true,
+                                        .on_comm = equal_counts,
+                                        .on_comm_arg = &p};
+            struct dryrun_out out;
+            dryrun(&d, &out);
+            problem_free(&in);
+            fixture_close(&f);
+        }
+    EXPECT(p.entries > 50 && p.exchanges > 10, "%d entries, %d exchanges", p.entries, p.exchanges);
+    if (world->rank == 0)
+        printf("    %d ranks: %d counts on rank 0, %d of them exchanges, equal to the dry run\n",
+               world->size, p.entries, p.exchanges);
+}
+
 static int stride(void)
 {
     return getenv("CAMPAIGN") ? 1 : test_fast() ? 11 : 3;
@@ -242,6 +321,9 @@ int main(int argc, char **argv)
         {.name = "f32: any layout gives the gradients of one rank",
          .run = test_f32,
          .ranks = {2, 4, 6, 8}},
+        {.name = "the dry run predicts every collective of a step, place by place",
+         .run = test_counts,
+         .ranks = {2, 4, 8}},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

@@ -95,8 +95,11 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     struct ctx c = {dev, &mesh, fsdp_hooks(f), &keep, &tmp};
     pass(&c, d, p, in, out);
     if (in->train) fsdp_finish_backward(f, true);
-    for (int a = 0; a < AXIS_COUNT; a++)
-        memcpy(out->comm[a], mesh.axis[a]->count, sizeof out->comm[a]);
+    for (int a = 0; a < AXIS_COUNT; a++) {
+        const struct comm *x = mesh.axis[a];
+        memcpy(out->comm[a], x->count, sizeof out->comm[a]);
+        if (in->on_comm) in->on_comm(in->on_comm_arg, (enum axis)a, x->entry, x->num_entries);
+    }
     if (in->train) { /* validation runs forward only, in the same arenas */
         struct dryrun_in forward = *in;
         struct dryrun_out unused;
@@ -128,6 +131,7 @@ void dryrun_model_flops(const struct dryrun_in *in, struct dryrun_phase *forward
     one.recompute_blocks = NULL;
     one.train = true;
     one.fsdp.optimizer = true;
+    one.on_comm = NULL;
     struct dryrun_out out;
     dryrun(&one, &out);
     *forward = out.forward;

@@ -14,6 +14,9 @@ struct dryrun_in {
     struct fsdp_opts fsdp;
     int batch, t, h, w; /* micro-batch of this rank; token grid */
     bool train;
+    /* called once an axis with the counts of the pass by place (valid during the call); or NULL */
+    void (*on_comm)(void *arg, enum axis a, const struct comm_entry *entry, int n);
+    void *on_comm_arg;
 };
 struct dryrun_phase {
     double gemm_flops, attn_flops, row_bytes; /* this rank */

@@ -131,6 +131,7 @@ static struct dryrun_out whole_sample(const struct dryrun_in *in)
     one.ranks = 1;
     one.rank = 0;
     one.degrees = (struct mesh_degrees){1, 1, 1};
+    one.on_comm = NULL;
     dryrun(&one, &o);
     return o;
 }
