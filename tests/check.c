@@ -10,11 +10,13 @@
 
 #include "core/log.h"
 #include "parallel/comm.h"
+#include "parallel/launch.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int passed, failed, skipped;
 static int case_failures, shown;
 static bool case_skipped, fast_only, verbose;
+static struct comm *mpi_world; /* NULL: ranks are threads */
 static char case_reason[512];
 static char dir[256];
 
@@ -160,13 +162,22 @@ static void run_body(struct comm *world, void *arg) { ((const struct test *)arg)
 static void run_case(const struct test *t, int ranks)
 {
     char name[256];
-    snprintf(name, sizeof name, ranks > 1 ? "%s [%d ranks]" : "%s", t->name, ranks);
+    snprintf(name, sizeof name, mpi_world ? "%s [%d MPI ranks]" : ranks > 1 ? "%s [%d ranks]" : "%s",
+             t->name, ranks);
     case_failures = shown = 0;
     case_skipped = false;
     const double t0 = log_seconds();
     fflush(stdout);
-    comm_thread_run(ranks, run_body, (void *)(uintptr_t)t);
+    if (mpi_world) {
+        t->run(mpi_world);
+        double bad = case_failures;
+        comm_sum_f64(mpi_world, &bad, 1, "verdict");
+        case_failures = (int)bad;
+    } else {
+        comm_thread_run(ranks, run_body, (void *)(uintptr_t)t);
+    }
     const double s = log_seconds() - t0;
+    if (mpi_world && mpi_world->rank) return; /* rank 0 counts and tells */
     if (case_failures) {
         failed++;
         printf("  FAIL %s (%d expectations, %.2f s)\n", name, case_failures, s);
@@ -178,6 +189,39 @@ static void run_case(const struct test *t, int ranks)
         printf("  ok   %s (%.2f s)\n", name, s);
     }
     fflush(stdout);
+}
+
+static bool wants(const struct test *t, int ranks)
+{
+    for (int k = 0; k < 5; k++)
+        if (t->ranks[k] == ranks) return true;
+    return false;
+}
+
+static void list_mpi_ranks(const struct test *tests, int n)
+{
+    for (int ranks = 2; ranks <= 16; ranks++) {
+        bool any = false;
+        for (int i = 0; i < n; i++)
+            any |= (tests[i].flags & TEST_MPI) && wants(&tests[i], ranks) &&
+                   !(fast_only && (tests[i].flags & TEST_SLOW));
+        if (any) printf("%d\n", ranks);
+    }
+}
+
+static void run_tests(const struct test *tests, int n, const char *part)
+{
+    for (int i = 0; i < n; i++) {
+        const struct test *t = &tests[i];
+        if (part && !strstr(t->name, part)) continue;
+        if (fast_only && (t->flags & TEST_SLOW)) continue;
+        if (mpi_world) {
+            if ((t->flags & TEST_MPI) && wants(t, mpi_world->size)) run_case(t, mpi_world->size);
+            continue;
+        }
+        if (!t->ranks[0]) run_case(t, 1);
+        for (int k = 0; k < 5 && t->ranks[k]; k++) run_case(t, t->ranks[k]);
+    }
 }
 
 int test_main(int argc, char **argv, const struct test *tests, int n)
@@ -192,18 +236,24 @@ int test_main(int argc, char **argv, const struct test *tests, int n)
         else if (strcmp(argv[i], "-l") == 0) {
             for (int k = 0; k < n; k++) printf("%s\n", tests[k].name);
             return 0;
+        } else if (strcmp(argv[i], "-m") == 0) {
+            list_mpi_ranks(tests, n);
+            return 0;
         } else
             part = argv[i];
     }
+    if (getenv("OMPI_COMM_WORLD_SIZE") && atoi(getenv("OMPI_COMM_WORLD_SIZE")) > 1)
+        mpi_world = launch_start(&argc, &argv);
     log_set_level(LOG_WARN);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    printf("%s\n", argv[0]);
-    for (int i = 0; i < n; i++) {
-        if (part && !strstr(tests[i].name, part)) continue;
-        if (fast_only && (tests[i].flags & TEST_SLOW)) continue;
-        if (!tests[i].ranks[0]) run_case(&tests[i], 1);
-        for (int k = 0; k < 5 && tests[i].ranks[k]; k++) run_case(&tests[i], tests[i].ranks[k]);
+    const bool tells = !mpi_world || mpi_world->rank == 0;
+    if (tells) printf("%s\n", argv[0]);
+    run_tests(tests, n, part);
+    double bad = failed;
+    if (mpi_world) {
+        comm_sum_f64(mpi_world, &bad, 1, "verdict");
+        launch_end(mpi_world);
     }
-    printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
-    return failed ? 1 : 0;
+    if (tells) printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
+    return bad > 0 ? 1 : 0;
 }

@@ -1,5 +1,6 @@
 /* Test harness. A test is a function over a world communicator and the rank counts it wants;
- * ranks are threads (comm_thread) unless the binary is started under mpirun. Case names are
+ * ranks are threads (comm_thread). Started under mpirun, the program runs its TEST_MPI tests that
+ * want this number of ranks, over MPI (scripts/run_tests.sh does both). Case names are
  * sentences. A failed expectation is recorded and the test goes on, so that one rank's failure
  * cannot leave the others inside a collective; the harness owns the exit code. The last line is
  * "N passed, N failed, N skipped". */
@@ -10,14 +11,17 @@
 #include "core/tensor.h"
 
 struct comm;
-enum { TEST_SLOW = 1 }; /* left out of make test-fast */
+enum {
+    TEST_SLOW = 1, /* left out of make test-fast */
+    TEST_MPI = 2   /* also over MPI, for each of its rank counts above 1 */
+};
 struct test {
     const char *name;
     void (*run)(struct comm *world);
     int ranks[5]; /* 0-terminated; all zero: one rank */
     unsigned flags;
 };
-/* Arguments: [-l] list, [-f] fast set only, [-v] more lines, NAME-PART: only tests that contain it. */
+/* Arguments: [-l] list, [-m] list the rank counts to run under mpirun, [-f] fast set only, [-v] more lines, NAME-PART: only tests that contain it. */
 int test_main(int argc, char **argv, const struct test *t, int n);
 /* Reports the rest of the running test as skipped, with the reason. Call on all ranks. */
 void test_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -259,7 +259,8 @@ int main(int argc, char **argv)
         {.name = "recompute policies give the same bits", .run = test_policies},
         {.name = "sharded ranks give the gradients of one rank",
          .run = test_ranks,
-         .ranks = {1, 2, 4, 8}},
+         .ranks = {1, 2, 4, 8},
+         .flags = TEST_MPI},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

@@ -96,7 +96,7 @@ static void small_model(struct comm *world)
     s.model.skiparse_model_type = SKIPARSE_FULL;
     plan_cost(&s, 16, &c);
     EXPECT(near(c.linear + c.attention, 1250e12), "full %g", c.linear + c.attention);
-    EXPECT(c.dp == 16 && !c.by_formula, "a full model has no skiparse ranks");
+    EXPECT(c.dp == 16, "a full model has no skiparse ranks");
 }
 
 static void policies_and_batches(struct comm *world)
@@ -122,7 +122,11 @@ static void policies_and_batches(struct comm *world)
                                      2 * all.rank.comm[AXIS_FSDP][COMM_ALL_GATHER].calls,
            "%d micro-batches", all.num_micro);
     EXPECT(plan_axis_in_node(&all, AXIS_FSDP) && all.fsdp_s < 1, "fsdp 8 stays in the node");
-    EXPECT(!all.by_formula, "one rank a sample: everything is walked");
+    EXPECT(fabs(all.replicated) < 1e-12, "one rank a sample repeats nothing: %g", all.replicated);
+    /* four ranks a sample share all work but the text path */
+    s.use_skiparse_sequence_parallel = true;
+    plan_cost(&s, 8, &all);
+    EXPECT(all.replicated > 0 && all.replicated < 0.003, "repeated work: %g", all.replicated);
 }
 
 static void wrong_shape(void *arg)

@@ -314,16 +314,19 @@ int main(int argc, char **argv)
     const struct test tests[] = {
         {.name = "f64: any layout gives the gradients of one rank",
          .run = test_f64,
-         .ranks = {2, 3, 4, 8}},
+         .ranks = {2, 3, 4, 8},
+         .flags = TEST_MPI},
         {.name = "f64: any layout gives the gradients of one rank, odd numbers of ranks",
          .run = test_f64,
          .ranks = {5, 6, 7}},
         {.name = "f32: any layout gives the gradients of one rank",
          .run = test_f32,
-         .ranks = {2, 4, 6, 8}},
+         .ranks = {2, 4, 6, 8},
+         .flags = TEST_MPI},
         {.name = "the dry run predicts every collective of a step, place by place",
          .run = test_counts,
-         .ranks = {2, 4, 8}},
+         .ranks = {2, 4, 8},
+         .flags = TEST_MPI},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

@@ -132,6 +132,8 @@ static void print_flops(FILE *out, const struct plan_cost *c)
         {"model (3 forward)", c->megatron},    {"executed, with recompute", c->executed}};
     for (size_t i = 0; i < sizeof row / sizeof *row; i++)
         fprintf(out, "  %-34s %12.6g\n", row[i].name, row[i].value / unit);
+    if (c->replicated > 0)
+        fprintf(out, "  done by several ranks of a sample  %12.3g %%\n", 100 * c->replicated);
 }
 
 static void print_comm(FILE *out, const struct settings *s, const struct plan_cost *c)

@@ -27,6 +27,7 @@ struct plan_cost {
     /* FLOPs of one sample */
     double linear, attention;         /* forward */
     double model, megatron, executed; /* forward and backward */
+    double replicated; /* what the ranks of a sample do beyond one rank's work, as a part of it */
     /* bytes that the largest rank sends in a step */
     struct comm_count comm[AXIS_COUNT][COMM_KINDS];
     /* estimate, seconds */

@@ -144,6 +144,7 @@ static double all_flops(const struct dryrun_out *o)
 
 struct group {                  /* over the ranks of one sequence group */
     double matrix_s, row_bytes; /* slowest, most */
+    double flops;               /* sum */
 };
 
 static struct group walk_group(const struct settings *s, int size, struct plan_cost *c)
@@ -153,6 +154,7 @@ static struct group walk_group(const struct settings *s, int size, struct plan_c
         struct dryrun_out o;
         c->in = session_dryrun(s, c->ranks, r, c->shape, true);
         dryrun(&c->in, &o);
+        g.flops += all_flops(&o);
         g.matrix_s = fmax(g.matrix_s, matrix_seconds(&o.forward, &o.backward));
         g.row_bytes = fmax(g.row_bytes, o.forward.row_bytes + o.backward.row_bytes);
         c->rows_most = r == 0 || o.rows > c->rows_most ? o.rows : c->rows_most;
@@ -185,6 +187,7 @@ void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
     c->model = (f.gemm_flops + f.attn_flops + b.gemm_flops + b.attn_flops) / samples;
     c->megatron = 3 * (c->linear + c->attention);
     c->executed = all_flops(&whole) / samples;
+    c->replicated = g.flops / all_flops(&whole) - 1;
     step_comm(c);
     estimate(s, c, g.matrix_s, g.row_bytes);
 }
