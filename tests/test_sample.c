@@ -72,6 +72,14 @@ static void test_sample(struct comm *world)
             EXPECT(same_file("one", "three", p, k), "video %d/%d differs between 1 and 3 ranks", p,
                    k);
     EXPECT(!same_file("one", "three", 0, 0) || changed("one", "samples.json"), "no manifest");
+    /* the ranks share samples: videos one by one, tokens between 4 of them */
+    EXPECT(sample(4, "four",
+                  "use_sequence_parallel=true sp_size=2 use_skiparse_sequence_parallel=true "
+                  "skiparse_sp_size=2",
+                  said) == 0,
+           "%s", said);
+    for (int p = 0; p < 3; p++)
+        EXPECT(same_file("one", "four", p, 1), "video %d differs under sequence parallelism", p);
     /* one video is gone: only that one is made again */
     char *gone = io_path("%s/one/video_000001_01.mp4", test_dir());
     EXPECT(remove(gone) == 0, "remove");
