@@ -23,7 +23,7 @@ static const struct {
     {"report", verb_report, "report RUN", "one self-contained HTML page of a run"},
     {"print-config", verb_print_config, "print-config CONFIG [key=value ...]",
      "effective values with origins"},
-    {"bench", verb_bench, "bench [name]", "speed of the model's block on this device"},
+    {"bench", verb_bench, "bench [comm]", "speed of a block; bytes and time of its communication"},
 };
 enum { NUM_VERBS = sizeof verbs / sizeof *verbs };
 

@@ -1,4 +1,4 @@
-/* Verb bench: one transformer block forward and backward on random data, at the width of the 1.3B
+/* Verb bench; here: one transformer block forward and backward on random data, at the width of the 1.3B
  * model. One JSON line per measurement, for scripts/bench_block.py and for eyes. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,30 +9,39 @@
 #include "model/dit.h"
 #include "parallel/fsdp.h"
 #include "train/args.h"
+#include "train/bench.h"
 #include "train/verbs.h"
 
 static const char usage[] =
     "osp bench [dtype=fp32|bf16|fp64] [device=cpu] [threads=2] [t=6 h=16 w=16] [ratio=1|2|3]\n"
     "          [dim=1536] [ffn=8960] [heads=12] [text=512] [runs=3] [out=FOLDER]\n"
     "One block forward and backward. ratio 1: full attention; above: Skiparse sub-sequences.\n"
-    "out: writes inputs, weights and results as raw float32 for a comparison.";
+    "out: writes inputs, weights and results as raw float32 for a comparison.\n\n"
+    "mpirun -n N osp bench comm [t=21 h=45 w=80] [ratio=2] [dim=1536] [heads=12] [dtype=fp32]\n"
+    "          [runs=5]          (or without mpirun: ranks=N, counts only)\n"
+    "What a sparse block sends under Ulysses, SSP, both, and all-gather + reshard: calls, bytes,\n"
+    "time. Exit code 70 when a count differs from its formula (docs/parallelism.md).";
 
-struct bench {
-    char dtype[16], device[16];
-    int64_t threads, t, h, w, ratio, dim, ffn, heads, text, runs;
-    const char *out;
-};
+static const struct bench block_defaults = {"fp32", "cpu", 0,  6,   16, 16, 1,
+                                            1536,   8960,  12, 512, 3,  0,  NULL};
+/* 720 x 1280 x 81 at the width of the 1.3B model */
+static const struct bench comm_defaults = {"fp32", "cpu", 0,  21,  45, 80, 2,
+                                           1536,   8960,  12, 512, 5,  0,  NULL};
+
+enum dtype bench_dtype(const struct bench *b)
+{
+    return strcmp(b->dtype, "bf16") == 0 ? DT_BF16 : strcmp(b->dtype, "fp64") == 0 ? DT_F64 : DT_F32;
+}
 
 static void parse(struct bench *b, const struct args *a)
 {
-    *b = (struct bench){"fp32", "cpu", 0, 6, 16, 16, 1, 1536, 8960, 12, 512, 3, NULL};
     const struct {
         const char *key;
         int64_t *value;
     } numbers[] = {
         {"threads", &b->threads}, {"t", &b->t},      {"h", &b->h},     {"w", &b->w},
         {"ratio", &b->ratio},     {"dim", &b->dim},  {"ffn", &b->ffn}, {"heads", &b->heads},
-        {"text", &b->text},       {"runs", &b->runs}};
+        {"text", &b->text},       {"runs", &b->runs}, {"ranks", &b->ranks}};
     for (int i = 0; i < a->num_sets; i++) {
         const char *s = a->sets[i], *v = strchr(s, '=') + 1;
         const size_t n = (size_t)(v - s) - 1;
@@ -44,7 +53,8 @@ static void parse(struct bench *b, const struct args *a)
                 known = *v && !*end && (*numbers[k].value > 0 || numbers[k].value == &b->threads);
             }
         if (n == 5 && strncmp(s, "dtype", n) == 0)
-            known = snprintf(b->dtype, sizeof b->dtype, "%s", v) < 16;
+            known = snprintf(b->dtype, sizeof b->dtype, "%s", v) < 16 &&
+                    (!strcmp(v, "fp32") || !strcmp(v, "bf16") || !strcmp(v, "fp64"));
         if (n == 6 && strncmp(s, "device", n) == 0)
             known = snprintf(b->device, sizeof b->device, "%s", v) < 16;
         if (n == 3 && strncmp(s, "out", n) == 0) b->out = v, known = true;
@@ -75,9 +85,7 @@ static struct tensor random_tensor(struct block_bench *k, enum dtype t, int64_t 
 
 static void open_bench(struct block_bench *k, const struct bench *b, struct comm *world)
 {
-    const enum dtype T = strcmp(b->dtype, "bf16") == 0   ? DT_BF16
-                         : strcmp(b->dtype, "fp64") == 0 ? DT_F64
-                                                         : DT_F32;
+    const enum dtype T = bench_dtype(b);
     struct model_config m = {.dim = b->dim,
                              .ffn_dim = b->ffn,
                              .freq_dim = 256,
@@ -202,8 +210,15 @@ int verb_bench(int argc, char **argv)
     struct args a;
     struct bench b;
     args_parse(&a, argc, argv, usage);
-    if (a.config) err_stop(RC_USAGE, "%s", usage);
+    const bool comm = a.config && strcmp(a.config, "comm") == 0;
+    if ((a.config && !comm) || a.num_rest) err_stop(RC_USAGE, "%s", usage);
+    b = comm ? comm_defaults : block_defaults;
     parse(&b, &a);
+    if (comm) {
+        const int rc = bench_comm(&b, argc, argv);
+        args_free(&a);
+        return rc;
+    }
     struct comm *world = comm_self(NULL);
     struct block_bench *k = calloc(1, sizeof *k);
     CHECK(k, "out of memory");
