@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/io.h"
 #include "core/rng.h"
@@ -163,7 +164,7 @@ struct dataset_writer *dataset_create(const char *path, const struct dataset_spe
     struct dataset_writer *w = calloc(1, sizeof *w);
     CHECK(w, "out of memory");
     w->path = strdup(path);
-    w->temporary = io_path("%s.tmp", path);
+    w->temporary = io_path("%s.tmp.%ld", path, (long)getpid());
     w->spec = *s;
     w->video = video;
     w->text = text;

@@ -1,7 +1,7 @@
 /* Writing a data set (layout: data/dataset.h). Samples are appended one by one; the file is called
- * PATH.tmp until dataset_finish, which closes, fsyncs and renames it: under its final name a data
- * set is always complete. Every function returns false with e filled on failure; then, and after
- * an interruption, call dataset_abandon. */
+ * PATH.tmp.PID until dataset_finish, which closes, fsyncs and renames it: under its final name a
+ * data set is always complete, and no process touches the temporary file of another. Every function
+ * returns false with e filled on failure; then, and after an interruption, call dataset_abandon. */
 #ifndef DATA_DATASET_WRITE_H
 #define DATA_DATASET_WRITE_H
 #include <stdbool.h>

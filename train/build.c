@@ -60,6 +60,7 @@ static struct data_build build_for_training(const struct settings *s)
     b.filter.min_motion_value = 0;
     b.filter.max_motion_value = 1e9;
     b.max_failure_rate = 0;
+    b.keep_existing = true; /* another job may have built it since we looked */
     return b;
 }
 

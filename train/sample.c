@@ -369,6 +369,7 @@ int verb_sample(int argc, char **argv)
     struct sampling s = {.ses = calloc(1, sizeof *s.ses)};
     CHECK(s.ses, "out of memory");
     session_settings(world, &s.l, SETTINGS_SAMPLE, a.config, a.sets, a.num_sets);
+    struct lock lock = session_lock_output(world, s.l.s.output_dir, "sample.lock", "osp sample");
     prepare(&s, world);
     log_info("%d videos asked for, %d to make: %lld steps, guidance %g, %s weights of step %lld",
              s.items, s.pending, (long long)s.l.s.scheduler.num_inference_steps,
@@ -385,6 +386,7 @@ int verb_sample(int argc, char **argv)
     free(s.sigma);
     free(s.todo);
     if (s.manifest) json_decref(s.manifest);
+    lock_release(&lock);
     prompts_free(&s.prompts);
     stored_model_free(&s.model);
     settings_free(&s.l);
