@@ -169,14 +169,16 @@ static bool add_windows(struct build *b, int64_t i, const struct clip_plan *p, c
     uint8_t *window = malloc((size_t)(3 * f * h * w));
     float *z = malloc((size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof *z);
     CHECK(window && z, "out of memory");
-    const int64_t clip = dataset_add_clip(b->out, c->path, b->sha[i], p->count);
+    const int64_t clip =
+        dataset_add_clip(b->out, c->path, b->sha[i], p->count, p->start, p->start + p->frames);
     for (int64_t k = 0; k + f <= n && !e->code; k += stride) {
         for (int64_t colour = 0; colour < 3; colour++) {
             memcpy(window + colour * f * h * w, rgb + (colour * n + k) * h * w,
                    (size_t)(f * h * w));
         }
         b->codec->encode(z, window, f, h, w);
-        if (dataset_add_sample(b->out, clip, k, filter_frame(p, k), caption, c->num_cap, z, e))
+        if (dataset_add_sample(b->out, clip, k, filter_frame(p, k), filter_frame(p, k + f - 1),
+                               caption, c->num_cap, z, e))
             b->report.samples++;
     }
     free(caption);

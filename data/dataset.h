@@ -8,11 +8,13 @@
  *   /caption    strings [captions]; /sample_caption/first i64 [n + 1] and /index i64 [sum]
  *   /id         strings [n]: path#clip@frame
  *   /source     per sample: clip (number), start (first frame of the window in the resampled clip),
- *               frame (its source frame); per clip: path (as in the description), sha256,
- *               frames (length of the resampled clip)
+ *               frame and last (first and last source frame of the window); per clip: path (as in
+ *               the description), sha256, frames (length of the resampled clip), first and end
+ *               (source frames [first, end) that the clip is cut from)
  *   /rejected   path, rule, detail
  * A sample is one window of one clip. Windows that begin in the last `window` share of a clip are
  * for validation; windows that end before it are for training; the few that straddle are neither.
+ * Clips that share frames of one file are split together (data/split.h).
  * Metadata and arrays carry checksums; a damaged file is an error with its path, never a crash. */
 #ifndef DATA_DATASET_H
 #define DATA_DATASET_H

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "core/err.h"
-enum { DATASET_VERSION = 1 };
+enum { DATASET_VERSION = 2 };
 struct dataset_spec {
     const char *codec, *text_codec;
     int64_t frames, height, width; /* of a sample, in pixels */
@@ -20,14 +20,15 @@ struct dataset_spec {
 struct dataset_writer;
 struct dataset_writer *dataset_create(const char *path, const struct dataset_spec *s,
                                       struct err *e);
-/* Number of the clip. frames: length after resampling. */
+/* Number of the clip: source frames [first, end) of a file. frames: length after resampling. */
 int64_t dataset_add_clip(struct dataset_writer *w, const char *path, const char *sha256,
-                         int64_t frames);
+                         int64_t frames, int64_t first, int64_t end);
 /* Number of the caption, which is embedded once however often it is added; -1 on failure. */
 int64_t dataset_add_caption(struct dataset_writer *w, const char *text, struct err *e);
-/* start: first frame of the window in the resampled clip; frame: the same in the source. */
+/* start: first frame of the window in the resampled clip; frame, last: its first and last frame in
+ * the source. */
 bool dataset_add_sample(struct dataset_writer *w, int64_t clip, int64_t start, int64_t frame,
-                        const int64_t *caption, int64_t captions, const float *latent,
+                        int64_t last, const int64_t *caption, int64_t captions, const float *latent,
                         struct err *e);
 void dataset_add_rejected(struct dataset_writer *w, const char *path, const char *rule,
                           const char *detail);

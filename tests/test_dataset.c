@@ -408,7 +408,7 @@ static void refused_files(struct comm *world)
         const void *value;
         const char *message;
     } bad[] = {
-        {"/meta", "version", i64, &two, "data set version 2, but this program reads version 1"},
+        {"/meta", "version", i64, &big, "data set version 1048576, but this program reads"},
         {"/meta", "format", text, format, "format \"x\" is not \"osp-data\""},
         {"/meta", "codec", text, codec, "unknown video codec \"wan\""},
         {"/meta", "codec_revision", text, format, "made with revision x of codec pixel"},
@@ -422,6 +422,9 @@ static void refused_files(struct comm *world)
         {"/source/clip", NULL, i64, &big, "sample 0 is of clip 1048576 of 6"},
         {"/source/start", NULL, i64, &minus, "sample 0: window at -1"},
         {"/source/frames", NULL, i64, &minus, "clip 0 of -1 frames"},
+        {"/source/first", NULL, i64, &minus, "clip 0 is source frames [-1, 126)"},
+        {"/source/end", NULL, i64, &two, "sample 0: source frames 0 to 12 of clip [0, 2)"},
+        {"/source/last", NULL, i64, &minus, "sample 0: source frames 0 to -1 of clip [0, 126)"},
         {"/id", NULL, 0, NULL, "damaged data set: /id cannot be opened"},
         {"/latents", NULL, 0, NULL, "damaged data set: /latents cannot be opened"},
     };

@@ -152,9 +152,9 @@ static void abandoned(struct comm *world)
     waitpid(child, &status, 0);
     EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the second writer");
     const float latent[12 * 4] = {1};
-    const int64_t clip = dataset_add_clip(w, "a.mp4", "00", 1);
+    const int64_t clip = dataset_add_clip(w, "a.mp4", "00", 1, 0, 1);
     const int64_t caption = dataset_add_caption(w, "a", &e);
-    EXPECT(dataset_add_sample(w, clip, 0, 0, &caption, 1, latent, &e), "%s", e.msg);
+    EXPECT(dataset_add_sample(w, clip, 0, 0, 0, &caption, 1, latent, &e), "%s", e.msg);
     EXPECT(dataset_finish(w, &e), "%s", e.msg);
     free(path);
 }
