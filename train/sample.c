@@ -8,7 +8,6 @@
 #include "core/log.h"
 #include "data/codec.h"
 #include "data/dataset.h"
-#include "data/grid.h"
 #include "data/video.h"
 #include "model/flow.h"
 #include "model/sampler.h"
@@ -18,6 +17,7 @@
 #include "train/compare.h"
 #include "train/prompts.h"
 #include "train/session.h"
+#include "train/sheet.h"
 #include "train/stored_model.h"
 #include "train/verbs.h"
 
@@ -26,6 +26,7 @@ static const char usage[] =
     "Samples videos from a checkpoint: mp4 files, contact sheet (sheet.png) and samples.json in\n"
     "output_dir. Run it again after an interruption: finished items are kept.";
 
+enum { SHEET_BYTES = 256 << 20 }; /* of frames, while all videos are put into one */
 struct sampling {
     struct loaded_settings l;
     struct prompts prompts;
@@ -264,42 +265,29 @@ static void run_all(struct sampling *s, struct comm *world)
 
 static void write_sheet(struct sampling *s)
 {
-    const struct stored_model *m = &s->model;
-    const size_t bytes = (size_t)(3 * m->frames * m->height * m->width);
-    uint8_t **videos = calloc((size_t)s->items, sizeof *videos);
-    int64_t *index = calloc((size_t)m->frames, sizeof *index);
-    CHECK(videos && index, "out of memory");
-    for (int64_t f = 0; f < m->frames; f++) index[f] = f;
+    char **paths = calloc((size_t)s->items, sizeof *paths);
+    CHECK(paths, "out of memory");
+    for (int i = 0; i < s->items; i++) paths[i] = item_path(s, i);
+    char *picture = io_path("%s/sheet.png", s->l.s.output_dir),
+         *video = io_path("%s/video_grid.mp4", s->l.s.output_dir);
+    const struct sheet_job job = {.path = paths,
+                                  .count = s->items,
+                                  .frames = s->model.frames,
+                                  .height = s->model.height,
+                                  .width = s->model.width,
+                                  .fps = s->l.s.sample.save_fps,
+                                  .picture = picture,
+                                  .video = video,
+                                  .budget = SHEET_BYTES};
     struct err e = {0};
-    for (int i = 0; i < s->items && !e.code; i++) {
-        char *path = item_path(s, i);
-        videos[i] = malloc(bytes);
-        CHECK(videos[i], "out of memory");
-        video_read(path, index, m->frames, (struct video_crop){0}, m->height, m->width, videos[i],
-                   &e);
-        free(path);
-    }
+    sheet_write(&job, &e);
     err_raise(&e);
-    int64_t h, w;
-    uint8_t *sheet = grid_sheet((const uint8_t *const *)videos, s->items, m->frames, m->height,
-                                m->width, &h, &w);
-    char *path = io_path("%s/sheet.png", s->l.s.output_dir),
-         *grid = io_path("%s/video_grid.mp4", s->l.s.output_dir);
-    png_write(path, sheet, h, w, &e);
-    err_raise(&e);
-    free(sheet);
-    uint8_t *all = grid_video((const uint8_t *const *)videos, s->items, m->frames, m->height,
-                              m->width, &h, &w);
-    video_write(grid, all, m->frames, h, w, s->l.s.sample.save_fps, "osp sample", &e);
-    err_raise(&e);
-    free(all);
-    log_info("%d videos in %s; contact sheet %s, all in one %s", s->items, s->l.s.output_dir, path,
-             grid);
-    for (int i = 0; i < s->items; i++) free(videos[i]);
-    free(videos);
-    free(index);
-    free(path);
-    free(grid);
+    log_info("%d videos in %s; contact sheet %s, all in one %s", s->items, s->l.s.output_dir,
+             picture, video);
+    for (int i = 0; i < s->items; i++) free(paths[i]);
+    free(paths);
+    free(picture);
+    free(video);
 }
 
 /* Sizes of the configuration that contradict the checkpoint are errors, not adjusted. */
