@@ -59,7 +59,6 @@ struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
                                  .keep_after_forward = s->reshard_after_forward == 2,
                                  .optimizer = train,
                                  .ema = s->ema_decay > 0 || !train};
-    if (in.fsdp.prefetch < 1) in.fsdp.prefetch = 1;
     return in;
 }
 
