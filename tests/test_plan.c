@@ -199,6 +199,7 @@ static void prefetch(struct comm *world)
     s.use_skiparse_sequence_parallel = false;
     struct plan_cost c;
     size_t slots[3];
+    double step[3];
     for (int n = 0; n < 3; n++) {
         s.explicit_prefetching_num_blocks = n;
         const struct dryrun_in in =
@@ -206,6 +207,10 @@ static void prefetch(struct comm *world)
         EXPECT(in.fsdp.prefetch == n && !in.fsdp.keep_after_forward, "%d", in.fsdp.prefetch);
         plan_cost(&s, 16, &c);
         slots[n] = c.rank.slot_bytes;
+        step[n] = c.step_s;
+        const double gathers = c.comm[AXIS_FSDP][COMM_ALL_GATHER].bytes / 50e9;
+        EXPECT(c.waits == (n == 0) && near(step[0] - step[n] + (n ? 0 : gathers), gathers),
+               "%d: step %g s, gathers %g s", n, step[n], gathers);
     }
     EXPECT(slots[2] - slots[1] == slots[1] - slots[0] && slots[1] > slots[0], "%zu %zu %zu",
            slots[0], slots[1], slots[2]);
