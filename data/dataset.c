@@ -247,6 +247,8 @@ struct dataset *dataset_open(const char *path, double window, struct err *e)
     const struct tables *t = &p->t;
     d->text_dim = t->text_dim;
     d->fps = t->fps;
+    d->text_len = t->text_len;
+    d->sample_stride = t->sample_stride, d->window_stride = t->window_stride;
     d->frames = t->frames, d->height = t->height, d->width = t->width;
     memcpy(d->codec, t->codec, sizeof d->codec);
     memcpy(d->text_codec, t->text_codec, sizeof d->text_codec);

@@ -28,6 +28,7 @@ struct dataset {
     int64_t text_dim, max_text; /* longest caption, in rows */
     double fps;
     int64_t frames, height, width;
+    int64_t text_len, sample_stride, window_stride; /* strides 0: null */
     char codec[32], text_codec[32];
     int64_t num_captions;
     uint64_t hash; /* of meta, ids and sources: stored in checkpoints */

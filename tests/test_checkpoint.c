@@ -382,6 +382,44 @@ static void test_errors(struct comm *world)
     free(dir);
 }
 
+struct open_arg {
+    struct comm *world;
+    const char *path;
+};
+static void open_one(void *arg)
+{
+    const struct open_arg *a = arg;
+    ckpt_close(ckpt_open(a->world, a->path, true));
+}
+
+/* A folder in which no manifest can be read: the reason of each. */
+static void test_rejected(struct comm *world)
+{
+    char *dir = fresh_dir("rejected"), *none = io_path("%s/iter_%09d", dir, 3);
+    struct fixture f;
+    open_small(&f, world, DT_F32);
+    struct err e = {0};
+    for (int step = 1; step <= 2; step++) save(&f, dir, step, 0, &e);
+    if (world->rank == 0) io_mkdir(none, &e);
+    comm_barrier(world, "folder");
+    struct open_arg a = {world, dir};
+    open_one(&a); /* the others still count */
+    for (int step = 1; step <= 2 && world->rank == 0; step++) {
+        char *path = io_path("%s/iter_%09d/manifest.json", dir, step);
+        io_write_file(path, step == 1 ? "{ 1" : "{}", step == 1 ? 3 : 2, &e);
+        free(path);
+    }
+    comm_barrier(world, "manifests");
+    EXPECT(!e.code, "%s", e.msg);
+    expect_stop("no valid checkpoint here:\n", RC_DATA, open_one, &a);
+    expect_stop("iter_000000001/manifest.json:1:", RC_DATA, open_one, &a);
+    expect_stop("iter_000000002/manifest.json: not an osp checkpoint", RC_DATA, open_one, &a);
+    expect_stop("iter_000000003: no manifest.json (an unfinished or", RC_DATA, open_one, &a);
+    fixture_close(&f);
+    free(none);
+    free(dir);
+}
+
 /* h5dump and h5py see every tensor whole, although it lies in pieces. */
 static void test_readable(struct comm *world)
 {
@@ -419,6 +457,9 @@ int main(int argc, char **argv)
         {.name = "rotation keeps the last two and every third", .run = test_rotation},
         {.name = "an earlier step in a used folder; nothing valid", .run = test_attempts},
         {.name = "wrong model, missing folder, full disk", .run = test_errors},
+        {.name = "a folder without a valid manifest: why each was rejected",
+         .run = test_rejected,
+         .ranks = {1, 2}},
         {.name = "h5dump reads every tensor in full shape", .run = test_readable},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
