@@ -214,6 +214,12 @@ static void prefetch(struct comm *world)
     }
     EXPECT(slots[2] - slots[1] == slots[1] - slots[0] && slots[1] > slots[0], "%zu %zu %zu",
            slots[0], slots[1], slots[2]);
+    const struct session_shape shape = {1, 1, 4, 4, 16};
+    struct dryrun_in in = session_dryrun(&s, 16, 0, shape, false);
+    struct dryrun_out out;
+    dryrun(&in, &out);
+    EXPECT(!in.fsdp.ema && out.ema_bytes == 0, "sampling holds one kind of weights, not %zu bytes",
+           out.ema_bytes);
     for (int how = 0; how < 3; how++) { /* null, true, false */
         s.reshard_after_forward = how;
         EXPECT(session_dryrun(&s, 16, 0, (struct session_shape){1, 1, 4, 4, 16}, true)

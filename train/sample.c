@@ -44,6 +44,10 @@ struct sampling {
     int done, pending;
 };
 
+/* Without guidance there is no second branch to compute. */
+static bool guided(const struct sampling *s) { return s->l.s.scheduler.guidance_scale > 1; }
+static bool batched(const struct sampling *s) { return guided(s) && s->l.s.sample.batched_cfg; }
+
 static int prompt_of(const struct sampling *s, int item) { return item / s->per_prompt; }
 static int seed_of(const struct sampling *s, int item) { return item % s->per_prompt; }
 
@@ -203,7 +207,8 @@ static void run_pass(struct sampling *s, const int *item, const bool *own, int B
                                     .steps = (int)s->l.s.scheduler.num_inference_steps,
                                     .guidance = s->l.s.scheduler.guidance_scale,
                                     .text = text_rows(s, item, B, false),
-                                    .null = text_rows(s, item, B, true),
+                                    .null = guided(s) ? text_rows(s, item, B, true)
+                                                      : (struct tensor){0},
                                     .noise = noise,
                                     .progress = on_step,
                                     .arg = s};
@@ -320,8 +325,7 @@ static void open_model(struct sampling *s, struct comm *world)
     err_raise(&e);
     c->model = s->model.config;
     log_info("model_config comes from %s; that of the YAML is not used", s->model.path);
-    c->ema_decay = 0;
-    const int B = (int)c->sample.batch_size * (c->sample.batched_cfg ? 2 : 1);
+    const int B = (int)c->sample.batch_size * (batched(s) ? 2 : 1);
     session_open(s->ses, c, world, (struct session_shape){B, z[1], z[2], z[3], z[0]}, false);
     ckpt_load(k, s->ses->fsdp, STATE_MASTER, c->sample.use_ema ? STATE_EMA : STATE_MASTER);
     ckpt_close(k);
@@ -341,7 +345,7 @@ static void prepare(struct sampling *s, struct comm *world)
     CHECK(s->sigma, "out of memory");
     flow_sampling_sigmas(s->sigma, steps, c->scheduler.shift);
     sampler_init(&s->sampler, &s->ses->ctx, s->ses->dit, s->ses->plan, s->ses->mesh.axis[AXIS_SSP],
-                 c->sample.batched_cfg);
+                 batched(s));
     find_todo(s, world);
     if (c->sample.compare)
         s->compare = compare_open(c->sample.compare, &s->prompts, s->items, s->manifest);

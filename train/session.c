@@ -58,7 +58,7 @@ struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
     in.fsdp = (struct fsdp_opts){.prefetch = (int)s->explicit_prefetching_num_blocks,
                                  .keep_after_forward = s->reshard_after_forward == 2,
                                  .optimizer = train,
-                                 .ema = s->ema_decay > 0 || !train};
+                                 .ema = train && s->ema_decay > 0};
     return in;
 }
 
