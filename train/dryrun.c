@@ -5,7 +5,6 @@
 
 #include "model/dit.h"
 
-
 static struct dryrun_phase phase_of(const struct dev_counters *c, const struct dev_counters *before)
 {
     return (struct dryrun_phase){.gemm_flops = c->gemm_flops - before->gemm_flops,
