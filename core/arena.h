@@ -5,6 +5,13 @@
 #define CORE_ARENA_H
 #include "core/tensor.h"
 struct dev;
+/* Log2 of what a dry run reserves for an arena: addresses only, nothing is committed. The thread
+ * sanitizer leaves few of them. */
+#ifdef __SANITIZE_THREAD__
+enum { DRY_ARENA_SHIFT = 34 };
+#else
+enum { DRY_ARENA_SHIFT = 43 };
+#endif
 struct arena {
     struct dev *dev;
     char *base;

@@ -38,8 +38,8 @@ static void put_place(FILE *o, const struct cfg_origin *at)
 
 static struct cfg_origin place(const struct load *L, int line, int column)
 {
-    if (L->arg == 0) return (struct cfg_origin){L->file, line, column};
-    return (struct cfg_origin){L->file, L->arg, line == 1 ? column + L->shift : column};
+    if (L->arg == 0) return (struct cfg_origin){L->file, line, column, false};
+    return (struct cfg_origin){L->file, L->arg, line == 1 ? column + L->shift : column, false};
 }
 
 static void problem(struct load *L, int line, int column, const char *key, const char *fmt, ...)
@@ -76,6 +76,17 @@ static int find(const struct load *L, const char *key)
     return -1;
 }
 
+/* Rows whose values are unknown now. prefix "": the keys without a section; NULL: all. */
+static void spoil(struct load *L, const char *prefix)
+{
+    const size_t len = prefix ? strlen(prefix) : 0;
+    for (int i = 0; i < L->n; i++) {
+        const char *k = L->schema[i].key;
+        if (!prefix || (len ? strncmp(k, prefix, len) == 0 : !strchr(k, '.')))
+            L->origin[i].bad = true;
+    }
+}
+
 static bool is_section(const struct load *L, const char *key)
 {
     const size_t len = strlen(key);
@@ -90,6 +101,10 @@ static void unknown(struct load *L, const struct ynode *at, const char *key)
     const char *near = cfg_suggest(L->schema, L->n, key, buf, sizeof buf);
     problem(L, at->line, at->column, key, "unknown key%s%s%s", near ? " (did you mean \"" : "",
             near ? near : "", near ? "\"?)" : "");
+    char prefix[KEY_SIZE];
+    const char *dot = strrchr(key, '.');
+    snprintf(prefix, sizeof prefix, "%.*s", dot ? (int)(dot - key) + 1 : 0, key);
+    spoil(L, prefix);
 }
 
 static void ignored(struct load *L, const struct ynode *at, const char *key)
@@ -113,6 +128,7 @@ static void one_value(struct load *L, int i, const char *key, int key_node, int 
     if (L->seen[i]) {
         const struct cfg_origin *first = &L->origin[i];
         problem(L, k->line, k->column, key, "given twice (first in line %d)", first->line);
+        L->origin[i].bad = true;
         return;
     }
     char why[CFG_REASON_MAX];
@@ -121,6 +137,7 @@ static void one_value(struct load *L, int i, const char *key, int key_node, int 
     if (!ok) problem(L, at->line, at->column, key, "%s", why);
     L->seen[i] = L->given[i] = true;
     L->origin[i] = place(L, v->line, v->column);
+    L->origin[i].bad = !ok;
 }
 
 static void section(struct load *L, int map, const char *prefix);
@@ -136,9 +153,11 @@ static void entry(struct load *L, const char *key, int key_node, int value)
         unknown(L, &L->t->node[key_node], key);
     else if (v->kind == Y_MAP)
         section(L, value, key);
-    else if (!ynode_null(v))
+    else if (!ynode_null(v)) {
         problem(L, v->line, v->column, key, "is a section: expects nested keys, not %s",
                 v->kind == Y_LIST ? "a list" : "a value");
+        spoil(L, NULL);
+    }
 }
 
 /* Is the same section written a second time in this map? (Values are checked by one_value.) */
@@ -156,16 +175,18 @@ static void section(struct load *L, int map, const char *prefix)
     for (int k = n[map].first; k >= 0; k = n[n[k].next].next) {
         if (n[k].kind != Y_SCALAR) {
             problem(L, n[k].line, n[k].column, prefix, "a key must be one word");
+            spoil(L, NULL);
             continue;
         }
         char key[KEY_SIZE];
         snprintf(key, sizeof key, "%s%s%s", prefix, *prefix ? "." : "", n[k].text);
         const int twice = is_section(L, key) ? earlier(L, map, k) : -1;
-        if (twice >= 0)
-            problem(L, n[k].line, n[k].column, key, "given twice (first in line %d)",
-                    n[twice].line);
-        else
+        if (twice < 0) {
             entry(L, key, k, n[k].next);
+            continue;
+        }
+        problem(L, n[k].line, n[k].column, key, "given twice (first in line %d)", n[twice].line);
+        spoil(L, NULL);
     }
 }
 
@@ -181,7 +202,7 @@ static void load_defaults(struct load *L)
 {
     for (int i = 0; i < L->n; i++) {
         const struct cfg_field *f = &L->schema[i];
-        L->origin[i] = (struct cfg_origin){"default", 0, 0};
+        L->origin[i] = (struct cfg_origin){"default", 0, 0, false};
         if (!cfg_has_member(f)) continue;
         if (f->type == CFG_TEXT) *(char **)((char *)L->out + f->offset) = NULL;
         if (f->type == CFG_TEXTS) ((struct cfg_texts *)((char *)L->out + f->offset))->n = 0;
@@ -204,13 +225,16 @@ static void load_text(struct load *L, const char *text, size_t size)
     struct ytree t;
     if (!ytree_parse(&t, text, size)) {
         problem(L, t.line, t.column, "", "%s", t.error);
+        spoil(L, NULL);
     } else if (t.root >= 0 && !ynode_null(&t.node[t.root])) {
         L->t = &t;
         const struct ynode *root = &t.node[t.root];
-        if (root->kind != Y_MAP)
-            problem(L, root->line, root->column, "", "expects \"key: value\" lines");
-        else
+        if (root->kind == Y_MAP) {
             section(L, t.root, "");
+        } else {
+            problem(L, root->line, root->column, "", "expects \"key: value\" lines");
+            spoil(L, NULL);
+        }
     }
     ytree_free(&t);
 }
@@ -222,10 +246,12 @@ static void load_file(struct load *L, const char *path)
     char *text = malloc(YAML_MAX_BYTES + 2);
     CHECK(text, "out of memory");
     const size_t size = in ? fread(text, 1, YAML_MAX_BYTES + 1, in) : 0;
-    if (!in || ferror(in))
-        problem(L, 0, 0, "", "cannot be read: %s", strerror(errno));
-    else
+    if (in && !ferror(in)) {
         load_text(L, text, size);
+    } else {
+        problem(L, 0, 0, "", "cannot be read: %s", strerror(errno));
+        spoil(L, NULL);
+    }
     if (in) fclose(in);
     free(text);
 }
@@ -237,6 +263,7 @@ static void load_override(struct load *L, const char *set, int number)
     source(L, "command line", number, eq ? (int)(eq - set) + 1 : 0);
     if (!eq || eq == set) {
         problem(L, 1, 1, "", "\"%.80s\" is not of the form key=value", set);
+        spoil(L, NULL);
         return;
     }
     char key[KEY_SIZE];
@@ -244,6 +271,7 @@ static void load_override(struct load *L, const char *set, int number)
     struct ytree t;
     if (!ytree_parse(&t, eq + 1, strlen(eq + 1))) {
         problem(L, t.line, t.column, key, "%s", t.error);
+        spoil(L, NULL);
     } else {
         if (t.root < 0) { /* "key=": null */
             t.root = t.n++;
@@ -260,8 +288,10 @@ static void required(struct load *L, const char *path)
 {
     source(L, path ? path : "no file", 0, 0);
     for (int i = 0; i < L->n; i++)
-        if (cfg_has_member(&L->schema[i]) && !L->schema[i].fallback && !L->given[i])
+        if (cfg_has_member(&L->schema[i]) && !L->schema[i].fallback && !L->given[i]) {
             problem(L, 1, 1, L->schema[i].key, "is required: %s", L->schema[i].help);
+            L->origin[i].bad = true;
+        }
 }
 
 int cfg_load(const struct cfg_field *schema, int n, void *out, struct cfg_origin *origin,
@@ -305,4 +335,17 @@ void cfg_where(const struct cfg_field *schema, int n, const struct cfg_origin *o
         return;
     }
     snprintf(out, size, "%s: ", key);
+}
+
+bool cfg_usable(const struct cfg_field *schema, int n, const struct cfg_origin *origin,
+                const char *key)
+{
+    const size_t len = strlen(key);
+    const bool section = len && key[len - 1] == '.';
+    for (int i = 0; i < n; i++) {
+        const char *k = schema[i].key;
+        if (origin[i].bad && (section ? strncmp(k, key, len) == 0 : strcmp(k, key) == 0))
+            return false;
+    }
+    return true;
 }

@@ -48,16 +48,19 @@ struct cfg_field {
     const char *fallback; /* YAML text of the default; NULL: the file must say it */
     double min, max;      /* for CFG_INT, CFG_REAL and their lists; both 0: no limit */
     /* NULL-terminated. "bf16|bfloat16": other spellings of one choice, the first is printed;
-     * "!fp16: reason": known, and refused with the reason. CFG_INT: extra words, see word. */
+     * "!fp16: reason": known, and refused with the reason. CFG_INT, CFG_REAL: extra words, see
+     * word. */
     const char *const *choices;
     const char *help;
-    int64_t word;       /* CFG_INT: value of choices[0] ("auto"), choices[1] is word - 1, ... */
+    int64_t word;       /* value of choices[0] ("auto"), choices[1] is word - 1, ... */
     size_t list_offset; /* CFG_WORD_OR_INTS */
 };
 struct cfg_origin {
     const char *file; /* path, "default" or "command line" */
     int line, column; /* 1-based, of the value (0: default); command line: line = number of the
                        * argument */
+    bool bad;         /* the value was refused, or may be hidden behind a key that was: do not
+                       * judge others by it */
 };
 /* Fills out and origin[n]. Returns the number of problems; their text, a line each, is written to
  * *report (malloc'ed). Notices (ignored keys) are lines in *notices. path NULL: defaults only. */
@@ -74,4 +77,7 @@ void cfg_free(const struct cfg_field *schema, int n, void *cfg);
 /* "file:line:column: key: " for messages of cross-field rules. */
 void cfg_where(const struct cfg_field *schema, int n, const struct cfg_origin *origin,
                const char *key, char *out, size_t size);
+/* False: a row that is called key, or begins with it when it ends in a dot, is bad. */
+bool cfg_usable(const struct cfg_field *schema, int n, const struct cfg_origin *origin,
+                const char *key);
 #endif

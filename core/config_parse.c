@@ -244,14 +244,14 @@ void cfg_clear(const struct cfg_field *f, void *out)
     }
 }
 
-static bool assign_int(const struct cfg_field *f, const struct ynode *n, int64_t *out, char *why)
+/* A number, or a word that stands for one. */
+static bool assign_number(const struct cfg_field *f, const struct ynode *n, void *out, char *why)
 {
     const int word = find_choice(f->choices, word_of(n));
-    if (word >= 0) {
-        *out = f->word - word;
-        return true;
-    }
-    if (read_int(f, n, out, why)) return true;
+    if (word >= 0 && f->type == CFG_INT) *(int64_t *)out = f->word - word;
+    if (word >= 0 && f->type == CFG_REAL) *(double *)out = (double)(f->word - word);
+    if (word >= 0) return true;
+    if (f->type == CFG_INT ? read_int(f, n, out, why) : read_real(f, n, out, why)) return true;
     if (f->choices && n->kind == Y_SCALAR) {
         char all[128];
         list_choices(f->choices, all, sizeof all);
@@ -291,9 +291,8 @@ bool cfg_assign(const struct cfg_field *f, void *out, const struct ytree *t, int
     case CFG_BOOL:
         return read_bool(n, (bool *)at, why);
     case CFG_INT:
-        return assign_int(f, n, (int64_t *)at, why);
     case CFG_REAL:
-        return read_real(f, n, (double *)at, why);
+        return assign_number(f, n, at, why);
     case CFG_TEXT:
         return read_text(n, (char **)at, why);
     case CFG_ENUM:

@@ -75,14 +75,15 @@ static void put_ints(FILE *o, const struct cfg_ints *z)
     fputc(']', o);
 }
 
-static void put_int(FILE *o, const struct cfg_field *f, int64_t v)
+/* True: v is one of the words. */
+static bool put_word(FILE *o, const struct cfg_field *f, int64_t v)
 {
     for (int i = 0; f->choices && f->choices[i]; i++)
         if (v == f->word - i) {
             put_choice(o, f->choices[i]);
-            return;
+            return true;
         }
-    fprintf(o, "%lld", (long long)v);
+    return false;
 }
 
 static void put_lists(FILE *o, const struct cfg_field *f, const char *at)
@@ -114,10 +115,13 @@ static void put_value(FILE *o, const struct cfg_field *f, const void *cfg)
         fputs(*(const bool *)at ? "true" : "false", o);
         break;
     case CFG_INT:
-        put_int(o, f, *(const int64_t *)at);
+        if (!put_word(o, f, *(const int64_t *)at))
+            fprintf(o, "%lld", (long long)*(const int64_t *)at);
         break;
     case CFG_REAL:
-        put_real(o, *(const double *)at);
+        if (rint(*(const double *)at) != *(const double *)at || fabs(*(const double *)at) > 1e15 ||
+            !put_word(o, f, (int64_t) * (const double *)at))
+            put_real(o, *(const double *)at);
         break;
     case CFG_TEXT:
         put_text(o, *(char *const *)at);

@@ -1,14 +1,17 @@
 #include "data/build.h"
 
 #include <fcntl.h>
+#include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/io.h"
+#include "core/lock.h"
 #include "core/log.h"
 #include "core/rng.h"
 #include "data/codec.h"
@@ -166,14 +169,16 @@ static bool add_windows(struct build *b, int64_t i, const struct clip_plan *p, c
     uint8_t *window = malloc((size_t)(3 * f * h * w));
     float *z = malloc((size_t)(shape[0] * shape[1] * shape[2] * shape[3]) * sizeof *z);
     CHECK(window && z, "out of memory");
-    const int64_t clip = dataset_add_clip(b->out, c->path, b->sha[i], p->count);
+    const int64_t clip =
+        dataset_add_clip(b->out, c->path, b->sha[i], p->count, p->start, p->start + p->frames);
     for (int64_t k = 0; k + f <= n && !e->code; k += stride) {
         for (int64_t colour = 0; colour < 3; colour++) {
             memcpy(window + colour * f * h * w, rgb + (colour * n + k) * h * w,
                    (size_t)(f * h * w));
         }
         b->codec->encode(z, window, f, h, w);
-        if (dataset_add_sample(b->out, clip, k, filter_frame(p, k), caption, c->num_cap, z, e))
+        if (dataset_add_sample(b->out, clip, k, filter_frame(p, k), filter_frame(p, k + f - 1),
+                               caption, c->num_cap, z, e))
             b->report.samples++;
     }
     free(caption);
@@ -301,7 +306,6 @@ static bool write_dataset(struct build *b, uint64_t hash, struct err *e)
                                       .sample_stride = o->sample_stride,
                                       .window_stride = g->window_stride,
                                       .input_hash = hash};
-    if (!make_folder(g->save_path, e)) return false;
     b->out = dataset_create(g->save_path, &spec, e);
     if (!b->out) return false;
     const bool ok = run_clips(b, e);
@@ -311,10 +315,42 @@ static bool write_dataset(struct build *b, uint64_t hash, struct err *e)
     return false;
 }
 
-static bool build(struct build *b, struct err *e)
+/* Those of processes that were killed: whoever holds the lock is the only one that writes. */
+static void remove_leftovers(const char *path)
 {
-    const struct text_codec *text;
-    if (!check_config(b->cfg, b, &text, e) || !read_list(b, e)) return false;
+    char *pattern = io_path("%s.tmp.*", path);
+    glob_t found;
+    if (glob(pattern, 0, NULL, &found) == 0) {
+        for (size_t i = 0; i < found.gl_pathc; i++) {
+            struct err e = {0};
+            io_unlink(found.gl_pathv[i], &e);
+            log_warn("%s: left over from an interrupted job%s%s", found.gl_pathv[i],
+                     e.code ? ", cannot remove: " : ", removed", e.code ? e.msg : "");
+        }
+        globfree(&found);
+    }
+    free(pattern);
+}
+
+/* Waits for another process that builds the same data set. */
+static bool take_lock(const struct build *b, struct lock *lock, struct err *e)
+{
+    const char *path = b->cfg->save_path;
+    if (!make_folder(path, e)) return false;
+    char *name = io_path("%s.lock", path), holder[32];
+    bool ok, said = false;
+    while (!(ok = lock_take(lock, name, holder, e)) && !e->code && !interrupted(b, e)) {
+        if (!said) log_info("%s: another process (%s) builds it; waiting", path, holder);
+        said = true;
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    }
+    free(name);
+    if (ok) remove_leftovers(path);
+    return ok;
+}
+
+static bool hash_clips(struct build *b, struct err *e)
+{
     double shown = b->t0 = log_seconds();
     for (int64_t i = 0; i < b->list.n; i++) {
         if (interrupted(b, e)) return false;
@@ -323,14 +359,36 @@ static bool build(struct build *b, struct err *e)
         shown = log_seconds();
         progress(b, "checksums", i + 1);
     }
+    return true;
+}
+
+static bool build_locked(struct build *b, const struct text_codec *text, struct err *e)
+{
+    const char *path = b->cfg->save_path;
+    if (b->cfg->keep_existing && io_exists(path)) {
+        log_info("%s: it is there by now; used as it is", path);
+        b->report.kept = true;
+        return true;
+    }
+    if (!hash_clips(b, e)) return false;
     const uint64_t hash = input_hash(b, text);
-    if (io_exists(b->cfg->save_path) && dataset_is_current(b->cfg->save_path, hash)) {
-        log_info("%s: up to date, made from the same clips and settings; left alone",
-                 b->cfg->save_path);
+    if (io_exists(path) && dataset_is_current(path, hash)) {
+        log_info("%s: up to date, made from the same clips and settings; left alone", path);
         b->report.kept = true;
         return true;
     }
     return write_dataset(b, hash, e);
+}
+
+static bool build(struct build *b, struct err *e)
+{
+    const struct text_codec *text;
+    struct lock lock;
+    if (!check_config(b->cfg, b, &text, e) || !read_list(b, e) || !take_lock(b, &lock, e))
+        return false;
+    const bool ok = build_locked(b, text, e);
+    lock_release(&lock);
+    return ok;
 }
 
 bool build_dataset(const struct data_build *cfg, struct build_report *report, struct err *e)

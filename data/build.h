@@ -12,6 +12,7 @@ struct data_build {
     int64_t window_stride;      /* resampled frames between windows of a clip; 0: one window */
     int64_t text_dim, text_len; /* of the model */
     double max_failure_rate;    /* broken clips, as a share of all, that are put up with */
+    bool keep_existing;         /* take a data set that is there as it is, whatever made it */
     bool (*interrupted)(void);  /* NULL, or asked before every clip */
 };
 struct build_report {
@@ -19,6 +20,8 @@ struct build_report {
     bool kept; /* the file was there already, made from the same input */
 };
 /* Broken clips are counted, reported and left out, never replaced by others. False: e is filled and
- * there is no new file under save_path. report may be NULL. */
+ * there is no new file under save_path. report may be NULL.
+ * One process at a time builds save_path (lock file save_path.lock): a second one waits, and then
+ * finds the finished data set. */
 bool build_dataset(const struct data_build *cfg, struct build_report *report, struct err *e);
 #endif

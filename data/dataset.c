@@ -1,7 +1,6 @@
 #include "data/dataset.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 #include "data/dataset_impl.h"
 #include "data/dataset_write.h"
 #include "data/hdf.h"
+#include "data/split.h"
 
 struct impl {
     struct hdf h;
@@ -115,9 +115,12 @@ static bool read_tables(struct impl *p, struct err *e)
            (t->clip = hdf_get_ints(h, "/source/clip", t->n, NULL, e)) &&
            (t->start = hdf_get_ints(h, "/source/start", t->n, NULL, e)) &&
            (t->frame = hdf_get_ints(h, "/source/frame", t->n, NULL, e)) &&
+           (t->last = hdf_get_ints(h, "/source/last", t->n, NULL, e)) &&
            (t->clip_path = hdf_get_texts(h, "/source/path", -1, &t->clips, e)) &&
            (t->clip_sha = hdf_get_texts(h, "/source/sha256", t->clips, NULL, e)) &&
            (t->clip_frames = hdf_get_ints(h, "/source/frames", t->clips, NULL, e)) &&
+           (t->clip_first = hdf_get_ints(h, "/source/first", t->clips, NULL, e)) &&
+           (t->clip_end = hdf_get_ints(h, "/source/end", t->clips, NULL, e)) &&
            (t->caption = hdf_get_texts(h, "/caption", -1, &t->captions, e)) &&
            (t->text_first = hdf_get_ints(h, "/text/first", t->captions + 1, NULL, e)) &&
            (t->text_crc = hdf_get_ints(h, "/text/crc", t->captions + 1, NULL, e)) &&
@@ -171,6 +174,10 @@ static bool check_samples(const struct dataset *d, const struct tables *t, struc
         if (t->clip_frames[i] < 0 || t->clip_frames[i] > (int64_t)1 << 48)
             return damaged(d, e, "clip %lld of %lld frames", (long long)i,
                            (long long)t->clip_frames[i]);
+        if (t->clip_first[i] < 0 || t->clip_first[i] >= t->clip_end[i] ||
+            t->clip_end[i] > (int64_t)1 << 48)
+            return damaged(d, e, "clip %lld is source frames [%lld, %lld)", (long long)i,
+                           (long long)t->clip_first[i], (long long)t->clip_end[i]);
     }
     for (int64_t i = 0; i < t->n; i++) {
         const int64_t c = t->clip[i];
@@ -180,6 +187,11 @@ static bool check_samples(const struct dataset *d, const struct tables *t, struc
         if (t->start[i] < 0 || t->start[i] > t->clip_frames[c] - t->frames)
             return damaged(d, e, "sample %lld: window at %lld of a clip of %lld frames",
                            (long long)i, (long long)t->start[i], (long long)t->clip_frames[c]);
+        if (t->frame[i] < t->clip_first[c] || t->last[i] < t->frame[i] ||
+            t->last[i] >= t->clip_end[c])
+            return damaged(d, e, "sample %lld: source frames %lld to %lld of clip [%lld, %lld)",
+                           (long long)i, (long long)t->frame[i], (long long)t->last[i],
+                           (long long)t->clip_first[c], (long long)t->clip_end[c]);
     }
     return true;
 }
@@ -191,23 +203,6 @@ static bool check_hash(struct dataset *d, struct impl *p, struct err *e)
     snprintf(want, sizeof want, "%016" PRIx64, d->hash);
     if (!hdf_get_text(&p->h, "/meta", "hash", text, sizeof text, e)) return false;
     return strcmp(text, want) == 0 || damaged(d, e, "hash %s, but the content has %s", text, want);
-}
-
-/* ---- train and valid --------------------------------------------------------------------------*/
-static void split(struct dataset *d, const struct tables *t, double window)
-{
-    d->train = calloc((size_t)t->n + 1, sizeof *d->train);
-    d->valid = calloc((size_t)t->n + 1, sizeof *d->valid);
-    CHECK(d->train && d->valid, "out of memory");
-    for (int64_t i = 0; i < t->n; i++) {
-        /* first frame of the held-out part; the small number forgives 1 - 0.1 < 0.9 */
-        const double share = (double)t->clip_frames[t->clip[i]] * (1 - window);
-        const int64_t held = (int64_t)ceil(share - 1e-9);
-        if (t->start[i] + t->frames <= held)
-            d->train[d->num_train++] = i;
-        else if (t->start[i] >= held)
-            d->valid[d->num_valid++] = i;
-    }
 }
 
 /* ---- open and close ---------------------------------------------------------------------------*/
@@ -252,11 +247,16 @@ struct dataset *dataset_open(const char *path, double window, struct err *e)
     const struct tables *t = &p->t;
     d->text_dim = t->text_dim;
     d->fps = t->fps;
+    d->text_len = t->text_len;
+    d->sample_stride = t->sample_stride, d->window_stride = t->window_stride;
     d->frames = t->frames, d->height = t->height, d->width = t->width;
     memcpy(d->codec, t->codec, sizeof d->codec);
     memcpy(d->text_codec, t->text_codec, sizeof d->text_codec);
     d->num_captions = t->captions;
-    split(d, t, window);
+    d->train = calloc((size_t)t->n + 1, sizeof *d->train);
+    d->valid = calloc((size_t)t->n + 1, sizeof *d->valid);
+    CHECK(d->train && d->valid, "out of memory");
+    split_windows(t, window, d->train, &d->num_train, d->valid, &d->num_valid);
     return d;
 }
 
@@ -271,10 +271,27 @@ void dataset_close(struct dataset *d)
     if (p->rows >= 0) H5Dclose(p->rows);
     hdf_close(&p->h, &ignored);
     pthread_mutex_unlock(&hdf_lock);
-    void *const all[] = {
-        t->id,        t->crc,         t->clip,    t->start,      t->frame,    t->clip_path,
-        t->clip_sha,  t->clip_frames, t->caption, t->text_first, t->text_crc, t->cap_first,
-        t->cap_index, d->train,       d->valid,   d->path,       p,           d};
+    void *const all[] = {t->id,
+                         t->crc,
+                         t->clip,
+                         t->start,
+                         t->frame,
+                         t->clip_path,
+                         t->clip_sha,
+                         t->clip_frames,
+                         t->clip_first,
+                         t->clip_end,
+                         t->last,
+                         t->caption,
+                         t->text_first,
+                         t->text_crc,
+                         t->cap_first,
+                         t->cap_index,
+                         d->train,
+                         d->valid,
+                         d->path,
+                         p,
+                         d};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 

@@ -8,11 +8,13 @@
  *   /caption    strings [captions]; /sample_caption/first i64 [n + 1] and /index i64 [sum]
  *   /id         strings [n]: path#clip@frame
  *   /source     per sample: clip (number), start (first frame of the window in the resampled clip),
- *               frame (its source frame); per clip: path (as in the description), sha256,
- *               frames (length of the resampled clip)
+ *               frame and last (first and last source frame of the window); per clip: path (as in
+ *               the description), sha256, frames (length of the resampled clip), first and end
+ *               (source frames [first, end) that the clip is cut from)
  *   /rejected   path, rule, detail
  * A sample is one window of one clip. Windows that begin in the last `window` share of a clip are
  * for validation; windows that end before it are for training; the few that straddle are neither.
+ * Clips that share frames of one file are split together (data/split.h).
  * Metadata and arrays carry checksums; a damaged file is an error with its path, never a crash. */
 #ifndef DATA_DATASET_H
 #define DATA_DATASET_H
@@ -26,6 +28,7 @@ struct dataset {
     int64_t text_dim, max_text; /* longest caption, in rows */
     double fps;
     int64_t frames, height, width;
+    int64_t text_len, sample_stride, window_stride; /* strides 0: null */
     char codec[32], text_codec[32];
     int64_t num_captions;
     uint64_t hash; /* of meta, ids and sources: stored in checkpoints */

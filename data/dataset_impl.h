@@ -9,10 +9,12 @@ struct tables {
     double fps;
     int64_t n, clips, captions, links; /* links: entries of cap_index */
     char **id;
-    int64_t *clip, *start, *frame;  /* [n] */
+    int64_t *clip, *start;          /* [n] */
+    int64_t *frame, *last;          /* [n]: first and last source frame of the window */
     int64_t *crc;                   /* [n] */
     char **clip_path, **clip_sha;   /* [clips] */
     int64_t *clip_frames;           /* [clips] */
+    int64_t *clip_first, *clip_end; /* [clips]: source frames [first, end) of its cut */
     char **caption;                 /* [captions] */
     int64_t *text_first;            /* [captions + 1] */
     int64_t *text_crc;              /* [captions + 1]: the last is the empty caption */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/io.h"
 #include "core/rng.h"
@@ -28,7 +29,8 @@ struct dataset_writer {
     struct hdf h;
     hid_t latents, rows;
     int64_t values, num_rows; /* floats of a sample; rows written */
-    struct ints clip, start, frame, crc, clip_frames, text_first, text_crc, cap_first, cap_index;
+    struct ints clip, start, frame, last, crc, clip_frames, clip_first, clip_end;
+    struct ints text_first, text_crc, cap_first, cap_index;
     struct texts id, clip_path, clip_sha, caption, bad_path, bad_rule, bad_detail;
     int64_t *bucket, buckets; /* open hash table of captions: number + 1, 0 = free */
     float *scratch;           /* [text_len, text_dim] */
@@ -90,10 +92,13 @@ uint64_t tables_hash(const struct tables *t)
     mix_ints(&h, t->clip, t->n);
     mix_ints(&h, t->start, t->n);
     mix_ints(&h, t->frame, t->n);
+    mix_ints(&h, t->last, t->n);
     mix_ints(&h, t->crc, t->n);
     mix_texts(&h, t->clip_path, t->clips);
     mix_texts(&h, t->clip_sha, t->clips);
     mix_ints(&h, t->clip_frames, t->clips);
+    mix_ints(&h, t->clip_first, t->clips);
+    mix_ints(&h, t->clip_end, t->clips);
     mix_texts(&h, t->caption, t->captions);
     mix_ints(&h, t->text_first, t->captions + 1);
     mix_ints(&h, t->text_crc, t->captions + 1);
@@ -105,9 +110,9 @@ uint64_t tables_hash(const struct tables *t)
 /* ---- creating ---------------------------------------------------------------------------------*/
 static void release(struct dataset_writer *w)
 {
-    struct ints *const ints[] = {&w->clip,     &w->start,       &w->frame,
-                                 &w->crc,      &w->clip_frames, &w->text_first,
-                                 &w->text_crc, &w->cap_first,   &w->cap_index};
+    struct ints *const ints[] = {&w->clip,       &w->start,    &w->frame,     &w->last,
+                                 &w->clip_first, &w->clip_end, &w->crc,       &w->clip_frames,
+                                 &w->text_first, &w->text_crc, &w->cap_first, &w->cap_index};
     struct texts *const texts[] = {&w->id,       &w->clip_path, &w->clip_sha,  &w->caption,
                                    &w->bad_path, &w->bad_rule,  &w->bad_detail};
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) free(ints[i]->v);
@@ -163,7 +168,7 @@ struct dataset_writer *dataset_create(const char *path, const struct dataset_spe
     struct dataset_writer *w = calloc(1, sizeof *w);
     CHECK(w, "out of memory");
     w->path = strdup(path);
-    w->temporary = io_path("%s.tmp", path);
+    w->temporary = io_path("%s.tmp.%ld", path, (long)getpid());
     w->spec = *s;
     w->video = video;
     w->text = text;
@@ -179,11 +184,15 @@ struct dataset_writer *dataset_create(const char *path, const struct dataset_spe
 
 /* ---- adding -----------------------------------------------------------------------------------*/
 int64_t dataset_add_clip(struct dataset_writer *w, const char *path, const char *sha256,
-                         int64_t frames)
+                         int64_t frames, int64_t first, int64_t end)
 {
+    CHECK(first >= 0 && first < end, "clip of frames [%lld, %lld)", (long long)first,
+          (long long)end);
     push_text(&w->clip_path, path);
     push_text(&w->clip_sha, sha256);
     push(&w->clip_frames, frames);
+    push(&w->clip_first, first);
+    push(&w->clip_end, end);
     return w->clip_path.n - 1;
 }
 
@@ -227,7 +236,7 @@ int64_t dataset_add_caption(struct dataset_writer *w, const char *text, struct e
 }
 
 bool dataset_add_sample(struct dataset_writer *w, int64_t clip, int64_t start, int64_t frame,
-                        const int64_t *caption, int64_t captions, const float *latent,
+                        int64_t last, const int64_t *caption, int64_t captions, const float *latent,
                         struct err *e)
 {
     CHECK(clip >= 0 && clip < w->clip_path.n && captions > 0, "sample of clip %lld",
@@ -243,6 +252,7 @@ bool dataset_add_sample(struct dataset_writer *w, int64_t clip, int64_t start, i
     push(&w->clip, clip);
     push(&w->start, start);
     push(&w->frame, frame);
+    push(&w->last, last);
     push(&w->crc, io_crc32c(0, latent, (size_t)w->values * sizeof *latent));
     for (int64_t i = 0; i < captions; i++) push(&w->cap_index, caption[i]);
     push(&w->cap_first, w->cap_index.n);
@@ -279,10 +289,13 @@ static uint64_t hash_of(const struct dataset_writer *w)
                        .clip = w->clip.v,
                        .start = w->start.v,
                        .frame = w->frame.v,
+                       .last = w->last.v,
                        .crc = w->crc.v,
                        .clip_path = w->clip_path.v,
                        .clip_sha = w->clip_sha.v,
                        .clip_frames = w->clip_frames.v,
+                       .clip_first = w->clip_first.v,
+                       .clip_end = w->clip_end.v,
                        .caption = w->caption.v,
                        .text_first = w->text_first.v,
                        .text_crc = w->text_crc.v,
@@ -330,9 +343,12 @@ static bool put_tables(const struct dataset_writer *w, struct err *e)
            hdf_put_ints(h, "/source/clip", w->clip.v, n, e) &&
            hdf_put_ints(h, "/source/start", w->start.v, n, e) &&
            hdf_put_ints(h, "/source/frame", w->frame.v, n, e) &&
+           hdf_put_ints(h, "/source/last", w->last.v, n, e) &&
            hdf_put_texts(h, "/source/path", w->clip_path.v, clips, e) &&
            hdf_put_texts(h, "/source/sha256", w->clip_sha.v, clips, e) &&
            hdf_put_ints(h, "/source/frames", w->clip_frames.v, clips, e) &&
+           hdf_put_ints(h, "/source/first", w->clip_first.v, clips, e) &&
+           hdf_put_ints(h, "/source/end", w->clip_end.v, clips, e) &&
            hdf_put_texts(h, "/caption", w->caption.v, captions, e) &&
            hdf_put_ints(h, "/text/first", w->text_first.v, captions + 1, e) &&
            hdf_put_ints(h, "/text/crc", w->text_crc.v, captions + 1, e) &&

@@ -7,53 +7,65 @@
 #include "core/err.h"
 
 enum { GAP = 1 };
-struct grid {
-    int64_t rows, columns, h, w;
-};
 
 static struct grid grid_of(int64_t rows, int64_t columns, int64_t height, int64_t width)
 {
-    return (struct grid){rows, columns, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP};
+    return (struct grid){.height = height,
+                         .width = width,
+                         .rows = rows,
+                         .columns = columns,
+                         .h = rows * (height + GAP) - GAP,
+                         .w = columns * (width + GAP) - GAP};
 }
 
-static struct grid square(int64_t count, int64_t height, int64_t width)
+struct grid grid_square(int64_t count, int64_t height, int64_t width)
 {
+    CHECK(count > 0, "grid of %lld videos", (long long)count);
     const int64_t rows = (int64_t)ceil(sqrt((double)count));
     return grid_of(rows, (count + rows - 1) / rows, height, width);
 }
 
-static uint8_t *blank(int64_t bytes)
+struct grid grid_even(struct grid g)
 {
-    uint8_t *p = calloc((size_t)bytes, 1);
-    CHECK(p, "out of memory");
-    return p;
+    g.h += g.h % 2;
+    g.w += g.w % 2;
+    return g;
 }
 
-/* Frame t of a video into tile `place` of an interleaved picture. */
-static void put_tile(uint8_t *out, struct grid g, int64_t place, const uint8_t *video, int64_t n,
-                     int64_t t, int64_t height, int64_t width)
+static int64_t top_of(const struct grid *g, int64_t place)
 {
-    const int64_t top = place / g.columns * (height + GAP);
-    const int64_t left = place % g.columns * (width + GAP);
+    CHECK(place >= 0 && place < g->rows * g->columns, "tile %lld", (long long)place);
+    return place / g->columns * (g->height + GAP);
+}
+
+static int64_t left_of(const struct grid *g, int64_t place)
+{
+    return place % g->columns * (g->width + GAP);
+}
+
+void grid_put_picture(uint8_t *picture, const struct grid *g, int64_t place, const uint8_t *video,
+                      int64_t n, int64_t t)
+{
+    const int64_t top = top_of(g, place), left = left_of(g, place);
     for (int64_t c = 0; c < 3; c++) {
-        const uint8_t *in = video + (c * n + t) * height * width;
-        for (int64_t y = 0; y < height; y++) {
-            uint8_t *row = out + 3 * ((top + y) * g.w + left) + c;
-            for (int64_t x = 0; x < width; x++) row[3 * x] = in[y * width + x];
+        const uint8_t *in = video + (c * n + t) * g->height * g->width;
+        for (int64_t y = 0; y < g->height; y++) {
+            uint8_t *row = picture + 3 * ((top + y) * g->w + left) + c;
+            for (int64_t x = 0; x < g->width; x++) row[3 * x] = in[y * g->width + x];
         }
     }
 }
 
-uint8_t *grid_sheet(const uint8_t *const *videos, int64_t count, int64_t n, int64_t height,
-                    int64_t width, int64_t *h, int64_t *w)
+void grid_put_video(uint8_t *all, const struct grid *g, int64_t place, const uint8_t *video,
+                    int64_t n)
 {
-    CHECK(count > 0 && n > 0, "contact sheet of %lld videos", (long long)count);
-    const struct grid g = square(count, height, width);
-    uint8_t *out = blank(3 * g.h * g.w);
-    for (int64_t i = 0; i < count; i++) put_tile(out, g, i, videos[i], n, n / 2, height, width);
-    *h = g.h;
-    *w = g.w;
-    return out;
+    const int64_t top = top_of(g, place), left = left_of(g, place);
+    for (int64_t frame = 0; frame < 3 * n; frame++) { /* of all three planes */
+        const uint8_t *in = video + frame * g->height * g->width;
+        uint8_t *to = all + frame * g->h * g->w + top * g->w + left;
+        for (int64_t y = 0; y < g->height; y++)
+            memcpy(to + y * g->w, in + y * g->width, (size_t)g->width);
+    }
 }
 
 uint8_t *grid_strip(const uint8_t *video, int64_t n, int64_t height, int64_t width, int64_t tiles,
@@ -62,31 +74,11 @@ uint8_t *grid_strip(const uint8_t *video, int64_t n, int64_t height, int64_t wid
     CHECK(tiles > 0 && n > 0, "strip of %lld frames", (long long)tiles);
     if (tiles > n) tiles = n;
     const struct grid g = grid_of(1, tiles, height, width);
-    uint8_t *out = blank(3 * g.h * g.w);
-    for (int64_t i = 0; i < tiles; i++) {
-        const int64_t t = tiles > 1 ? i * (n - 1) / (tiles - 1) : n / 2;
-        put_tile(out, g, i, video, n, t, height, width);
-    }
+    uint8_t *out = calloc((size_t)(3 * g.h * g.w), 1);
+    CHECK(out, "out of memory");
+    for (int64_t i = 0; i < tiles; i++)
+        grid_put_picture(out, &g, i, video, n, tiles > 1 ? i * (n - 1) / (tiles - 1) : n / 2);
     *h = g.h;
     *w = g.w;
-    return out;
-}
-
-uint8_t *grid_video(const uint8_t *const *videos, int64_t count, int64_t n, int64_t height,
-                    int64_t width, int64_t *h, int64_t *w)
-{
-    CHECK(count > 0 && n > 0, "grid of %lld videos", (long long)count);
-    const struct grid g = square(count, height, width);
-    *h = g.h + g.h % 2;
-    *w = g.w + g.w % 2;
-    uint8_t *out = blank(3 * n * *h * *w);
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t top = i / g.columns * (height + GAP), left = i % g.columns * (width + GAP);
-        for (int64_t frame = 0; frame < 3 * n; frame++) { /* of all three planes */
-            const uint8_t *in = videos[i] + frame * height * width;
-            uint8_t *to = out + frame * *h * *w + top * *w + left;
-            for (int64_t y = 0; y < height; y++) memcpy(to + y * *w, in + y * width, (size_t)width);
-        }
-    }
     return out;
 }

@@ -27,6 +27,15 @@ double video_time_limit(double seconds);
  * under its name only when it is complete. */
 bool video_write(const char *path, const uint8_t *frames, int64_t n, int64_t height, int64_t width,
                  double fps, const char *comment, struct err *e);
+/* The same, some frames at a time. NULL: e is filled. */
+struct video_writer;
+struct video_writer *video_create(const char *path, int64_t height, int64_t width, double fps,
+                                  const char *comment, struct err *e);
+/* frames [3, n, height, width]: the next n. */
+bool video_append(struct video_writer *w, const uint8_t *frames, int64_t n, struct err *e);
+/* Frees w. The file appears when nothing has failed so far; an e that holds an error already (of
+ * the caller, too) means that it must not. */
+bool video_finish(struct video_writer *w, struct err *e);
 bool png_write(const char *path, const uint8_t *rgb /* [h,w,3] */, int64_t height, int64_t width,
                struct err *e);
 /* uint8 plane [h,w] -> [oh,ow], antialiased bicubic, 8-bit rounding after each pass. */

@@ -16,9 +16,9 @@
 #include "data/video.h"
 #include "data/video_av.h"
 
-struct writer {
-    const char *path;
-    char *temporary;
+struct video_writer {
+    char *path, *temporary;
+    int64_t frames; /* written */
     AVFormatContext *format;
     AVCodecContext *codec;
     AVStream *stream;
@@ -35,7 +35,7 @@ static void say_mpeg4(void)
     log_info("video files are written as MPEG-4 part 2: libav comes without libx264");
 }
 
-static void writer_free(struct writer *w)
+static void writer_free(struct video_writer *w)
 {
     if (w->format) avio_closep(&w->format->pb);
     avformat_free_context(w->format);
@@ -45,9 +45,11 @@ static void writer_free(struct writer *w)
     sws_freeContext(w->sws);
     free(w->rgb);
     free(w->temporary);
+    free(w->path);
+    free(w);
 }
 
-static int open_encoder(struct writer *w, int64_t height, int64_t width, AVRational rate)
+static int open_encoder(struct video_writer *w, int64_t height, int64_t width, AVRational rate)
 {
     const AVCodec *encoder = avcodec_find_encoder_by_name("libx264");
     const bool x264 = encoder != NULL;
@@ -77,7 +79,7 @@ static int open_encoder(struct writer *w, int64_t height, int64_t width, AVRatio
     return avcodec_open2(c, encoder, NULL);
 }
 
-static int writer_open(struct writer *w, int64_t height, int64_t width, double fps,
+static int writer_open(struct video_writer *w, int64_t height, int64_t width, double fps,
                        const char *comment)
 {
     int rc = avformat_alloc_output_context2(&w->format, NULL, "mp4", w->temporary);
@@ -113,7 +115,7 @@ static int writer_open(struct writer *w, int64_t height, int64_t width, double f
 }
 
 /* Encodes a frame (NULL: the end) and writes the packets that come out. */
-static int encode(struct writer *w, AVFrame *frame)
+static int encode(struct video_writer *w, AVFrame *frame)
 {
     int rc = avcodec_send_frame(w->codec, frame);
     while (rc >= 0) {
@@ -128,7 +130,7 @@ static int encode(struct writer *w, AVFrame *frame)
     return rc;
 }
 
-static int write_frame(struct writer *w, const uint8_t *plane, int64_t stride, int64_t t)
+static int write_frame(struct video_writer *w, const uint8_t *plane, int64_t stride, int64_t t)
 {
     const int64_t pixels = (int64_t)w->codec->width * w->codec->height;
     for (int c = 0; c < 3; c++) {
@@ -143,14 +145,9 @@ static int write_frame(struct writer *w, const uint8_t *plane, int64_t stride, i
     return encode(w, w->frame);
 }
 
-static int write_all(struct writer *w, const uint8_t *frames, int64_t n)
+static int write_end(struct video_writer *w)
 {
-    const int64_t pixels = (int64_t)w->codec->width * w->codec->height;
-    int rc = 0;
-    for (int64_t t = 0; t < n && rc >= 0; t++) {
-        rc = write_frame(w, frames + t * pixels, n * pixels, t);
-    }
-    if (rc >= 0) rc = encode(w, NULL);
+    int rc = encode(w, NULL);
     if (rc >= 0) rc = av_write_trailer(w->format);
     if (rc >= 0) {
         avio_flush(w->format->pb);
@@ -160,31 +157,65 @@ static int write_all(struct writer *w, const uint8_t *frames, int64_t n)
     return rc < 0 ? rc : closed;
 }
 
+static void abandon(struct video_writer *w)
+{
+    struct err ignored = {0}; /* the first error is the one to report */
+    io_unlink(w->temporary, &ignored);
+    writer_free(w);
+}
+
+struct video_writer *video_create(const char *path, int64_t height, int64_t width, double fps,
+                                  const char *comment, struct err *e)
+{
+    if (height < 2 || width < 2 || height % 2 || width % 2 || !(fps > 0 && fps < 1000)) {
+        err_set(e, RC_CONFIG,
+                "%s: frames of %lld x %lld at %g per second: mp4 (yuv420p) needs even height and "
+                "width and a positive rate",
+                path, (long long)height, (long long)width, fps);
+        return NULL;
+    }
+    av_quiet();
+    struct video_writer *w = calloc(1, sizeof *w);
+    CHECK(w, "out of memory");
+    w->path = io_path("%s", path);
+    w->temporary = io_path("%s.tmp", path);
+    const int rc = writer_open(w, height, width, fps, comment);
+    if (rc >= 0) return w;
+    av_err(e, RC_CANTCREAT, rc, path, "cannot write the video");
+    abandon(w);
+    return NULL;
+}
+
+bool video_append(struct video_writer *w, const uint8_t *frames, int64_t n, struct err *e)
+{
+    const int64_t pixels = (int64_t)w->codec->width * w->codec->height;
+    int rc = 0;
+    for (int64_t t = 0; t < n && rc >= 0; t++)
+        rc = write_frame(w, frames + t * pixels, n * pixels, w->frames++);
+    if (rc < 0) av_err(e, RC_CANTCREAT, rc, w->path, "cannot write the video");
+    return rc >= 0;
+}
+
+bool video_finish(struct video_writer *w, struct err *e)
+{
+    if (!e->code && w->frames == 0) err_set(e, RC_CONFIG, "%s: a video without frames", w->path);
+    const int rc = e->code ? 0 : write_end(w);
+    if (rc < 0) av_err(e, RC_CANTCREAT, rc, w->path, "cannot write the video");
+    if (!e->code) io_fsync_path(w->temporary, e);
+    if (!e->code) io_rename(w->temporary, w->path, e);
+    if (e->code)
+        abandon(w);
+    else
+        writer_free(w);
+    return e->code == 0;
+}
+
 bool video_write(const char *path, const uint8_t *frames, int64_t n, int64_t height, int64_t width,
                  double fps, const char *comment, struct err *e)
 {
-    if (n < 1 || height < 2 || width < 2 || height % 2 || width % 2 || !(fps > 0 && fps < 1000)) {
-        err_set(e, RC_CONFIG,
-                "%s: %lld frames of %lld x %lld at %g per second: mp4 (yuv420p) needs at least one "
-                "frame, even height and width and a positive rate",
-                path, (long long)n, (long long)height, (long long)width, fps);
-        return false;
-    }
-    av_quiet();
-    struct writer w = {.path = path, .temporary = io_path("%s.tmp", path)};
-    int rc = writer_open(&w, height, width, fps, comment);
-    if (rc >= 0) rc = write_all(&w, frames, n);
-    if (rc < 0)
-        av_err(e, RC_CANTCREAT, rc, path, "cannot write the video");
-    else
-        io_fsync_path(w.temporary, e);
-    if (!e->code) io_rename(w.temporary, path, e);
-    if (e->code) {
-        struct err ignored = {0}; /* the first error is the one to report */
-        io_unlink(w.temporary, &ignored);
-    }
-    writer_free(&w);
-    return e->code == 0;
+    struct video_writer *w = video_create(path, height, width, fps, comment, e);
+    if (w && n > 0) video_append(w, frames, n, e);
+    return w && video_finish(w, e);
 }
 
 bool png_write(const char *path, const uint8_t *rgb, int64_t height, int64_t width, struct err *e)

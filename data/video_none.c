@@ -32,6 +32,26 @@ bool video_write(const char *path, const uint8_t *frames, int64_t n, int64_t hei
     return missing(path, e);
 }
 
+struct video_writer *video_create(const char *path, int64_t height, int64_t width, double fps,
+                                  const char *comment, struct err *e)
+{
+    (void)height, (void)width, (void)fps, (void)comment;
+    missing(path, e);
+    return NULL;
+}
+
+bool video_append(struct video_writer *w, const uint8_t *frames, int64_t n, struct err *e)
+{
+    (void)w, (void)frames, (void)n, (void)e;
+    return false; /* there is no writer */
+}
+
+bool video_finish(struct video_writer *w, struct err *e)
+{
+    (void)w, (void)e;
+    return false;
+}
+
 bool png_write(const char *path, const uint8_t *rgb, int64_t height, int64_t width, struct err *e)
 {
     (void)rgb, (void)height, (void)width;

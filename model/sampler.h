@@ -15,7 +15,8 @@ struct sampler_job {
     const double *sigma; /* [steps+1], 1 to 0 */
     int steps;
     double guidance;             /* used when above 1 */
-    struct tensor text, null;    /* [samples*text_len, text_dim] T: prompts; negative prompts */
+    struct tensor text, null;    /* [samples*text_len, text_dim] T: prompts; negative prompts, which
+                                  * are not needed for a guidance of at most 1 without batching */
     const struct rng_key *noise; /* [samples]: index = element of [C,T,H,W] */
     void (*progress)(void *arg, int step);
     void *arg;

@@ -55,8 +55,12 @@ struct ckpt;
  * Stops with RC_DATA when there are checkpoints but none is valid. */
 struct ckpt *ckpt_latest(struct comm *world, const char *dir);
 /* One given folder (an iter_ folder, a checkpoints folder, or a run folder: the newest in it).
- * Stops with the reason when it is not valid. verify false: sizes only (inspect of large files). */
+ * Stops with the reason when it is not valid, or with those of all folders when none has a manifest
+ * that can be read. verify false: sizes only (inspect of large files). */
 struct ckpt *ckpt_open(struct comm *world, const char *path, bool verify);
+/* Collective: step of the newest checkpoint of dir with a manifest that can be read; -1: there is
+ * none, -2: there are folders, but none with such a manifest. */
+int64_t ckpt_newest_step(struct comm *world, const char *dir);
 void ckpt_close(struct ckpt *c);
 json_t *ckpt_meta(const struct ckpt *c); /* borrowed: the caller's object of ckpt_write */
 const char *ckpt_path(const struct ckpt *c);

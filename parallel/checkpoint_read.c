@@ -131,20 +131,19 @@ struct ckpt *ckpt_latest(struct comm *world, const char *dir)
     return found;
 }
 
-/* The folder that a user's path means. */
-static char *resolve(const char *path)
+/* The folder that a user's path means; *skipped: what else is there, and why it does not count. */
+static char *resolve(const char *path, char **skipped)
 {
     char *manifest = io_path("%s/manifest.json", path), *sub = io_path("%s/checkpoints", path);
     char *out = NULL;
+    *skipped = NULL;
     if (io_exists(manifest)) {
         out = strdup(path);
     } else {
         int n;
-        char *skipped;
-        struct ckpt_entry *list = ckpt_list(io_exists(sub) ? sub : path, &n, &skipped);
+        struct ckpt_entry *list = ckpt_list(io_exists(sub) ? sub : path, &n, skipped);
         if (n) out = strdup(list[0].path);
         ckpt_list_free(list, n);
-        free(skipped);
     }
     free(manifest);
     free(sub);
@@ -153,9 +152,13 @@ static char *resolve(const char *path)
 
 struct ckpt *ckpt_open(struct comm *world, const char *path, bool check)
 {
-    char *own = world->rank == 0 ? resolve(path) : NULL;
-    char *folder = broadcast_text(world, own);
+    char *bad = NULL, *own = world->rank == 0 ? resolve(path, &bad) : NULL;
+    char *folder = broadcast_text(world, own), *skipped = broadcast_text(world, bad);
     free(own);
+    free(bad);
+    if (folder && skipped && world->rank == 0) log_warn("not a checkpoint: %s", skipped);
+    if (!folder && skipped) err_stop(RC_DATA, "%s: no valid checkpoint here:\n%s", path, skipped);
+    free(skipped);
     if (!folder)
         err_stop(RC_NOINPUT,
                  "%s: no checkpoint here (expected a folder with manifest.json, or a run "
@@ -170,6 +173,21 @@ struct ckpt *ckpt_open(struct comm *world, const char *path, bool check)
     if (check) verify(world, folder, shared, &e);
     err_raise(&e);
     return ckpt_new(folder, shared);
+}
+
+int64_t ckpt_newest_step(struct comm *world, const char *dir)
+{
+    int64_t step = -1;
+    if (world->rank == 0) {
+        int n;
+        char *skipped;
+        struct ckpt_entry *list = ckpt_list(dir, &n, &skipped);
+        step = n ? list[0].step : skipped ? -2 : -1;
+        ckpt_list_free(list, n);
+        free(skipped);
+    }
+    comm_broadcast_bytes(world, &step, sizeof step, 0, "newest step");
+    return step;
 }
 
 void ckpt_close(struct ckpt *c)

@@ -22,6 +22,13 @@ static char dir[256];
 
 bool test_fast(void) { return fast_only; }
 bool test_verbose(void) { return verbose; }
+bool test_campaign(void) { return getenv("CAMPAIGN") != NULL; }
+
+int64_t test_inputs(int64_t usual)
+{
+    const char *n = getenv("FUZZ");
+    return n && atoll(n) > 0 ? atoll(n) : usual;
+}
 
 void test_skip(const char *fmt, ...)
 {

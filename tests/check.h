@@ -27,6 +27,11 @@ int test_main(int argc, char **argv, const struct test *t, int n);
 void test_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 bool test_fast(void);
 bool test_verbose(void);
+/* make campaign: everything, whatever it takes (environment: CAMPAIGN). */
+bool test_campaign(void);
+/* How many inputs a loop over damaged inputs takes: `usual`, or what FUZZ in the environment says.
+ */
+int64_t test_inputs(int64_t usual);
 /* Adds to the counts of the summary (a golden file with many groups counts each). */
 void test_note(const char *what, bool passed);
 void test_note_skip(const char *what, const char *why);

@@ -12,6 +12,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "parallel/checkpoint.h"
+#include "parallel/checkpoint_dir.h"
 #include "tests/check.h"
 #include "tests/fixture.h"
 
@@ -382,6 +383,87 @@ static void test_errors(struct comm *world)
     free(dir);
 }
 
+struct open_arg {
+    struct comm *world;
+    const char *path;
+};
+static void open_one(void *arg)
+{
+    const struct open_arg *a = arg;
+    ckpt_close(ckpt_open(a->world, a->path, true));
+}
+
+/* A folder in which no manifest can be read: the reason of each. */
+static void test_rejected(struct comm *world)
+{
+    char *dir = fresh_dir("rejected"), *none = io_path("%s/iter_%09d", dir, 3);
+    struct fixture f;
+    open_small(&f, world, DT_F32);
+    struct err e = {0};
+    for (int step = 1; step <= 2; step++) save(&f, dir, step, 0, &e);
+    if (world->rank == 0) io_mkdir(none, &e);
+    comm_barrier(world, "folder");
+    struct open_arg a = {world, dir};
+    open_one(&a); /* the others still count */
+    for (int step = 1; step <= 2 && world->rank == 0; step++) {
+        char *path = io_path("%s/iter_%09d/manifest.json", dir, step);
+        io_write_file(path, step == 1 ? "{ 1" : "{}", step == 1 ? 3 : 2, &e);
+        free(path);
+    }
+    comm_barrier(world, "manifests");
+    EXPECT(!e.code, "%s", e.msg);
+    expect_stop("no valid checkpoint here:\n", RC_DATA, open_one, &a);
+    expect_stop("iter_000000001/manifest.json:1:", RC_DATA, open_one, &a);
+    expect_stop("iter_000000002/manifest.json: not an osp checkpoint", RC_DATA, open_one, &a);
+    expect_stop("iter_000000003: no manifest.json (an unfinished or", RC_DATA, open_one, &a);
+    fixture_close(&f);
+    free(none);
+    free(dir);
+}
+
+/* Damaged manifests whose checksum is right: only the form is left to judge them. */
+static void test_manifests(struct comm *world)
+{
+    char *dir = fresh_dir("manifests"), *at = io_path("%s/iter_%09d", dir, 1),
+         *path = io_path("%s/manifest.json", at);
+    struct fixture f;
+    open_small(&f, world, DT_F32);
+    struct err e = {0};
+    save(&f, dir, 1, 0, &e);
+    size_t n;
+    char *text = io_read_file(path, &n, &e), *hurt = malloc(n + 1);
+    EXPECT(text && hurt, "%s", e.msg);
+    const struct rng_stream s = rng_open((struct rng_key){.seed = 8, .use = RNG_TEST});
+    const int64_t times = test_inputs(300);
+    uint64_t draw = 0;
+    int64_t refused = 0, taken = 0;
+    for (int64_t i = 0; i < times; i++) {
+        static const char marks[] = "[]{}:,\"-0123456789eE.ntr ";
+        memcpy(hurt, text, n + 1);
+        for (int k = 0; k <= i % 3; k++) {
+            const size_t where = (size_t)(rng_uniform_at(s, draw++) * (double)n);
+            hurt[where] = marks[(size_t)(rng_uniform_at(s, draw++) * (double)(sizeof marks - 1))];
+        }
+        json_t *m = json_loads(hurt, 0, NULL);
+        if (json_is_object(m)) json_object_set_new(m, "crc", json_integer(ckpt_manifest_crc(m)));
+        char *right = m ? json_dumps(m, JSON_COMPACT | JSON_REAL_PRECISION(17)) : strdup(hurt);
+        FILE *out = fopen(path, "wb"); /* not io_write_file: it would wait for the disk */
+        CHECK(out && right && fputs(right, out) >= 0 && fclose(out) == 0, "cannot write %s", path);
+        struct err why = {0};
+        json_t *got = ckpt_manifest(at, &why);
+        EXPECT(got || (why.code == RC_DATA && strstr(why.msg, "manifest.json")), "%s", why.msg);
+        got ? taken++ : refused++;
+        json_decref(got);
+        json_decref(m);
+        free(right);
+    }
+    EXPECT(refused > times / 3, "%lld of %lld refused", (long long)refused, (long long)times);
+    printf("    %lld damaged manifests: %lld refused, %lld of right form\n", (long long)times,
+           (long long)refused, (long long)taken);
+    fixture_close(&f);
+    free(text), free(hurt), free(path), free(at), free(dir);
+}
+
 /* h5dump and h5py see every tensor whole, although it lies in pieces. */
 static void test_readable(struct comm *world)
 {
@@ -419,6 +501,10 @@ int main(int argc, char **argv)
         {.name = "rotation keeps the last two and every third", .run = test_rotation},
         {.name = "an earlier step in a used folder; nothing valid", .run = test_attempts},
         {.name = "wrong model, missing folder, full disk", .run = test_errors},
+        {.name = "a folder without a valid manifest: why each was rejected",
+         .run = test_rejected,
+         .ranks = {1, 2}},
+        {.name = "damaged manifests are refused, never worse", .run = test_manifests},
         {.name = "h5dump reads every tensor in full shape", .run = test_readable},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);

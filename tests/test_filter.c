@@ -165,11 +165,12 @@ static void random_damage(struct comm *world)
     static const char csv[] =
         "path,text,num_frames,height,width,fps\r\n"
         "a.mp4,\"one \"\"two\"\", three\",81,480,832,16\r\nb.mp4,four,,,,\r\n";
-    const uint64_t times = test_fast() ? 500 : 5000;
+    const uint64_t times = (uint64_t)test_inputs(test_fast() ? 500 : 5000);
     for (uint64_t i = 0; i < times; i++) {
         mutated("mutated.json", json, n, i);
         mutated("mutated.csv", csv, sizeof csv - 1, i);
     }
+    printf("    %llu damaged descriptions of each kind\n", (unsigned long long)times);
     free(json);
 }
 

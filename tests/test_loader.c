@@ -33,11 +33,12 @@ static char *make(const char *name)
     err_raise(&e);
     int64_t caption[3];
     for (int k = 0; k < 3; k++) caption[k] = dataset_add_caption(w, words[k], &e);
-    for (int c = 0; c < CLIPS; c++) dataset_add_clip(w, "clip.mp4", "00", N);
+    for (int c = 0; c < CLIPS; c++) dataset_add_clip(w, "clip.mp4", "00", N, c * N, (c + 1) * N);
     for (int i = 0; i < N; i++) {
         float z[Z];
         for (int k = 0; k < Z; k++) z[k] = (float)i;
-        dataset_add_sample(w, i % CLIPS, i / CLIPS, i, caption + i % 2, 1 + i % 2, z, &e);
+        const int64_t at = i % CLIPS * N + i / CLIPS;
+        dataset_add_sample(w, i % CLIPS, i / CLIPS, at, at, caption + i % 2, 1 + i % 2, z, &e);
     }
     dataset_finish(w, &e);
     err_raise(&e);

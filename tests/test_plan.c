@@ -8,6 +8,7 @@
 #include "core/log.h"
 #include "tests/check.h"
 #include "train/plan.h"
+#include "train/session.h"
 
 static char codec_wan[] = "wan_vae", codec_pixel[] = "pixel";
 
@@ -193,6 +194,44 @@ static void text_and_json(struct comm *world)
     free(t);
 }
 
+/* What explicit_prefetching_num_blocks says is what the ranks do: 0 needs room for one gathered
+ * unit, n for n more. */
+static void prefetch(struct comm *world)
+{
+    (void)world;
+    struct settings s = paper(false);
+    s.use_skiparse_sequence_parallel = false;
+    struct plan_cost c;
+    size_t slots[3];
+    double step[3];
+    for (int n = 0; n < 3; n++) {
+        s.explicit_prefetching_num_blocks = n;
+        const struct dryrun_in in =
+            session_dryrun(&s, 16, 0, (struct session_shape){1, 1, 4, 4, 16}, true);
+        EXPECT(in.fsdp.prefetch == n && !in.fsdp.keep_after_forward, "%d", in.fsdp.prefetch);
+        plan_cost(&s, 16, &c);
+        slots[n] = c.rank.slot_bytes;
+        step[n] = c.step_s;
+        const double gathers = c.comm[AXIS_FSDP][COMM_ALL_GATHER].bytes / 50e9;
+        EXPECT(c.waits == (n == 0) && near(step[0] - step[n] + (n ? 0 : gathers), gathers),
+               "%d: step %g s, gathers %g s", n, step[n], gathers);
+    }
+    EXPECT(slots[2] - slots[1] == slots[1] - slots[0] && slots[1] > slots[0], "%zu %zu %zu",
+           slots[0], slots[1], slots[2]);
+    const struct session_shape shape = {1, 1, 4, 4, 16};
+    struct dryrun_in in = session_dryrun(&s, 16, 0, shape, false);
+    struct dryrun_out out;
+    dryrun(&in, &out);
+    EXPECT(!in.fsdp.ema && out.ema_bytes == 0, "sampling holds one kind of weights, not %zu bytes",
+           out.ema_bytes);
+    for (int how = 0; how < 3; how++) { /* null, true, false */
+        s.reshard_after_forward = how;
+        EXPECT(session_dryrun(&s, 16, 0, (struct session_shape){1, 1, 4, 4, 16}, true)
+                       .fsdp.keep_after_forward == (how == 2),
+               "reshard_after_forward %d", how);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static const struct test tests[] = {
@@ -201,6 +240,7 @@ int main(int argc, char **argv)
         {"recompute policies and micro-batches", policies_and_batches, {0}, 0},
         {"latent shapes of the codecs", shapes, {0}, 0},
         {"the plan as text and as JSON", text_and_json, {0}, 0},
+        {"prefetching and resharding are what the keys say", prefetch, {0}, 0},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

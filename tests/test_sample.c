@@ -55,6 +55,32 @@ static time_t changed(const char *dir, const char *file)
     return t;
 }
 
+/* The megabytes in "activations 1.2 MB, states 3.4 MB per rank". */
+static double megabytes(const char *said, const char *what)
+{
+    const char *at = strstr(said, what);
+    return at ? atof(at + strlen(what)) : -1;
+}
+
+/* Without guidance the batch has no second half, and there is one copy of the weights, EMA or not.
+ * Depends on the checkpoint of the test before. */
+static void least_work(const char *first)
+{
+    char plain[8192], batched[8192], guided[8192];
+    EXPECT(sample(1, "plain", "scheduler_config.guidance_scale=1 batched_cfg=false", plain) == 0 &&
+               sample(1, "batched", "scheduler_config.guidance_scale=1", batched) == 0 &&
+               sample(1, "guided", "", guided) == 0,
+           "%s", batched);
+    const double a = megabytes(plain, "activations "), b = megabytes(batched, "activations "),
+                 c = megabytes(guided, "activations ");
+    EXPECT(a > 0 && a == b && c > 1.5 * b, "activations %g, %g, guided %g MB", a, b, c);
+    EXPECT(same_file("plain", "batched", 0, 0) && !same_file("plain", "guided", 0, 0), "videos");
+    /* masters and, for the gathers of more than one rank, nothing else: one float a parameter */
+    const double params = megabytes(first, "model "), states = megabytes(first, "states ");
+    EXPECT(params > 0 && states < 1.2 * 4 * params + 0.1, "%g MB of states for %g M parameters",
+           states, params);
+}
+
 static void test_sample(struct comm *world)
 {
     (void)world;
@@ -66,6 +92,7 @@ static void test_sample(struct comm *world)
     comm_thread_run(2, save_rank, out);
     EXPECT(sample(1, "one", "", said) == 0, "%s", said);
     EXPECT(strstr(said, "6 to make") && strstr(said, "sheet.png"), "%s", said);
+    least_work(said);
     EXPECT(sample(3, "three", "", said) == 0, "%s", said);
     for (int p = 0; p < 3; p++)
         for (int k = 0; k < 2; k++)

@@ -183,7 +183,7 @@ static void check_case(struct comm *world, const struct shape_case *c, const cha
 {
     struct fixture_opts o = options(c, device, type);
     const int W = world->size, P = c->ratio;
-    if (c->large && (!getenv("CAMPAIGN") || W != 8)) return;
+    if (c->large && (!test_campaign() || W != 8)) return;
     const int classes = c->full_model ? 1 : c->dims == 1 ? P : P * P;
     struct comm *alone = comm_self(NULL);
     const struct outcome want = run_case(alone, o, W);
@@ -295,7 +295,7 @@ static void test_counts(struct comm *world)
 
 static int stride(void)
 {
-    return getenv("CAMPAIGN") ? 1 : test_fast() ? 11 : 3;
+    return test_campaign() ? 1 : test_fast() ? 11 : 3;
 }
 
 static void test_f64(struct comm *world) { check_all(world, "ref", DT_F64, 1e-10, stride()); }

@@ -43,10 +43,13 @@ static double worst_over_ranks(const char *device, const char *dtype, bool all)
         for (int fsdp = 1; fsdp <= ranks; fsdp *= 2)
             for (int p = 0; p < 5; p++) {
                 if (!all && (ranks + fsdp + p) % 5) continue;
-                char size[32];
+                char size[32], ahead[64];
                 snprintf(size, sizeof size, "fsdp_size=%d", fsdp);
-                struct run_arg a = {.extra = {device, dtype, "resume=never", policies[p], size},
-                                    .steps = STEPS};
+                snprintf(ahead, sizeof ahead, "explicit_prefetching_num_blocks=%d",
+                         (ranks + fsdp + p) / 5 % 3);
+                struct run_arg a = {
+                    .extra = {device, dtype, "resume=never", policies[p], size, ahead},
+                    .steps = STEPS};
                 comm_thread_run(ranks, run_rank, &a);
                 runs++;
                 for (int i = 0; i < STEPS; i++) {
@@ -62,7 +65,7 @@ static double worst_over_ranks(const char *device, const char *dtype, bool all)
 static void test_ranks_f64(struct comm *w)
 {
     (void)w;
-    EXPECT(worst_over_ranks("device=ref", "weight_dtype=fp64", false) <= 1e-12,
+    EXPECT(worst_over_ranks("device=ref", "weight_dtype=fp64", test_campaign()) <= 1e-12,
            "f64 losses differ");
 }
 

@@ -142,9 +142,12 @@ static void pictures(struct comm *world)
     (void)world;
     struct err e = {0};
     uint8_t *v = ramp();
-    const uint8_t *const list[3] = {v, v, v};
     int64_t h, w;
-    uint8_t *sheet = grid_sheet(list, 3, F, H, W, &h, &w);
+    const struct grid g = grid_square(3, H, W);
+    uint8_t *sheet = calloc((size_t)(3 * g.h * g.w), 1);
+    for (int i = 0; i < 3; i++) grid_put_picture(sheet, &g, i, v, F, F / 2);
+    h = g.h;
+    w = g.w;
     EXPECT(h == 2 * H + 1 && w == 2 * W + 1, "2 x 2 with 1-pixel gaps: %lld x %lld", (long long)h,
            (long long)w);
     EXPECT(sheet[0] == 20 + 8 * (F / 2) && sheet[3 * W] == 0 && sheet[3 * (W + 1)] == sheet[0] &&
@@ -168,9 +171,10 @@ static void grid_of_videos(struct comm *world)
     (void)world;
     struct err e = {0};
     uint8_t *v = ramp();
-    const uint8_t *const list[2] = {v, v};
-    int64_t h, w;
-    uint8_t *all = grid_video(list, 2, F, H, W, &h, &w);
+    const struct grid g = grid_even(grid_square(2, H, W));
+    const int64_t h = g.h, w = g.w;
+    uint8_t *all = calloc((size_t)(3 * F * h * w), 1);
+    for (int i = 0; i < 2; i++) grid_put_video(all, &g, i, v, F);
     EXPECT(h % 2 == 0 && w % 2 == 0 && h >= 2 * H + 1 && w >= W, "%lld x %lld", (long long)h,
            (long long)w);
     for (int64_t t = 0; t < F; t++)

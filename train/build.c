@@ -60,32 +60,69 @@ static struct data_build build_for_training(const struct settings *s)
     b.filter.min_motion_value = 0;
     b.filter.max_motion_value = 1e9;
     b.max_failure_rate = 0;
+    b.keep_existing = true; /* another job may have built it since we looked */
     return b;
 }
 
-static void require_equal(const char *path, const char *key, double asked, double stored)
+/* What the data set was made with, and what the configuration says now. */
+struct same_data {
+    FILE *report;
+    int problems;
+};
+
+static void value_text(char out[64], double v, bool null)
 {
-    if (asked > 0 && fabs(asked - stored) > 1e-9 * stored)
-        err_stop(RC_CONFIG,
-                 "data_config.dataset_config.%s: %g, but %s was made with %g; change the "
-                 "key, or make another data set",
-                 key, asked, path, stored);
+    if (null && v == 0)
+        snprintf(out, 64, "null");
+    else
+        snprintf(out, 64, "%.10g", v);
+}
+
+/* null: 0 stands for null. */
+static void same_number(struct same_data *c, const char *key, double asked, double stored,
+                        bool null)
+{
+    char a[64], b[64];
+    if (fabs(asked - stored) <= 1e-9 * stored) return;
+    value_text(a, asked, null);
+    value_text(b, stored, null);
+    c->problems++;
+    fprintf(c->report, "\n  data_config.dataset_config.%s: %s, but the data set was made with %s",
+            key, a, b);
+}
+
+static void same_word(struct same_data *c, const char *key, const char *asked, const char *stored)
+{
+    if (asked && strcmp(asked, stored) == 0) return;
+    c->problems++;
+    fprintf(c->report, "\n  data_config.dataset_config.%s: %s, but the data set was made with %s",
+            key, asked ? asked : "null", stored);
 }
 
 /* A data set that exists is used as it is; a configuration that says something else is wrong. */
 static void require_same_data(const struct settings *s, const struct dataset *d)
 {
-    require_equal(d->path, "sample_height", (double)s->data.sample_height, (double)d->height);
-    require_equal(d->path, "sample_width", (double)s->data.sample_width, (double)d->width);
-    require_equal(d->path, "sample_num_frames", (double)s->data.sample_num_frames,
-                  (double)d->frames);
-    if (d->fps > 0) require_equal(d->path, "train_fps", s->data.train_fps, d->fps);
-    if (s->data.codec && strcmp(s->data.codec, d->codec))
-        err_stop(RC_CONFIG, "data_config.dataset_config.codec: %s, but %s was made with %s",
-                 s->data.codec, d->path, d->codec);
-    if (s->data.text_codec && strcmp(s->data.text_codec, d->text_codec))
-        err_stop(RC_CONFIG, "data_config.dataset_config.text_codec: %s, but %s was made with %s",
-                 s->data.text_codec, d->path, d->text_codec);
+    const struct data_config *g = &s->data;
+    char *text = NULL;
+    size_t size;
+    struct same_data c = {.report = open_memstream(&text, &size)};
+    CHECK(c.report, "out of memory");
+    same_number(&c, "sample_height", (double)g->sample_height, (double)d->height, false);
+    same_number(&c, "sample_width", (double)g->sample_width, (double)d->width, false);
+    same_number(&c, "sample_num_frames", (double)g->sample_num_frames, (double)d->frames, false);
+    same_number(&c, "train_fps", g->train_fps, d->fps, true);
+    same_number(&c, "sample_stride", (double)g->sample_stride, (double)d->sample_stride, true);
+    same_number(&c, "window_stride", (double)g->window_stride, (double)d->window_stride, true);
+    same_number(&c, "text_max_length", (double)g->text_max_length, (double)d->text_len, false);
+    same_word(&c, "codec", g->codec, d->codec);
+    same_word(&c, "text_codec", g->text_codec, d->text_codec);
+    fclose(c.report);
+    if (c.problems)
+        err_stop(RC_CONFIG,
+                 "%s was made with other settings; change the keys, or name a new data set in "
+                 "data_config.dataset_config.metafile_or_dir_path:%s",
+                 d->path, text);
+    free(text);
 }
 
 struct dataset *build_or_open(struct comm *world, const struct settings *s)

@@ -5,8 +5,6 @@
 
 #include "model/dit.h"
 
-enum { HUGE_ARENA_SHIFT = 43 }; /* addresses only, nothing is committed */
-
 static struct dryrun_phase phase_of(const struct dev_counters *c, const struct dev_counters *before)
 {
     return (struct dryrun_phase){.gemm_flops = c->gemm_flops - before->gemm_flops,
@@ -90,8 +88,8 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     out->other_bytes = dev->count.bytes_now - out->master_bytes - out->wire_bytes -
                        out->grad_bytes - out->moment_bytes - out->ema_bytes - out->slot_bytes;
     struct arena keep, tmp;
-    arena_init(&keep, dev, (size_t)1 << HUGE_ARENA_SHIFT, "keep");
-    arena_init(&tmp, dev, (size_t)1 << HUGE_ARENA_SHIFT, "tmp");
+    arena_init(&keep, dev, (size_t)1 << DRY_ARENA_SHIFT, "keep");
+    arena_init(&tmp, dev, (size_t)1 << DRY_ARENA_SHIFT, "tmp");
     struct ctx c = {dev, &mesh, fsdp_hooks(f), &keep, &tmp};
     pass(&c, d, p, in, out);
     if (in->train) fsdp_finish_backward(f, true);

@@ -1,12 +1,9 @@
 /* Verb train: builds everything, resumes, runs the loop, saves. */
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "core/io.h"
 #include "core/log.h"
@@ -87,26 +84,6 @@ static void validate(struct trainer *t, struct metrics *m)
     metrics_flush(m, t->state.step, t->state.seconds);
 }
 
-/* One job per output folder. */
-static int lock_output(struct comm *world, const char *dir)
-{
-    struct err e = {0};
-    int fd = -1;
-    if (world->rank == 0) {
-        io_mkdir(dir, &e);
-        char *path = io_path("%s/lock", dir);
-        fd = e.code ? -1 : open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-        if (!e.code && fd < 0) err_set(&e, RC_CANTCREAT, "%s: cannot be created", path);
-        if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0)
-            err_set(&e, RC_CANTCREAT,
-                    "%s: another job writes to this output_dir; stop it or choose another", dir);
-        free(path);
-    }
-    comm_broadcast_bytes(world, &e, sizeof e, 0, "output folder");
-    err_raise(&e);
-    return fd;
-}
-
 static void save_config(struct comm *world, const struct loaded_settings *l)
 {
     if (world->rank) return;
@@ -181,7 +158,7 @@ static int train_loop(struct trainer *t, const struct loaded_settings *l, struct
 
 static int run(struct comm *world, struct loaded_settings *l)
 {
-    const int lock = lock_output(world, l->s.output_dir);
+    struct lock lock = session_lock_output(world, l->s.output_dir, "lock", "osp train");
     struct dataset *d = build_or_open(world, &l->s);
     struct session *ses = calloc(1, sizeof *ses);
     struct trainer t;
@@ -211,7 +188,7 @@ static int run(struct comm *world, struct loaded_settings *l)
     session_close(ses);
     free(ses);
     dataset_close(d);
-    if (lock >= 0) close(lock);
+    lock_release(&lock);
     return rc;
 }
 

@@ -169,12 +169,13 @@ static void print_time(FILE *out, const struct plan_cost *c)
             "ops %.1f TB/s\n",
             plan_chip.name, plan_chip.linear_tflops, plan_chip.attn_fwd_tflops,
             plan_chip.attn_bwd_tflops, plan_chip.row_tb_s);
-    const struct amount row[] = {{"matrix products and attention", c->compute_s},
-                                 {"row ops", c->rows_s},
-                                 {"sequence exchanges", c->sequence_s},
-                                 {"fsdp (beside the compute)", c->fsdp_s},
-                                 {"replicas", c->replica_s},
-                                 {"step", c->step_s}};
+    const struct amount row[] = {
+        {"matrix products and attention", c->compute_s},
+        {"row ops", c->rows_s},
+        {"sequence exchanges", c->sequence_s},
+        {c->waits ? "fsdp (gathers waited for)" : "fsdp (beside the compute)", c->fsdp_s},
+        {"replicas", c->replica_s},
+        {"step", c->step_s}};
     for (size_t i = 0; i < sizeof row / sizeof *row; i++)
         fprintf(out, "  %-34s %12.4g s\n", row[i].name, row[i].value);
     fprintf(out, "  %.4g samples an hour, %.4g tokens/s, MFU %.1f %% of %.0f TFLOP/s\n",

@@ -107,8 +107,14 @@ static void estimate(const struct settings *s, struct plan_cost *c, double matri
         axis_seconds(s, c, AXIS_SP) + axis_seconds(s, c, AXIS_SSP) + axis_seconds(s, c, AXIS_SEQ);
     c->fsdp_s = axis_seconds(s, c, AXIS_FSDP);
     c->replica_s = axis_seconds(s, c, AXIS_REPLICA);
-    const double busy = c->compute_s + c->rows_s;
-    /* gathers and scatters run beside the blocks; the exchanges of a sequence stand between them */
+    double busy = c->compute_s + c->rows_s;
+    /* gathers and scatters run beside the blocks; the exchanges of a sequence stand between them,
+     * and so do the gathers when none is started ahead */
+    const double moved = c->comm[AXIS_FSDP][COMM_ALL_GATHER].bytes;
+    c->waits = c->in.fsdp.prefetch == 0 && moved > 0;
+    if (c->waits)
+        busy += moved /
+                (1e9 * (plan_axis_in_node(c, AXIS_FSDP) ? s->plan.nvlink_gbps : s->plan.ib_gbps));
     c->step_s = fmax(busy + c->sequence_s, c->fsdp_s) + c->replica_s;
 }
 

@@ -32,12 +32,13 @@ static json_t *structure_of(const struct trainer *t)
 
 static json_t *state_json(const struct trainer_state *s)
 {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:{s:f, s:f, s:f, s:f, s:f, s:i}}", "step",
-                     (json_int_t)s->step, "cursor", (json_int_t)s->cursor, "adam_steps",
-                     (json_int_t)s->adam_steps, "ema_updates", (json_int_t)s->ema_updates,
-                     "skipped", (json_int_t)s->skipped, "seconds", s->seconds, "clip", "mean",
-                     s->clip.mean, "var", s->clip.var, "limit", s->clip.limit, "decay",
-                     s->clip.decay, "init_max", s->clip.init_max, "started", s->clip.started);
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:{s:f, s:f, s:f, s:f, s:f, s:i}}",
+                     "step", (json_int_t)s->step, "skipped_in_row", (json_int_t)s->skipped_in_row,
+                     "cursor", (json_int_t)s->cursor, "adam_steps", (json_int_t)s->adam_steps,
+                     "ema_updates", (json_int_t)s->ema_updates, "skipped", (json_int_t)s->skipped,
+                     "seconds", s->seconds, "clip", "mean", s->clip.mean, "var", s->clip.var,
+                     "limit", s->clip.limit, "decay", s->clip.decay, "init_max", s->clip.init_max,
+                     "started", s->clip.started);
 }
 
 static json_t *meta_of(const struct trainer *t, const struct loaded_settings *l)
@@ -102,9 +103,7 @@ static void require_structure(const struct trainer *t, struct ckpt *c)
     }
     json_decref(now);
     if (text[0])
-        err_stop(RC_CONFIG,
-                 "%s does not belong to this configuration (use another output_dir, or "
-                 "resume: never):%s",
+        err_stop(RC_CONFIG, "%s does not belong to this configuration; use another output_dir:%s",
                  ckpt_path(c), text);
 }
 
@@ -130,6 +129,12 @@ static double number(const json_t *o, const char *key)
 
 static int64_t integer(const json_t *o, const char *key) { return (int64_t)number(o, key); }
 
+/* Older checkpoints do not say it. */
+static int64_t skipped_in_row(const json_t *o)
+{
+    return json_object_get(o, "skipped_in_row") ? integer(o, "skipped_in_row") : 0;
+}
+
 static void take_state(struct trainer_state *s, const json_t *o)
 {
     const json_t *c = json_object_get(o, "clip");
@@ -138,6 +143,7 @@ static void take_state(struct trainer_state *s, const json_t *o)
                                 .ema_updates = integer(o, "ema_updates"),
                                 .adam_steps = integer(o, "adam_steps"),
                                 .skipped = integer(o, "skipped"),
+                                .skipped_in_row = skipped_in_row(o),
                                 .seconds = number(o, "seconds")};
     s->clip = (struct clip){.mean = number(c, "mean"),
                             .var = number(c, "var"),
@@ -145,6 +151,24 @@ static void take_state(struct trainer_state *s, const json_t *o)
                             .decay = number(c, "decay"),
                             .init_max = number(c, "init_max"),
                             .started = (int)number(c, "started")};
+}
+
+/* What is in output_dir must not be from later steps than the start: two runs would be mixed. */
+static void require_no_newer(struct comm *world, const struct settings *s, const char *dir,
+                             int64_t start)
+{
+    const int64_t newest = ckpt_newest_step(world, dir);
+    if (newest == -2 && start == 0)
+        err_stop(RC_CONFIG,
+                 "resume: %s would start at step 0, but %s holds checkpoints, which are damaged; "
+                 "choose another output_dir, or move them away",
+                 s->resume, dir);
+    if (newest > start)
+        err_stop(RC_CONFIG,
+                 "resume: %s would start at step %lld, but %s holds checkpoints up to step %lld; "
+                 "set resume: auto to go on from there, choose another output_dir, or move them "
+                 "away",
+                 s->resume, (long long)start, dir, (long long)newest);
 }
 
 bool resume_load(struct trainer *t, const struct loaded_settings *l)
@@ -159,6 +183,7 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     else if (strcmp(how, "never"))
         c = ckpt_open(s->world, how, true);
     watchdog_files(s->watchdog, false);
+    if (strcmp(how, "auto")) require_no_newer(s->world, s->set, dir, c ? ckpt_step(c) : 0);
     free(dir);
     if (!c) return false;
     err_push("resuming from %s", ckpt_path(c));

@@ -8,7 +8,6 @@
 #include "core/log.h"
 #include "data/codec.h"
 #include "data/dataset.h"
-#include "data/grid.h"
 #include "data/video.h"
 #include "model/flow.h"
 #include "model/sampler.h"
@@ -18,6 +17,7 @@
 #include "train/compare.h"
 #include "train/prompts.h"
 #include "train/session.h"
+#include "train/sheet.h"
 #include "train/stored_model.h"
 #include "train/verbs.h"
 
@@ -26,6 +26,7 @@ static const char usage[] =
     "Samples videos from a checkpoint: mp4 files, contact sheet (sheet.png) and samples.json in\n"
     "output_dir. Run it again after an interruption: finished items are kept.";
 
+enum { SHEET_BYTES = 256 << 20 }; /* of frames, while all videos are put into one */
 struct sampling {
     struct loaded_settings l;
     struct prompts prompts;
@@ -42,6 +43,10 @@ struct sampling {
     double started;
     int done, pending;
 };
+
+/* Without guidance there is no second branch to compute. */
+static bool guided(const struct sampling *s) { return s->l.s.scheduler.guidance_scale > 1; }
+static bool batched(const struct sampling *s) { return guided(s) && s->l.s.sample.batched_cfg; }
 
 static int prompt_of(const struct sampling *s, int item) { return item / s->per_prompt; }
 static int seed_of(const struct sampling *s, int item) { return item % s->per_prompt; }
@@ -202,7 +207,8 @@ static void run_pass(struct sampling *s, const int *item, const bool *own, int B
                                     .steps = (int)s->l.s.scheduler.num_inference_steps,
                                     .guidance = s->l.s.scheduler.guidance_scale,
                                     .text = text_rows(s, item, B, false),
-                                    .null = text_rows(s, item, B, true),
+                                    .null = guided(s) ? text_rows(s, item, B, true)
+                                                      : (struct tensor){0},
                                     .noise = noise,
                                     .progress = on_step,
                                     .arg = s};
@@ -264,42 +270,29 @@ static void run_all(struct sampling *s, struct comm *world)
 
 static void write_sheet(struct sampling *s)
 {
-    const struct stored_model *m = &s->model;
-    const size_t bytes = (size_t)(3 * m->frames * m->height * m->width);
-    uint8_t **videos = calloc((size_t)s->items, sizeof *videos);
-    int64_t *index = calloc((size_t)m->frames, sizeof *index);
-    CHECK(videos && index, "out of memory");
-    for (int64_t f = 0; f < m->frames; f++) index[f] = f;
+    char **paths = calloc((size_t)s->items, sizeof *paths);
+    CHECK(paths, "out of memory");
+    for (int i = 0; i < s->items; i++) paths[i] = item_path(s, i);
+    char *picture = io_path("%s/sheet.png", s->l.s.output_dir),
+         *video = io_path("%s/video_grid.mp4", s->l.s.output_dir);
+    const struct sheet_job job = {.path = paths,
+                                  .count = s->items,
+                                  .frames = s->model.frames,
+                                  .height = s->model.height,
+                                  .width = s->model.width,
+                                  .fps = s->l.s.sample.save_fps,
+                                  .picture = picture,
+                                  .video = video,
+                                  .budget = SHEET_BYTES};
     struct err e = {0};
-    for (int i = 0; i < s->items && !e.code; i++) {
-        char *path = item_path(s, i);
-        videos[i] = malloc(bytes);
-        CHECK(videos[i], "out of memory");
-        video_read(path, index, m->frames, (struct video_crop){0}, m->height, m->width, videos[i],
-                   &e);
-        free(path);
-    }
+    sheet_write(&job, &e);
     err_raise(&e);
-    int64_t h, w;
-    uint8_t *sheet = grid_sheet((const uint8_t *const *)videos, s->items, m->frames, m->height,
-                                m->width, &h, &w);
-    char *path = io_path("%s/sheet.png", s->l.s.output_dir),
-         *grid = io_path("%s/video_grid.mp4", s->l.s.output_dir);
-    png_write(path, sheet, h, w, &e);
-    err_raise(&e);
-    free(sheet);
-    uint8_t *all = grid_video((const uint8_t *const *)videos, s->items, m->frames, m->height,
-                              m->width, &h, &w);
-    video_write(grid, all, m->frames, h, w, s->l.s.sample.save_fps, "osp sample", &e);
-    err_raise(&e);
-    free(all);
-    log_info("%d videos in %s; contact sheet %s, all in one %s", s->items, s->l.s.output_dir, path,
-             grid);
-    for (int i = 0; i < s->items; i++) free(videos[i]);
-    free(videos);
-    free(index);
-    free(path);
-    free(grid);
+    log_info("%d videos in %s; contact sheet %s, all in one %s", s->items, s->l.s.output_dir,
+             picture, video);
+    for (int i = 0; i < s->items; i++) free(paths[i]);
+    free(paths);
+    free(picture);
+    free(video);
 }
 
 /* Sizes of the configuration that contradict the checkpoint are errors, not adjusted. */
@@ -332,8 +325,7 @@ static void open_model(struct sampling *s, struct comm *world)
     err_raise(&e);
     c->model = s->model.config;
     log_info("model_config comes from %s; that of the YAML is not used", s->model.path);
-    c->ema_decay = 0;
-    const int B = (int)c->sample.batch_size * (c->sample.batched_cfg ? 2 : 1);
+    const int B = (int)c->sample.batch_size * (batched(s) ? 2 : 1);
     session_open(s->ses, c, world, (struct session_shape){B, z[1], z[2], z[3], z[0]}, false);
     ckpt_load(k, s->ses->fsdp, STATE_MASTER, c->sample.use_ema ? STATE_EMA : STATE_MASTER);
     ckpt_close(k);
@@ -353,7 +345,7 @@ static void prepare(struct sampling *s, struct comm *world)
     CHECK(s->sigma, "out of memory");
     flow_sampling_sigmas(s->sigma, steps, c->scheduler.shift);
     sampler_init(&s->sampler, &s->ses->ctx, s->ses->dit, s->ses->plan, s->ses->mesh.axis[AXIS_SSP],
-                 c->sample.batched_cfg);
+                 batched(s));
     find_todo(s, world);
     if (c->sample.compare)
         s->compare = compare_open(c->sample.compare, &s->prompts, s->items, s->manifest);
@@ -369,6 +361,7 @@ int verb_sample(int argc, char **argv)
     struct sampling s = {.ses = calloc(1, sizeof *s.ses)};
     CHECK(s.ses, "out of memory");
     session_settings(world, &s.l, SETTINGS_SAMPLE, a.config, a.sets, a.num_sets);
+    struct lock lock = session_lock_output(world, s.l.s.output_dir, "sample.lock", "osp sample");
     prepare(&s, world);
     log_info("%d videos asked for, %d to make: %lld steps, guidance %g, %s weights of step %lld",
              s.items, s.pending, (long long)s.l.s.scheduler.num_inference_steps,
@@ -385,6 +378,7 @@ int verb_sample(int argc, char **argv)
     free(s.sigma);
     free(s.todo);
     if (s.manifest) json_decref(s.manifest);
+    lock_release(&lock);
     prompts_free(&s.prompts);
     stored_model_free(&s.model);
     settings_free(&s.l);

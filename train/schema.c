@@ -36,6 +36,10 @@ struct row {
     {                                                           \
         v, { k, CFG_INT, AT(m), d, 1, BIG, null_word, h, 0, 0 } \
     }
+#define ROW_FPS(v, k, m, d, h)                                       \
+    {                                                                \
+        v, { k, CFG_REAL, AT(m), d, 0.01, 1000, null_word, h, 0, 0 } \
+    }
 #define ROW_REAL(v, k, m, d, lo, hi, h)                     \
     {                                                       \
         v, { k, CFG_REAL, AT(m), d, lo, hi, NULL, h, 0, 0 } \
@@ -89,6 +93,8 @@ static const struct row general[] = {
     {TSP,
      {"fsdp_size", CFG_INT, AT(fsdp_size), "auto", 1, BIG, auto_word,
       "ranks that share one copy of the model; auto: all", FSDP_AUTO, 0}},
+    ROW_NULL0(TSP, "ddp_size", ddp_size, "null",
+              "copies of the model; null: ranks / fsdp_size, and no other number is right"),
     ROW_BOOL(TSP, "use_sequence_parallel", use_sequence_parallel, "false",
              "split sequences by heads (Ulysses)"),
     ROW_INT(TSP, "sp_size", sp_size, "1", 1, 4096, "ranks per sequence, when switched on"),
@@ -97,9 +103,11 @@ static const struct row general[] = {
     ROW_INT(TSP, "skiparse_sp_size", skiparse_sp_size, "1", 1, 4096,
             "ranks per sample, when switched on"),
     ROW_ENUM(TSP, "reshard_after_forward", reshard_after_forward, "null", reshards,
-             "drop gathered weights after use; null: as true; false: keep them until backward"),
+             "drop gathered weights after forward; null: as true (the official null keeps those of "
+             "the root, which changes no result); false: keep all until backward"),
     ROW_INT(TSP, "explicit_prefetching_num_blocks", explicit_prefetching_num_blocks, "0", 0, 64,
-            "blocks whose weights are gathered ahead; 0: one, as in the official default order"),
+            "blocks whose weights are gathered ahead; 0: none, each gather is waited for (the "
+            "official 0 still overlaps about one, which changes no result)"),
     ROW_BOOL(TP, "gradient_checkpointing", gradient_checkpointing, "false",
              "official name of recompute: all"),
     {TP,
@@ -163,9 +171,10 @@ static const struct row filtering[] = {
     ROW_INT(D, "sample_height", data.sample_height, "480", 4, 65536, "pixels"),
     ROW_INT(D, "sample_width", data.sample_width, "832", 4, 65536, "pixels"),
     ROW_INT(D, "sample_num_frames", data.sample_num_frames, "49", 1, 65536, "frames of a window"),
-    ROW_REAL(D, "train_fps", data.train_fps, "16", 0.01, 1000, "frames per second of a window"),
+    ROW_FPS(D, "train_fps", data.train_fps, "16",
+            "frames per second of a window; null: take every sample_stride-th frame"),
     ROW_NULL0(D, "sample_stride", data.sample_stride, "null",
-              "frame step, for clips without a train_fps"),
+              "source frames from one frame to the next, with train_fps: null only; null: 1"),
     ROW_NULL0(D, "window_stride", data.window_stride, "null",
               "frames between windows of a clip; null: one window"),
     ROW_TEXT(D, "codec", data.codec, "pixel", "from pixels to latents: pixel"),
@@ -223,7 +232,7 @@ static const struct row model[] = {
     ROW_ONLY(TSP, M "quant_attn", "null", "quantised attention is not built"),
     ROW_IGNORED(TSP, M "scale_max_forward"),
     ROW_IGNORED(TSP, M "scale_max_backward"),
-    ROW_IGNORED(TSP, M "lock_main_parameters"),
+    ROW_ONLY(TSP, M "lock_main_parameters", "false", "training a part of the model is not built"),
     ROW_IGNORED(TSP, M "training_with_full"),
 };
 
@@ -254,7 +263,9 @@ static const struct row data[] = {
               "samples per data rank and pass; null: global_batch_size shared out in one pass"),
     ROW_NULL0(TP, A "global_batch_size", data.global_batch_size, "null",
               "samples per optimizer step of all ranks; accumulation follows"),
-    ROW_IGNORED(TP, A "drop_last"),
+    ROW_ONLY(TP, A "drop_last", "true",
+             "batches run over the end of an epoch, so no sample is dropped or repeated; leave the "
+             "key out"),
     ROW_BOOL(TP, A "shuffle", data.shuffle, "true", "a new order every epoch"),
     ROW_ENUM(TP, A "dataset_name", data.dataset_name, "wan_t2v", datasets,
              "t2v_random: noise, for a smoke test"),
@@ -270,9 +281,10 @@ static const struct row data[] = {
     ROW_INT(TP, B "sample_height", data.sample_height, "480", 4, 65536, "pixels"),
     ROW_INT(TP, B "sample_width", data.sample_width, "832", 4, 65536, "pixels"),
     ROW_INT(TP, B "sample_num_frames", data.sample_num_frames, "49", 1, 65536, "frames"),
-    ROW_REAL(TP, B "train_fps", data.train_fps, "16", 0.01, 1000, "frames per second"),
+    ROW_FPS(TP, B "train_fps", data.train_fps, "16",
+            "frames per second; null: take every sample_stride-th frame"),
     ROW_NULL0(TP, B "sample_stride", data.sample_stride, "null",
-              "frame step, for clips without a train_fps"),
+              "source frames from one frame to the next, with train_fps: null only; null: 1"),
     ROW_NULL0(TP, B "window_stride", data.window_stride, "null",
               "frames between windows of a clip; null: one window"),
     ROW_REAL(TP, B "text_drop_ratio", data.text_drop_ratio, "0.1", 0, 1,
@@ -308,11 +320,12 @@ static const struct row rest[] = {
     ROW_REAL(TP, "plan.nvlink_gbps", plan.nvlink_gbps, "400", 1e-3, 1e6,
              "GB/s inside a node, each way"),
     ROW_REAL(TP, "plan.ib_gbps", plan.ib_gbps, "50", 1e-3, 1e6, "GB/s between nodes, each way"),
-    ROW_IGNORED(TSP, "ddp_size"),
     ROW_IGNORED(TSP, "save_with_dcp_api"),
     ROW_IGNORED(TSP, "model_cpu_offload"),
     ROW_IGNORED(TSP, "encoder_cpu_offload"),
-    ROW_IGNORED(TSP, "profiling"),
+    ROW_ONLY(TSP, "profiling", "false",
+             "a trace that ends the run after a few steps is not built; set false, metrics.jsonl "
+             "and osp bench have the times"),
     ROW_IGNORED(TSP, "wandb_config"),
     ROW_IGNORED(TSP, "vae_config"),
     ROW_IGNORED(TSP, "text_encoder_config"),

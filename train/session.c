@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/io.h"
 #include "core/log.h"
 #include "parallel/launch.h"
 
@@ -57,8 +58,7 @@ struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
     in.fsdp = (struct fsdp_opts){.prefetch = (int)s->explicit_prefetching_num_blocks,
                                  .keep_after_forward = s->reshard_after_forward == 2,
                                  .optimizer = train,
-                                 .ema = s->ema_decay > 0 || !train};
-    if (in.fsdp.prefetch < 1) in.fsdp.prefetch = 1;
+                                 .ema = train && s->ema_decay > 0};
     return in;
 }
 
@@ -72,6 +72,25 @@ void session_settings(struct comm *world, struct loaded_settings *l, enum settin
         }
         comm_barrier(world, "configuration");
     }
+}
+
+struct lock session_lock_output(struct comm *world, const char *dir, const char *file,
+                                const char *verb)
+{
+    struct err e = {0};
+    struct lock lock = {.fd = -1};
+    if (world->rank == 0) {
+        char *path = io_path("%s/%s", dir, file), holder[32];
+        io_mkdir(dir, &e);
+        if (!e.code && !lock_take(&lock, path, holder, &e) && !e.code)
+            err_set(&e, RC_CANTCREAT,
+                    "another %s writes to %s (%s); stop it or choose another output_dir", verb, dir,
+                    holder);
+        free(path);
+    }
+    comm_broadcast_bytes(world, &e, sizeof e, 0, "output folder");
+    err_raise(&e);
+    return lock;
 }
 
 static int threads_of(struct comm *world)

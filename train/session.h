@@ -2,6 +2,7 @@
  * ranks, device, parameters, arenas sized by the dry run, one shape plan. */
 #ifndef TRAIN_SESSION_H
 #define TRAIN_SESSION_H
+#include "core/lock.h"
 #include "model/dit.h"
 #include "parallel/fsdp.h"
 #include "parallel/watchdog.h"
@@ -31,6 +32,10 @@ struct session {
 /* settings_load on rank 0 first, so that a mistake is reported once; then on all ranks. */
 void session_settings(struct comm *world, struct loaded_settings *l, enum settings_verb verb,
                       const char *path, char *const *sets, int num_sets);
+/* Collective: one job per output folder, held by rank 0 in dir/file until lock_release. Makes the
+ * folder; stops with RC_CANTCREAT and the owner's pid when another process has it. */
+struct lock session_lock_output(struct comm *world, const char *dir, const char *file,
+                                const char *verb);
 /* degrees from the settings and the number of ranks. */
 struct mesh_degrees session_degrees(const struct settings *s, int ranks);
 enum recompute session_recompute(const struct settings *s, const struct cfg_ints **blocks);

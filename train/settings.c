@@ -63,8 +63,7 @@ static void rule_blocks(struct rules *r)
 
 static void rule_model(struct rules *r)
 {
-    const struct settings *s = r->s;
-    const struct model_config *m = &s->model;
+    const struct model_config *m = &r->s->model;
     const int64_t head = m->dim / m->num_heads;
     if (r->s->model_name == 1 && m->skiparse_model_type != SKIPARSE_FULL)
         blame(r, "model_name",
@@ -72,8 +71,6 @@ static void rule_model(struct rules *r)
               "model_config.skiparse_model_type: full");
     if (m->full_block_indices.n && m->skiparse_model_type == SKIPARSE_FULL)
         blame(r, "model_config.full_block_indices", "means nothing with skiparse_model_type: full");
-    if (r->s->data.batch_size > 1024)
-        blame(r, "data_config.batch_size", "%lld is above 1024", ll(r->s->data.batch_size));
     if (m->dim % m->num_heads)
         blame(r, "model_config.num_heads", "%lld heads do not divide dim %lld", ll(m->num_heads),
               ll(m->dim));
@@ -90,15 +87,26 @@ static void rule_model(struct rules *r)
               "%lld differs from in_dim %lld; the model predicts a "
               "velocity of its input",
               ll(m->out_dim), ll(m->in_dim));
-    const int64_t P = m->sparse_ratio, classes = m->skiparse_dim == 0 ? P : P * P;
-    if (s->use_skiparse_sequence_parallel && plan_ratio(m) > 1 && classes % s->skiparse_sp_size)
-        blame(r, "skiparse_sp_size", "%lld does not divide the %lld sub-sequences of sparse_ratio %lld",
-              ll(s->skiparse_sp_size), ll(classes), ll(P));
-    if (s->scheduler.use_dynamic_shifting &&
-        s->scheduler.base_image_seq >= s->scheduler.max_image_seq)
-        blame(r, "scheduler_config.max_image_seq", "%lld must be above base_image_seq %lld",
-              ll(s->scheduler.max_image_seq), ll(s->scheduler.base_image_seq));
     rule_blocks(r);
+}
+
+/* Any number of Ulysses ranks will do (parallel/ulysses.h); SSP ranks share out sub-sequences. */
+static void rule_classes(struct rules *r)
+{
+    const struct settings *s = r->s;
+    const int64_t P = s->model.sparse_ratio, K = s->model.skiparse_dim == 0 ? P : P * P;
+    if (s->use_skiparse_sequence_parallel && plan_ratio(&s->model) > 1 && K % s->skiparse_sp_size)
+        blame(r, "skiparse_sp_size",
+              "%lld does not divide the %lld sub-sequences of sparse_ratio %lld",
+              ll(s->skiparse_sp_size), ll(K), ll(P));
+}
+
+static void rule_scheduler(struct rules *r)
+{
+    const struct scheduler_config *c = &r->s->scheduler;
+    if (c->use_dynamic_shifting && c->base_image_seq >= c->max_image_seq)
+        blame(r, "scheduler_config.max_image_seq", "%lld must be above base_image_seq %lld",
+              ll(c->max_image_seq), ll(c->base_image_seq));
 }
 
 /* ---- what the table knows and the program cannot do yet ---------------------------------------*/
@@ -136,6 +144,19 @@ static void rule_codec(struct rules *r, const char *prefix)
     }
 }
 
+/* docs/spec/sft.md 3.2: a stride means something only where no rate is asked for. */
+static void rule_stride(struct rules *r, const char *prefix)
+{
+    const struct data_config *d = &r->s->data;
+    if (!d->sample_stride || d->train_fps <= 0) return;
+    char key[128];
+    snprintf(key, sizeof key, "%ssample_stride", prefix);
+    blame(r, key,
+          "%lld contradicts train_fps %g, which decides the step already; set train_fps: null to "
+          "go by stride, or leave sample_stride out",
+          ll(d->sample_stride), d->train_fps);
+}
+
 static void rule_text_codec(struct rules *r, const char *key)
 {
     const char *name = r->s->data.text_codec;
@@ -158,6 +179,16 @@ static void rule_dataset(struct rules *r)
         blame(r, "data_config.dataset_config.metafile_or_dir_path", "is required for wan_t2v");
     rule_codec(r, "data_config.dataset_config.");
     rule_text_codec(r, "data_config.dataset_config.text_codec");
+}
+
+static void rule_data_stride(struct rules *r) { rule_stride(r, "data_config.dataset_config."); }
+
+/* What the data make and the model takes. */
+static void rule_data_model(struct rules *r)
+{
+    const struct settings *s = r->s;
+    const struct data_config *d = &s->data;
+    if (d->dataset_name == 1) return;
     if (d->codec && strcmp(d->codec, "pixel") == 0 && s->model.in_dim != 12)
         blame(r, "model_config.in_dim", "is %lld, but codec pixel makes 12 channels",
               ll(s->model.in_dim));
@@ -182,6 +213,7 @@ static void rule_data_job(struct rules *r)
         blame(r, "min_motion_value", "%g is above max_motion_value %g", f->min_motion_value,
               f->max_motion_value);
     rule_codec(r, "");
+    rule_stride(r, "");
     rule_text_codec(r, "text_codec");
 }
 
@@ -199,26 +231,36 @@ static void rule_optimizer(struct rules *r)
     if (s->init_max_grad_norm <= 0) blame(r, "init_max_grad_norm", "must be above 0");
 }
 
-static void rule_training(struct rules *r)
+static void rule_recompute(struct rules *r)
 {
     const struct settings *s = r->s;
-    const struct data_config *d = &s->data;
     if (s->gradient_checkpointing && s->recompute != -2)
         blame(r, "gradient_checkpointing", "and recompute say the same thing twice; give one");
     for (int i = 0; s->recompute == -1 && i < s->recompute_blocks.n; i++)
         if (s->recompute_blocks.v[i] >= s->model.num_layers)
             blame(r, "recompute", "there is no block %lld of %lld", ll(s->recompute_blocks.v[i]),
                   ll(s->model.num_layers));
+}
+
+static void rule_batches(struct rules *r)
+{
+    const struct data_config *d = &r->s->data;
+    if (d->batch_size > 1024)
+        blame(r, "data_config.batch_size", "%lld is above 1024", ll(d->batch_size));
     if (!d->batch_size && !d->global_batch_size)
         blame(r, "data_config.batch_size", "null needs data_config.global_batch_size");
     if (d->global_batch_size && d->batch_size && d->global_batch_size % d->batch_size)
         blame(r, "data_config.global_batch_size", "%lld is not a multiple of batch_size %lld",
               ll(d->global_batch_size), ll(d->batch_size));
+}
+
+static void rule_training(struct rules *r)
+{
+    const struct settings *s = r->s;
     if (s->validation.interval && s->validation.window == 0)
         blame(r, "validation.window", "is 0: nothing is held out to validate on");
     if (!s->output_dir || !*s->output_dir) blame(r, "output_dir", "must name a folder");
     if (!s->resume || !*s->resume) blame(r, "resume", "expects auto, never or a path");
-    rule_optimizer(r);
 }
 
 static void rule_sampling(struct rules *r)
@@ -230,19 +272,57 @@ static void rule_sampling(struct rules *r)
     if (!p->prompt_txt) blame(r, "prompt_txt", "must be a file or a prompt");
 }
 
+/* A rule runs when none of the keys that it looks at was refused; a name that ends in a dot is a
+ * whole section. */
+enum {
+    T = 1 << SETTINGS_TRAIN,
+    D = 1 << SETTINGS_DATA,
+    S = 1 << SETTINGS_SAMPLE,
+    P = 1 << SETTINGS_PLAN
+};
+#define DATA "data_config.dataset_config."
+static const struct {
+    unsigned verbs;
+    void (*run)(struct rules *r);
+    const char *needs[6];
+} all_rules[] = {
+    {D, rule_data_job, {""}},
+    {T | S | P, rule_model, {"model_config.", "model_name"}},
+    {T | S | P,
+     rule_classes,
+     {"model_config.", "skiparse_sp_size", "use_skiparse_sequence_parallel"}},
+    {T | S | P, rule_scheduler, {"scheduler_config."}},
+    {S, rule_sampling, {"height", "width", "checkpoint", "prompt_txt"}},
+    {T | P, rule_recompute, {"gradient_checkpointing", "recompute", "model_config.num_layers"}},
+    {T | P, rule_batches, {"data_config.batch_size", "data_config.global_batch_size"}},
+    {T | P, rule_training, {"validation.", "output_dir", "resume"}},
+    {T | P,
+     rule_optimizer,
+     {"optimizer_config.", "lr_schedule.", "ema_decay", "training_iteration",
+      "init_max_grad_norm"}},
+    {T, rule_dataset, {"data_config.", "smoke"}},
+    {T | P, rule_data_stride, {DATA "train_fps", DATA "sample_stride"}},
+    {T, rule_data_model, {"data_config.", "model_config.in_dim", "model_config.text_len"}},
+    {T | S, refuse_unbuilt, {"model_config."}},
+};
+
+/* "": all keys. */
+static bool may_judge(const struct rules *r, const char *key)
+{
+    if (*key) return cfg_usable(r->schema, r->n, r->l->origin, key);
+    for (int i = 0; i < r->n; i++)
+        if (r->l->origin[i].bad) return false;
+    return true;
+}
+
 static void apply_rules(struct rules *r, enum settings_verb verb)
 {
-    if (verb == SETTINGS_DATA) {
-        rule_data_job(r);
-        return;
+    for (size_t k = 0; k < sizeof all_rules / sizeof *all_rules; k++) {
+        bool run = all_rules[k].verbs >> verb & 1;
+        for (int i = 0; i < 6 && all_rules[k].needs[i]; i++)
+            run = run && may_judge(r, all_rules[k].needs[i]);
+        if (run) all_rules[k].run(r);
     }
-    rule_model(r);
-    if (verb == SETTINGS_SAMPLE)
-        rule_sampling(r);
-    else
-        rule_training(r);
-    if (verb == SETTINGS_TRAIN) rule_dataset(r);
-    if (verb != SETTINGS_PLAN) refuse_unbuilt(r);
 }
 
 /* ---- loading ----------------------------------------------------------------------------------*/
@@ -290,16 +370,17 @@ void settings_load(struct loaded_settings *out, enum settings_verb verb, const c
         cfg_load(schema, n, &out->s, out->origin, out->path, sets, num_sets, &report, &notices);
     if (*notices) log_info("%.*s", (int)strcspn(notices, "\n"), notices);
     free(notices);
-    if (!problems) { /* rules over values that were refused would blame the wrong keys */
-        size_t size;
-        free(report);
-        struct rules r = {.l = out, .s = &out->s, .schema = schema, .n = n};
-        r.report = open_memstream(&report, &size);
-        CHECK(r.report, "out of memory");
-        apply_rules(&r, verb);
-        fclose(r.report);
-        problems = r.problems;
-    }
+    char *more = NULL;
+    size_t size;
+    struct rules r = {.l = out, .s = &out->s, .schema = schema, .n = n};
+    r.report = open_memstream(&more, &size);
+    CHECK(r.report, "out of memory");
+    fputs(report, r.report);
+    apply_rules(&r, verb);
+    fclose(r.report);
+    free(report);
+    report = more;
+    problems += r.problems;
     if (!problems) {
         free(report);
         return;
@@ -320,12 +401,13 @@ static void rule_batch(struct rules *r, int64_t dp)
 {
     const struct data_config *d = &r->s->data;
     const int64_t steps = r->s->gradient_accumulation_steps;
-    const int64_t one = dp * (d->batch_size ? d->batch_size : steps);
+    const int64_t per = d->batch_size ? d->batch_size : steps, one = dp * per;
     if (!d->global_batch_size) return;
     if (d->global_batch_size % one)
         blame(r, "data_config.global_batch_size",
-              "%lld is not a multiple of %lld = %lld data ranks x batch_size %lld",
-              ll(d->global_batch_size), ll(one), ll(dp), ll(d->batch_size));
+              "%lld is not a multiple of %lld = %lld data ranks x %s %lld",
+              ll(d->global_batch_size), ll(one), ll(dp),
+              d->batch_size ? "batch_size" : "gradient_accumulation_steps", ll(per));
     else if (steps > 1 && d->batch_size && d->global_batch_size != one * steps)
         blame(r, "gradient_accumulation_steps",
               "%lld contradicts global_batch_size %lld = "
@@ -349,6 +431,13 @@ void settings_check_ranks(const struct loaded_settings *l, int ranks)
             list_divisors(ranks, legal, sizeof legal);
             blame(&r, "fsdp_size", "%lld does not divide %d ranks; possible: %s", ll(s->fsdp_size),
                   ranks, legal);
+        } else {
+            const int64_t copies = s->fsdp_size == FSDP_AUTO ? 1 : ranks / s->fsdp_size;
+            if (s->ddp_size && s->ddp_size != copies)
+                blame(&r, "ddp_size",
+                      "%lld contradicts %d ranks / fsdp_size %lld = %lld; change fsdp_size, or "
+                      "leave ddp_size out",
+                      ll(s->ddp_size), ranks, ll(ranks / copies), ll(copies));
         }
         const bool sparse = plan_ratio(&s->model) > 1;
         const int64_t ssp = s->use_skiparse_sequence_parallel && sparse ? s->skiparse_sp_size : 1;

@@ -27,7 +27,7 @@ struct data_config {                       /* data_config.* */
     char *codec, *text_codec; /* dataset_config.codec, .text_codec: pixel, hash */
     int64_t sample_height, sample_width, sample_num_frames, sample_stride; /* stride 0 = null */
     int64_t window_stride; /* frames between windows of one clip; 0 = null: one window a clip */
-    double train_fps, text_drop_ratio;
+    double train_fps, text_drop_ratio; /* train_fps 0 = null: by sample_stride */
     int64_t text_max_length;
 };
 struct optimizer_config {
@@ -80,6 +80,7 @@ struct settings {
     int64_t training_iteration; /* optimizer steps */
     double max_seconds;         /* stop after so long by the clock, with a checkpoint; 0: never */
     int64_t fsdp_size, sp_size, skiparse_sp_size; /* fsdp_size: FSDP_AUTO */
+    int64_t ddp_size;                             /* 0 = null: ranks / fsdp_size */
     bool use_sequence_parallel, use_skiparse_sequence_parallel;
     int reshard_after_forward; /* 0 null, 1 true, 2 false */
     int64_t explicit_prefetching_num_blocks;

@@ -1,0 +1,162 @@
+/* Every collective of the thread transport against what it must give, many in a row, on all ranks
+ * at once: values, and (make tsan) no race. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/rng.h"
+#include "parallel/comm.h"
+#include "tests/check.h"
+
+enum { MOST = 48, ROUNDS = 25 };
+
+/* Value i of rank r in a round: small integers, so that sums are exact in f32. */
+static double value(int round, int r, int64_t i)
+{
+    return (double)((round * 31 + r * 7 + (int)i * 3) % 101) - 50;
+}
+
+static struct tensor make(struct dev *d, enum dtype t, int64_t n, int round, int r)
+{
+    double x[8 * MOST];
+    struct tensor v = dev_tensor(d, t, 1, DIMS(n));
+    for (int64_t i = 0; i < n; i++) x[i] = value(round, r, i);
+    dev_put_f64(d, v, x);
+    return v;
+}
+
+static void expect_values(struct dev *d, const char *what, struct tensor t,
+                          double (*want)(int round, int size, int rank, int64_t n, int64_t i),
+                          int round, const struct comm *c, int64_t n)
+{
+    double x[8 * MOST];
+    dev_get_f64(d, x, t);
+    for (int64_t i = 0; i < tensor_count(t); i++) {
+        const double w = want(round, c->size, c->rank, n, i);
+        EXPECT(x[i] == w, "%s, round %d, rank %d of %d: element %lld is %g, not %g", what, round,
+               c->rank, c->size, (long long)i, x[i], w);
+    }
+}
+
+static double want_gather(int round, int size, int rank, int64_t n, int64_t i)
+{
+    (void)size, (void)rank;
+    return value(round, (int)(i / n), i % n);
+}
+
+static double want_scatter(int round, int size, int rank, int64_t n, int64_t i)
+{
+    double sum = value(round, rank, i); /* it is added to what is there */
+    for (int r = 0; r < size; r++) sum += value(round + 1, r, rank * n + i);
+    return sum;
+}
+
+static double want_sum(int round, int size, int rank, int64_t n, int64_t i)
+{
+    double sum = 0;
+    (void)rank, (void)n;
+    for (int r = 0; r < size; r++) sum += value(round, r, i);
+    return sum;
+}
+
+static double want_root(int round, int size, int rank, int64_t n, int64_t i)
+{
+    (void)rank, (void)n;
+    return value(round, round % size, i);
+}
+
+/* Every rank gives its row p to rank p and gets row `rank` of all. */
+static double want_turn(int round, int size, int rank, int64_t n, int64_t i)
+{
+    (void)size;
+    return value(round, (int)(i / n), rank * n + i % n);
+}
+
+static void turn(struct comm *c, struct dev *d, enum dtype t, int64_t n, int round)
+{
+    struct tensor src = make(d, t, n * c->size, round, c->rank);
+    struct tensor dst = dev_tensor(d, t, 2, DIMS(c->size, n));
+    struct run send[8], recv[8];
+    for (int p = 0; p < c->size; p++) send[p] = recv[p] = (struct run){p, p, 1};
+    comm_exchange(c, dst, recv, c->size, tensor_view(src, 2, DIMS(c->size, n)), send, c->size,
+                  "rows", NULL);
+    expect_values(d, "exchange", dst, want_turn, round, c, n);
+    dev_free(d, src.data);
+    dev_free(d, dst.data);
+}
+
+static void one_round(struct comm *c, struct dev *d, enum dtype t, int round)
+{
+    const int64_t n = 1 + (round * 13) % (MOST - 1);
+    struct tensor own = make(d, t, n, round, c->rank), all = dev_tensor(d, t, 1, DIMS(n * c->size)),
+                  sum = make(d, t, n * c->size, round + 1, c->rank),
+                  root = make(d, t, n, round, c->rank);
+    struct work w[2] = {{0}, {0}};
+    comm_all_gather(c, all, own, "gather", &w[0]);
+    comm_wait(c, &w[0]);
+    expect_values(d, "all_gather", all, want_gather, round, c, n);
+    comm_reduce_scatter(c, own, sum, "scatter", &w[1]);
+    comm_wait(c, &w[1]);
+    expect_values(d, "reduce_scatter", own, want_scatter, round, c, n);
+    comm_all_reduce(c, sum, "sum", NULL);
+    expect_values(d, "all_reduce", sum, want_sum, round + 1, c, n);
+    comm_broadcast(c, root, round % c->size, "root", NULL);
+    expect_values(d, "broadcast", root, want_root, round, c, n);
+    turn(c, d, t, n, round);
+    struct tensor const used[] = {own, all, sum, root};
+    for (int i = 0; i < 4; i++) dev_free(d, used[i].data);
+}
+
+static void collectives(struct comm *world)
+{
+    for (int k = 0; k < 2; k++) {
+        struct dev *d = dev_open("ref", k ? DT_F64 : DT_F32, 1);
+        world->dev = d;
+        for (int round = 0; round < ROUNDS; round++) {
+            world->check = round % 2;
+            one_round(world, d, k ? DT_F64 : DT_F32, round);
+        }
+        world->check = false;
+        /* halves of the world, by turns with the whole: the groups do not disturb each other */
+        struct comm *half = comm_split(world, world->rank % 2, world->rank, "half");
+        half->dev = d;
+        for (int round = 0; round < ROUNDS; round++) {
+            one_round(half, d, k ? DT_F64 : DT_F32, round);
+            if (round % 5 == 0) one_round(world, d, k ? DT_F64 : DT_F32, round);
+        }
+        comm_free(half);
+        world->dev = NULL;
+        dev_close(d);
+    }
+}
+
+static void host_values(struct comm *world)
+{
+    for (int round = 0; round < ROUNDS; round++) {
+        double x[2] = {world->rank, 1}, top = world->rank * 2.5;
+        int64_t word = world->rank == round % world->size ? 77 + round : 0, all[8];
+        comm_sum_f64(world, x, 2, "sum");
+        comm_max_f64(world, &top, 1, "most");
+        EXPECT(x[0] == world->size * (world->size - 1) / 2.0 && x[1] == world->size &&
+                   top == (world->size - 1) * 2.5,
+               "%g %g %g", x[0], x[1], top);
+        comm_broadcast_bytes(world, &word, sizeof word, round % world->size, "word");
+        EXPECT(word == 77 + round, "%lld", (long long)word);
+        word += world->rank;
+        comm_gather_bytes(world, all, &word, sizeof word, "words");
+        for (int r = 0; r < world->size; r++)
+            EXPECT(all[r] == 77 + round + r, "%lld", (long long)all[r]);
+        comm_barrier(world, "round");
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct test tests[] = {
+        {.name = "collectives of the world and of its halves, in a row",
+         .run = collectives,
+         .ranks = {1, 2, 4, 8}},
+        {.name = "sums, bytes and barriers of the host", .run = host_values, .ranks = {1, 2, 4, 8}},
+    };
+    return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
+}
