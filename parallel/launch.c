@@ -5,17 +5,49 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "core/crash.h"
+#include "core/fault.h"
 #include "core/log.h"
 
 static volatile sig_atomic_t caught;
-
-static int world_size = 1;
+static struct comm *world_of_process; /* from launch_start to launch_end */
 
 /* One rank has nobody to take along, and the user no need for MPI's notice. */
 static void abort_all(int code)
 {
-    if (world_size == 1) _exit(code);
+    const struct comm *w = world_of_process;
+    world_of_process = NULL;
+    if (!w || w->size == 1) _exit(code);
     MPI_Abort(MPI_COMM_WORLD, code);
+}
+
+static void where(char *text, size_t size) { comm_where(world_of_process, text, size); }
+
+/* exit() in the middle, with whatever code: the others would wait for this rank. */
+static void on_exit_early(void)
+{
+    if (!world_of_process) return;
+    char text[1024] = "left by exit() before its work was done", line[4096];
+    where(text, sizeof text);
+    const size_t n = err_line(line, sizeof line, text);
+    const ssize_t done = write(STDERR_FILENO, line, n);
+    (void)done;
+    err_leave_code(RC_SOFTWARE);
+    _exit(RC_SOFTWARE);
+}
+
+/* MPI tells of messages cut short (ranks in different collectives) and of lost connections. */
+static void on_mpi_error(MPI_Comm *comm, int *code, ...)
+{
+    (void)comm;
+    char why[MPI_MAX_ERROR_STRING] = "", place[1024] = "";
+    int len = 0;
+    MPI_Error_string(*code, why, &len);
+    where(place, sizeof place);
+    err_stop(RC_HANG,
+             "MPI: %s%s; if a message was truncated, the ranks are in different "
+             "collectives, and --check-comm names them",
+             why, place);
 }
 
 struct comm *launch_start(int *argc, char ***argv)
@@ -23,19 +55,34 @@ struct comm *launch_start(int *argc, char ***argv)
     /* A program started without mpirun is one rank; it needs no daemon for that. */
     if (!getenv("OMPI_COMM_WORLD_SIZE") && !getenv("PMIX_RANK"))
         setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
+    launch_catch_signals(); /* a signal at start-up must not end the rank either */
     int provided = 0;
     MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided);
+    MPI_Errhandler handler;
+    MPI_Comm_create_errhandler(on_mpi_error, &handler);
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, handler); /* comms split from it inherit it */
+    MPI_Errhandler_free(&handler);
     struct comm *world = comm_mpi_world(NULL);
-    world_size = world->size;
     err_identify(world->rank, world->size, abort_all);
     log_identify(world->rank, world->size);
+    fault_rank(world->rank);
+    world_of_process = world;
+    crash_catch(where); /* after MPI_Init, whose own handlers only add a backtrace */
+    atexit(on_exit_early);
     return world;
 }
 
 void launch_end(struct comm *world)
 {
+    world_of_process = NULL;
     comm_free(world);
     MPI_Finalize();
+}
+
+_Noreturn void launch_leave(struct comm *world, int code)
+{
+    launch_end(world);
+    exit(code);
 }
 
 static void on_signal(int sig)
@@ -53,6 +100,13 @@ void launch_catch_signals(void)
 }
 
 int launch_signal(void) { return caught; }
+
+bool launch_stop(struct comm *world)
+{
+    double stop = caught != 0;
+    comm_sum_f64(world, &stop, 1, "signals");
+    return stop > 0;
+}
 
 int launch_local_ranks(struct comm *world)
 {
