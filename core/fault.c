@@ -16,9 +16,13 @@ static bool active; /* set before the threads that call fault_hit start */
 static char wanted[64];
 static long at;
 static int my_rank;
-enum action { FAIL, NO_SPACE, KILL, SEGV, STOP, EXIT, HANG, SLOW, ACTIONS };
-static const char *const names[ACTIONS] = {"fail", "enospc", "kill", "segv",
-                                           "stop", "exit",   "hang", "slow"};
+enum action { FAIL, NO_SPACE, KILL, SEGV, STOP, TERM, INT, USR1, USR2, EXIT, HANG, SLOW, ACTIONS };
+static const struct {
+    const char *name;
+    int sig; /* raised */
+} actions[ACTIONS] = {{"fail", 0},       {"enospc", 0},     {"kill", SIGKILL}, {"segv", SIGSEGV},
+                      {"stop", SIGSTOP}, {"term", SIGTERM}, {"int", SIGINT},   {"usr1", SIGUSR1},
+                      {"usr2", SIGUSR2}, {"exit", 0},       {"hang", 0},       {"slow", 0}};
 static enum action action;
 static atomic_long seen;
 
@@ -32,13 +36,13 @@ static void set(const char *spec)
     char act[16] = "fail", rest[2];
     const int got = sscanf(spec, "%63[^:]:%ld:%15[a-z]%1s", wanted, &at, act, rest);
     int which = 0, rank = my_rank, end = 0;
-    while (which < ACTIONS && strcmp(act, names[which])) which++;
+    while (which < ACTIONS && strcmp(act, actions[which].name)) which++;
     char *of = strchr(wanted, '@');
     const bool whose = !of || (sscanf(of, "@%d%n", &rank, &end) == 1 && !of[end]);
     if (got < 2 || got > 3 || at < 0 || which == ACTIONS || !whose)
         err_stop(RC_USAGE,
                  "OSP_FAULT=\"%s\": expected name[@rank]:n or "
-                 "name[@rank]:n:fail|enospc|kill|segv|stop|exit|hang|slow",
+                 "name[@rank]:n:fail|enospc|kill|segv|stop|term|int|usr1|usr2|exit|hang|slow",
                  spec);
     if (of) *of = 0;
     action = (enum action)which;
@@ -53,27 +57,13 @@ void fault_set(const char *spec)
     set(spec);
 }
 
-/* The process is lost, or late. */
+/* The process is lost, late, or asked to stop. */
 static void act_out(void)
 {
-    switch (action) {
-    case KILL:
-        kill(getpid(), SIGKILL);
-        pause(); /* the signal may arrive a moment later */
-        break;
-    case SEGV:
-        raise(SIGSEGV);
-        break;
-    case STOP:
-        raise(SIGSTOP);
-        break;
-    case EXIT:
-        exit(0);
-    case HANG:
-        for (;;) pause();
-    default:
-        sleep(3);
-    }
+    if (actions[action].sig) raise(actions[action].sig);
+    if (action == EXIT) exit(0);
+    while (action == HANG) pause();
+    if (action == SLOW) sleep(3);
 }
 
 bool fault_hit(const char *name)

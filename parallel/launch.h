@@ -7,13 +7,14 @@
  * a fatal signal (core/crash.h), exit() in the middle, an error inside MPI. */
 #ifndef PARALLEL_LAUNCH_H
 #define PARALLEL_LAUNCH_H
-#include "parallel/comm.h"
+#include "parallel/watchdog.h"
 /* Starts MPI when there is a launcher or none is needed; catches signals; returns the world. */
 struct comm *launch_start(int *argc, char ***argv);
 void launch_end(struct comm *world);
 /* Collective: the process ends here, in order, with this code; for places without a way back. */
 _Noreturn void launch_leave(struct comm *world, int code);
-int launch_signal(void); /* the signal asked for by anyone on this rank; 0: none */
+struct watchdog *launch_watchdog(void); /* of this process; NULL: one rank, or none started */
+int launch_signal(void);                /* the signal asked for by anyone on this rank; 0: none */
 /* Collective: whether any rank was asked to stop. */
 bool launch_stop(struct comm *world);
 void launch_catch_signals(void);            /* for verbs without MPI; launch_start does it */

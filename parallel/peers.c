@@ -32,7 +32,7 @@ struct packet {
     struct peer_state state;
 };
 struct peers {
-    struct mesh *mesh;
+    struct comm *const *axis;
     int fd, size, rank;
     uint64_t key;
     struct place *place;
@@ -82,15 +82,14 @@ static int open_socket(uint16_t *port)
     return fd;
 }
 
-struct peers *peers_open(struct mesh *mesh)
+struct peers *peers_open(struct comm *world, struct comm *const *axis)
 {
-    struct comm *world = mesh->axis[AXIS_WORLD];
     struct peers *p = calloc(1, sizeof *p);
     CHECK(p, "out of memory");
     struct place mine = {0};
     gethostname(mine.host, sizeof mine.host - 1);
     mine.net = network_id(mine.host);
-    *p = (struct peers){.mesh = mesh, .size = world->size, .rank = world->rank};
+    *p = (struct peers){.axis = axis, .size = world->size, .rank = world->rank};
     p->fd = open_socket(&mine.port);
     if (p->fd < 0) log_warn("no UDP socket: a report of a hang cannot say who is missing");
     own_addresses(&mine);
@@ -128,9 +127,11 @@ static void copy_text(char *out, size_t size, const char *text)
 static void own_state(const struct peers *p, struct peer_state *s)
 {
     copy_text(s->host, sizeof s->host, p->place[p->rank].host);
-    copy_text(s->context, sizeof s->context, p->mesh->axis[AXIS_WORLD]->context);
+    const struct comm *world = p->axis[AXIS_WORLD];
+    copy_text(s->context, sizeof s->context, world ? world->context : NULL);
     for (int a = 0; a < AXIS_COUNT; a++) {
-        const struct comm *c = p->mesh->axis[a];
+        const struct comm *c = p->axis[a];
+        if (!c) continue;
         struct peer_axis *x = &s->axis[a];
         x->seq = c->seq;
         copy_text(x->tag, sizeof x->tag, c->tag);

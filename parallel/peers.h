@@ -19,6 +19,7 @@
 #ifndef PARALLEL_PEERS_H
 #define PARALLEL_PEERS_H
 #include "parallel/mesh.h"
+
 struct peer_axis {             /* as of `when`, a field of the datagram */
     uint64_t seq, waits_for;   /* begun so far; 0: waits in none */
     float waited;              /* seconds */
@@ -36,8 +37,9 @@ struct peer {
     double first_refused;
 };
 struct peers;
-/* Collective over the mesh's world. NULL where there are no sockets, with a warning. */
-struct peers *peers_open(struct mesh *mesh);
+/* Collective over the world. axis: AXIS_COUNT comms (NULL: none) whose state is told; the caller
+ * may change the entries between calls. */
+struct peers *peers_open(struct comm *world, struct comm *const *axis);
 void peers_close(struct peers *);
 int peers_fd(const struct peers *); /* readable: call peers_answer */
 void peers_answer(struct peers *);  /* takes and answers all datagrams that are there */

@@ -8,10 +8,18 @@
 #define PARALLEL_WATCHDOG_H
 #include "parallel/mesh.h"
 struct watchdog;
-/* Collective. deadline_s 0, or one rank: NULL, no watchdog. */
-struct watchdog *watchdog_start(struct mesh *mesh, double deadline_s);
+enum {
+    WATCHDOG_START_S = 600
+}; /* deadline until the configuration is read; comm_deadline_s' default */
+/* Collective; looks at the world's comm only. NULL for one rank; all calls below take NULL. */
+struct watchdog *watchdog_start(struct comm *world);
+void watchdog_deadline(struct watchdog *w, double s); /* 0: none */
+/* Looks at all axes. NULL: at the world's comm only, before the mesh is freed. */
+void watchdog_mesh(struct watchdog *w, const struct mesh *mesh);
 /* While one rank writes or verifies files and the others wait for it, the deadline is ten times
  * as long. */
 void watchdog_files(struct watchdog *w, bool on);
+/* Looks at nothing any more, and still tells others that this process is alive. */
+void watchdog_rest(struct watchdog *w);
 void watchdog_stop(struct watchdog *w);
 #endif

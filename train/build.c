@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
 #include "data/build.h"
@@ -30,6 +31,7 @@ static struct {
 
 static bool poll_others(double now, double done)
 {
+    fault_hit("poll");
     double x[2] = {launch_signal() != 0, done};
     comm_sum_f64(build_poll.world, x, 2, "data set is being built");
     build_poll.stop |= x[0] > 0;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
 #include "data/codec.h"
@@ -154,9 +155,9 @@ static struct tensor text_rows(struct sampling *s, const int *item, int n, bool 
 /* All ranks agree to stop here: what is done is in the manifest, the rest is made next time. */
 static void stop_if_asked(const struct sampling *s)
 {
+    fault_hit("sample");
     if (!launch_stop(s->ses->world)) return;
     log_info("stopped by a signal after %d of %d videos; run again to go on", s->done, s->pending);
-    watchdog_stop(s->ses->watchdog);
     launch_leave(s->ses->world, RC_PREEMPTED);
 }
 
