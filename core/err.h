@@ -12,6 +12,7 @@
 #ifndef CORE_ERR_H
 #define CORE_ERR_H
 #include <setjmp.h>
+#include <stddef.h>
 
 /* Exit codes (sysexits where they exist; 75, 85, 86 and 88 are worth a requeue). */
 enum exit_code {
@@ -38,6 +39,12 @@ _Noreturn void err_stop(int code, const char *fmt, ...) __attribute__((format(pr
 
 /* Names this thread's rank in every message; abort_all(code) ends all ranks (NULL: exit). */
 void err_identify(int rank, int size, void (*abort_all)(int code));
+/* "[rank 1/2 host] text | while ... | while ...\n" into line, always terminated; returns its
+ * length. Safe in a signal handler: copies only. */
+size_t err_line(char *line, size_t size, const char *text);
+/* Leaves the exit code in the file that OSP_EXIT_FILE names, unless one is there: some launchers
+ * (srun) report the ranks they killed and not the one that failed. Safe in a signal handler. */
+void err_leave_code(int code);
 /* The "while ..." stack: err_push("loading step %d", n) ... err_pop(). */
 void err_push(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void err_pop(void);

@@ -2,7 +2,9 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <time.h>
 
+#include "core/fault.h"
 #include "core/log.h"
 #include "core/rng.h"
 
@@ -44,6 +46,7 @@ static bool fill(struct loader *l, struct batch *b, struct err *e)
 {
     const struct dataset *d = l->d;
     const int64_t values = d->c * d->t * d->h * d->w, text = l->o.text_len * d->text_dim;
+    fault_hit("data");
     for (int i = 0; i < b->n && !e->code; i++, l->next += (uint64_t)l->o.dp_size) {
         const uint64_t g = l->next;
         b->sample[i] = g;
@@ -145,11 +148,29 @@ void loader_close(struct loader *l)
     free(l);
 }
 
+/* Waits for the thread, a second at a time. */
+static void wait_filled(struct loader *l, double t0)
+{
+    while (l->filled == l->taken && !l->failed) {
+        struct timespec t;
+        clock_gettime(CLOCK_REALTIME, &t);
+        t.tv_sec++;
+        pthread_cond_timedwait(&l->changed, &l->lock, &t);
+        const double waited = log_seconds() - t0;
+        if (l->filled > l->taken || l->failed || !l->o.give_up || !l->o.give_up(waited)) continue;
+        pthread_mutex_unlock(&l->lock);
+        err_stop(RC_TEMP,
+                 "the data did not come for %.0f s and this job was asked to stop; run again to go "
+                 "on from the last checkpoint",
+                 waited);
+    }
+}
+
 const struct batch *loader_next(struct loader *l)
 {
     const double t0 = log_seconds();
     pthread_mutex_lock(&l->lock);
-    while (l->filled == l->taken && !l->failed) pthread_cond_wait(&l->changed, &l->lock);
+    wait_filled(l, t0);
     l->waited += log_seconds() - t0;
     if (l->filled == l->taken) {
         const struct err e = l->err;

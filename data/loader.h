@@ -21,13 +21,15 @@ struct loader_opts {
     int64_t batch_size, global_batch, text_len;
     double text_drop_ratio;
     bool shuffle;
+    bool (*give_up)(double waited_s); /* asked while a batch does not come; may be NULL */
 };
 struct loader;
 /* cursor: first sample number of the next step (step * global_batch). */
 struct loader *loader_open(struct dataset *d, struct loader_opts o, uint64_t cursor);
 void loader_close(struct loader *l);
 /* The next micro-batch of this rank; global_batch/(dp*batch_size) of them make a step. The arrays
- * belong to the loader until the next call. Stops with RC_DATA when the data set cannot be read. */
+ * belong to the loader until the next call. Stops with RC_DATA when the data set cannot be read,
+ * with RC_TEMP when give_up says so. */
 const struct batch *loader_next(struct loader *l);
 double loader_wait_seconds(const struct loader *l); /* spent waiting for the thread, in total */
 /* Which sample of the data set stream number g is. */

@@ -10,6 +10,9 @@
 struct comm;
 struct work { /* a collective in flight; zeroed = done */
     void *impl;
+    uint64_t seq; /* what it is, for comm_wait's report */
+    int kind;
+    const char *tag;
 };
 struct run { /* rows [row, row+rows) to or from a peer */
     int peer;
@@ -53,14 +56,19 @@ struct comm {
     const struct comm_ops *ops;
     struct dev *dev; /* whose memory the tensors are in */
     void *impl;
-    uint64_t seq;               /* collectives begun so far */
-    const char *volatile doing; /* tag of the one in flight, read by the watchdog */
+    /* What this rank does here, read by the watchdog. Tags and contexts outlive the comm's use. */
+    volatile uint64_t seq;        /* collectives begun so far */
+    const char *volatile tag;     /* of the last one begun */
+    const char *volatile doing;   /* of the one in flight that this rank waits in; NULL: none */
+    volatile uint64_t doing_seq;  /* its number */
+    volatile int kind;            /* of the one in flight, or the last one */
+    const char *volatile context; /* the caller's place in its own work; NULL: none */
     volatile double since;
     double deadline_s; /* 0: none */
     bool check;        /* --check-comm: compare number, kind, size and tag first */
     struct comm_count count[COMM_KINDS];
-    const char *volatile context; /* the block being computed; NULL: tags say where */
-    struct comm_entry *entry;     /* counts by place, in the order of their first use */
+    const char *block;        /* counts go to this block; NULL: to the place their tag names */
+    struct comm_entry *entry; /* counts by place, in the order of their first use */
     int num_entries;
     double seconds; /* spent inside calls and waits */
 };
@@ -76,6 +84,13 @@ void comm_exchange(struct comm *, struct tensor dst, const struct run *recv, int
                    struct work *);
 void comm_broadcast(struct comm *, struct tensor x, int root, const char *tag, struct work *);
 void comm_wait(struct comm *, struct work *);
+const char *comm_kind_name(int kind);
+/* Names the block (or other work) this rank is in, for reports of hangs and crashes; set it on the
+ * world's comm. NULL: none. */
+static inline void comm_context(struct comm *world, const char *where) { world->context = where; }
+/* Appends ", in all_gather #41 "blocks.7" on axis shard" and the context of world: what this thread
+ * does. Safe in a signal handler. */
+void comm_where(const struct comm *world, char *text, size_t size);
 void comm_barrier(struct comm *, const char *tag);
 /* Forgets all counts. */
 void comm_reset_counts(struct comm *);

@@ -271,6 +271,7 @@ static void enter_whole(struct fsdp *f, int unit, enum pass pass)
 static void hook_enter(void *ctx, int unit, enum pass pass)
 {
     struct fsdp *f = ctx;
+    comm_context(f->mesh->axis[AXIS_WORLD], f->unit[unit].name);
     if (!sharded(f)) {
         enter_whole(f, unit, pass);
         return;
@@ -333,6 +334,7 @@ void fsdp_zero_grads(struct fsdp *f)
 
 void fsdp_finish_backward(struct fsdp *f, bool last_micro)
 {
+    comm_context(f->mesh->axis[AXIS_WORLD], NULL);
     for (int k = 0; k < BUFFERS; k++) comm_wait(f->axis, &f->grad_work[k]);
     drop_gathered(f);
     struct comm *replicas = f->mesh->axis[AXIS_REPLICA];

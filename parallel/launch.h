@@ -1,13 +1,22 @@
-/* Start and end of a run: MPI, the rank's name in errors and logs, signals. A signal only sets a
- * flag; the flag travels with the reduction of every step, so that all ranks stop at the same step
- * with a checkpoint. A second SIGINT ends at once. */
+/* Start and end of a run: MPI, the rank's name in errors and logs, signals, and the ways a rank can
+ * be lost. A signal on any rank (SIGINT, SIGTERM, SIGUSR1, SIGUSR2) only sets a flag; the flag
+ * travels with the reduction of every step, and with launch_stop in every other loop that takes
+ * longer than about a second, so that all ranks stop at the same place with a checkpoint. A second
+ * SIGINT ends at once.
+ * Between launch_start and launch_end every other way out is an error with one line and a code:
+ * a fatal signal (core/crash.h), exit() in the middle, an error inside MPI. */
 #ifndef PARALLEL_LAUNCH_H
 #define PARALLEL_LAUNCH_H
-#include "parallel/comm.h"
-/* Starts MPI when there is a launcher or none is needed; returns the world. */
+#include "parallel/watchdog.h"
+/* Starts MPI when there is a launcher or none is needed; catches signals; returns the world. */
 struct comm *launch_start(int *argc, char ***argv);
 void launch_end(struct comm *world);
-int launch_signal(void); /* the signal asked for by anyone on this rank; 0: none */
-void launch_catch_signals(void);
+/* Collective: the process ends here, in order, with this code; for places without a way back. */
+_Noreturn void launch_leave(struct comm *world, int code);
+struct watchdog *launch_watchdog(void); /* of this process; NULL: one rank, or none started */
+int launch_signal(void);                /* the signal asked for by anyone on this rank; 0: none */
+/* Collective: whether any rank was asked to stop. */
+bool launch_stop(struct comm *world);
+void launch_catch_signals(void);            /* for verbs without MPI; launch_start does it */
 int launch_local_ranks(struct comm *world); /* ranks on this host */
 #endif

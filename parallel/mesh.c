@@ -53,7 +53,8 @@ void mesh_init(struct mesh *m, struct comm *world, struct mesh_degrees d)
 
 void mesh_at(struct mesh *m, const char *block)
 {
-    m->axis[AXIS_SSP]->context = m->axis[AXIS_SP]->context = m->axis[AXIS_SEQ]->context = block;
+    m->axis[AXIS_SSP]->block = m->axis[AXIS_SP]->block = m->axis[AXIS_SEQ]->block = block;
+    comm_context(m->axis[AXIS_WORLD], block);
 }
 
 void mesh_free(struct mesh *m)

@@ -104,8 +104,13 @@ static void test_stop(struct comm *world)
     (void)world;
     expect_stop("cannot create \"/nowhere/f.tmp\": No such file", RC_CANTCREAT, write_bad,
                 "/nowhere/f");
-    expect_stop("expected name:n", RC_USAGE, bad_fault, "io");
-    expect_stop("expected name:n", RC_USAGE, bad_fault, "io:3:explode");
+    expect_stop("expected name[@rank]:n", RC_USAGE, bad_fault, "io");
+    expect_stop("expected name[@rank]:n", RC_USAGE, bad_fault, "io:3:explode");
+    expect_stop("expected name[@rank]:n", RC_USAGE, bad_fault, "io@one:3");
+    fault_set("step@1:1"); /* another rank's */
+    EXPECT(!fault_hit("step"), "a fault of rank 1 hits rank 0");
+    fault_set("step@0:1");
+    EXPECT(fault_hit("step"), "a fault of rank 0 does not hit it");
     fault_set(NULL);
 }
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
 #include "data/build.h"
@@ -19,6 +20,31 @@ static const char usage[] = "osp data CONFIG [key=value ...] [--print-config] [-
                             "and writes one HDF5 data set with latents and text embeddings.";
 
 static bool interrupted(void) { return launch_signal() != 0; }
+
+/* While rank 0 builds, the others wait in small reductions, about two a second, that carry the wish
+ * to stop of any rank to it. */
+static struct {
+    struct comm *world;
+    double last;
+    bool stop;
+} build_poll;
+
+static bool poll_others(double now, double done)
+{
+    fault_hit("poll");
+    double x[2] = {launch_signal() != 0, done};
+    comm_sum_f64(build_poll.world, x, 2, "data set is being built");
+    build_poll.stop |= x[0] > 0;
+    build_poll.last = now;
+    return x[1] > 0;
+}
+
+static bool interrupted_anywhere(void)
+{
+    const double now = log_seconds();
+    if (now - build_poll.last > 0.5) poll_others(now, 0);
+    return build_poll.stop;
+}
 
 static struct data_build build_of(const struct settings *s)
 {
@@ -136,10 +162,16 @@ struct dataset *build_or_open(struct comm *world, const struct settings *s)
     if (!path)
         err_stop(RC_CONFIG, "data_config.dataset_config.metafile_or_dir_path: name the data set "
                             "(made by osp data)");
-    if (world->rank == 0 && s->data.source && !io_exists(path)) {
-        launch_catch_signals();
-        const struct data_build b = build_for_training(s);
+    unsigned char build = world->rank == 0 && s->data.source && !io_exists(path);
+    comm_broadcast_bytes(world, &build, sizeof build, 0, "is there a data set");
+    build_poll.world = world;
+    if (build && world->rank == 0) {
+        struct data_build b = build_for_training(s);
+        b.interrupted = interrupted_anywhere;
         build_dataset(&b, NULL, &e);
+        poll_others(0, 1);
+    } else if (build) {
+        while (!poll_others(0, 0)) continue;
     } else if (world->rank == 0 && !io_exists(path)) {
         err_set(&e, RC_NOINPUT,
                 "%s: no such data set; make it with osp data, or name its clips in "
@@ -147,6 +179,10 @@ struct dataset *build_or_open(struct comm *world, const struct settings *s)
                 path);
     }
     comm_broadcast_bytes(world, &e, sizeof e, 0, "data set");
+    if (e.code == RC_PREEMPTED) {
+        log_info("%s", e.msg);
+        launch_leave(world, RC_PREEMPTED);
+    }
     err_raise(&e);
     struct dataset *d = dataset_open(path, s->validation.window, &e);
     err_raise(&e);

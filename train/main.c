@@ -62,12 +62,14 @@ static void console(const struct trainer *t, const struct step_result *r, struct
     *p = (struct progress){.since = log_seconds()};
 }
 
-static void validate(struct trainer *t, struct metrics *m)
+/* False when a rank was asked to stop: then there is no result. */
+static bool validate(struct trainer *t, struct metrics *m)
 {
     const bool both = t->ses->set->ema_decay > 0;
     for (int ema = 0; ema <= both; ema++) {
         const struct valid_result v = trainer_validate(t, ema);
-        if (!v.samples) return;
+        if (v.stopped) return false;
+        if (!v.samples) return true;
         const char *which = ema ? "ema" : "raw";
         char key[64], text[512] = "";
         for (int k = 0; k < v.buckets; k++) {
@@ -82,6 +84,7 @@ static void validate(struct trainer *t, struct metrics *m)
                  (long long)t->state.step, which, v.mean, (long long)v.samples, text);
     }
     metrics_flush(m, t->state.step, t->state.seconds);
+    return true;
 }
 
 static void save_config(struct comm *world, const struct loaded_settings *l)
@@ -108,52 +111,65 @@ static bool job_ends(const struct trainer *t)
            difftime(atol(end), time(NULL)) < t->ses->set->stop_before_end_s;
 }
 
+static void require_finite(const struct trainer *t, const struct step_result *r, int64_t saved)
+{
+    const struct settings *s = t->ses->set;
+    if (r->skipped)
+        log_warn("step %lld: loss %g, gradient norm %g; the step was skipped (%lld in a row)",
+                 (long long)t->state.step, r->loss, r->norm, (long long)t->state.skipped_in_row);
+    if (t->state.skipped_in_row > s->max_skipped_steps)
+        err_stop(RC_NUMERIC,
+                 "%lld steps in a row were not finite (max_skipped_steps: %lld); the "
+                 "last checkpoint is from step %lld",
+                 (long long)t->state.skipped_in_row, (long long)s->max_skipped_steps,
+                 (long long)saved);
+}
+
+static bool due(int64_t interval, int64_t step) { return interval > 0 && step % interval == 0; }
+
 static int train_loop(struct trainer *t, const struct loaded_settings *l, struct metrics *m)
 {
     const struct settings *s = t->ses->set;
+    const int64_t steps = s->training_iteration;
     struct progress p = {.since = log_seconds()};
     int64_t saved = t->state.step;
-    bool preempted = false, stop = false;
+    bool clock = false;
     if (budget_spent(t)) {
         log_info("the time budget (max_seconds %g) was spent before this start", s->max_seconds);
         return RC_OK;
     }
-    if (t->state.step == 0 && s->validation.interval > 0) validate(t, m);
-    while (!stop && t->state.step < s->training_iteration) {
+    bool preempted = launch_stop(t->ses->world); /* during the start */
+    if (!preempted && t->state.step == 0 && s->validation.interval > 0) preempted = !validate(t, m);
+    while (!preempted && !clock && t->state.step < steps) {
         p.since = p.steps ? p.since : log_seconds();
         const struct step_result r = trainer_step(t, budget_spent(t), job_ends(t));
         p.steps++;
         p.comm += r.comm_seconds;
         p.data += r.data_seconds;
         p.loss += r.loss;
-        if (r.skipped)
-            log_warn("step %lld: loss %g, gradient norm %g; the step was skipped (%lld in a row)",
-                     (long long)t->state.step, r.loss, r.norm, (long long)t->state.skipped_in_row);
-        if (t->state.skipped_in_row > s->max_skipped_steps)
-            err_stop(RC_NUMERIC,
-                     "%lld steps in a row were not finite (max_skipped_steps: %lld); the "
-                     "last checkpoint is from step %lld",
-                     (long long)t->state.skipped_in_row, (long long)s->max_skipped_steps,
-                     (long long)saved);
-        preempted |= r.signal;
-        stop = r.signal || r.clock;
-        const bool last = stop || t->state.step == s->training_iteration;
+        require_finite(t, &r, saved);
+        preempted = r.signal;
+        clock = r.clock;
+        bool last = preempted || clock || t->state.step == steps;
         if (last || t->state.step % s->log_interval == 0) console(t, &r, &p, m);
         if (!preempted && s->validation.interval > 0 &&
-            (last || t->state.step % s->validation.interval == 0)) {
+            (last || due(s->validation.interval, t->state.step))) {
             const double before = log_seconds();
-            validate(t, m);
+            preempted = !validate(t, m);
+            last |= preempted;
             p.since += log_seconds() - before; /* not part of the steps' speed */
             t->state.seconds += log_seconds() - before;
         }
         if (last || t->state.step % s->save_interval == 0) {
             resume_save(t, l);
             saved = t->state.step;
+            if (!last) preempted = launch_stop(t->ses->world); /* this checkpoint will do */
         }
     }
-    if (preempted)
-        log_info("stopped by a signal at step %lld; run again to go on", (long long)t->state.step);
-    return preempted ? RC_PREEMPTED : RC_OK;
+    if (!preempted || t->state.step >= steps) return RC_OK;
+    log_info("stopped by a signal or the end of the job at step %lld; run again to go on",
+             (long long)t->state.step);
+    return RC_PREEMPTED;
 }
 
 static int run(struct comm *world, struct loaded_settings *l)
@@ -179,7 +195,6 @@ static int run(struct comm *world, struct loaded_settings *l)
     char *text = settings_text(l, false);
     metrics_text(m, "config", text);
     free(text);
-    launch_catch_signals();
     trainer_start(&t);
     const int rc = train_loop(&t, l, m);
     metrics_event(m, rc == RC_OK ? "finished" : "preempted", t.state.step);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
 #include "parallel/checkpoint.h"
@@ -64,6 +65,7 @@ void resume_save(struct trainer *t, const struct loaded_settings *l)
     struct session *s = t->ses;
     const double t0 = log_seconds();
     err_push("saving step %lld", (long long)t->state.step);
+    fault_hit("save");
     const unsigned kinds = 1u << STATE_MASTER | 1u << STATE_M | 1u << STATE_V |
                            (s->set->ema_decay > 0 ? 1u << STATE_EMA : 0);
     struct ckpt_snapshot *snap = ckpt_snapshot(s->fsdp, &s->mesh, kinds);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
 #include "data/codec.h"
@@ -156,9 +157,19 @@ static struct tensor text_rows(struct sampling *s, const int *item, int n, bool 
     return t;
 }
 
+/* All ranks agree to stop here: what is done is in the manifest, the rest is made next time. */
+static void stop_if_asked(const struct sampling *s)
+{
+    fault_hit("sample");
+    if (!launch_stop(s->ses->world)) return;
+    log_info("stopped by a signal after %d of %d videos; run again to go on", s->done, s->pending);
+    launch_leave(s->ses->world, RC_PREEMPTED);
+}
+
 static void on_step(void *arg, int step)
 {
     const struct sampling *s = arg;
+    stop_if_asked(s);
     const double share = (s->done + (double)step / (double)s->l.s.scheduler.num_inference_steps) /
                          (s->pending > 0 ? s->pending : 1);
     const double spent = log_seconds() - s->started;
@@ -259,11 +270,7 @@ static void run_all(struct sampling *s, struct comm *world)
         }
         run_pass(s, item, own, B);
         record_done(s, world, base, base + dp * B < n ? base + dp * B : n, order);
-        double stop = launch_signal() != 0;
-        comm_sum_f64(world, &stop, 1, "signals");
-        if (stop > 0)
-            err_stop(RC_PREEMPTED, "stopped by a signal after %d of %d videos; run again to go on",
-                     s->done, n);
+        if (s->done < n) stop_if_asked(s);
     }
     free(order);
 }
@@ -367,7 +374,6 @@ int verb_sample(int argc, char **argv)
              s.items, s.pending, (long long)s.l.s.scheduler.num_inference_steps,
              s.l.s.scheduler.guidance_scale, s.l.s.sample.use_ema ? "EMA" : "raw",
              (long long)s.model.step);
-    launch_catch_signals();
     run_all(&s, world);
     if (world->rank == 0) write_sheet(&s);
     if (s.compare && world->rank == 0) compare_print(s.compare, s.per_prompt);

@@ -69,6 +69,7 @@ void session_settings(struct comm *world, struct loaded_settings *l, enum settin
         if ((world->rank == 0) == (turn == 0)) {
             settings_load(l, verb, path, sets, num_sets);
             settings_check_ranks(l, world->size);
+            watchdog_deadline(launch_watchdog(), l->s.comm_deadline_s);
         }
         comm_barrier(world, "configuration");
     }
@@ -133,7 +134,8 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     arena_init(&s->keep, s->dev, s->cost.keep_bytes + ((size_t)1 << 16), "keep");
     arena_init(&s->tmp, s->dev, s->cost.tmp_bytes + ((size_t)1 << 16), "tmp");
     s->ctx = (struct ctx){s->dev, &s->mesh, fsdp_hooks(s->fsdp), &s->keep, &s->tmp};
-    s->watchdog = watchdog_start(&s->mesh, set->comm_deadline_s);
+    s->watchdog = launch_watchdog();
+    watchdog_mesh(s->watchdog, &s->mesh);
     s->run = calloc(1, sizeof *s->run);
     CHECK(s->run, "out of memory");
     char text[256];
@@ -149,7 +151,7 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
 
 void session_close(struct session *s)
 {
-    watchdog_stop(s->watchdog);
+    watchdog_mesh(s->watchdog, NULL);
     free(s->run);
     arena_free(&s->keep);
     arena_free(&s->tmp);

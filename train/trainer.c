@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/fault.h"
 #include "core/log.h"
 #include "parallel/launch.h"
 
@@ -70,6 +71,9 @@ void trainer_init(struct trainer *t, struct session *ses, struct dataset *d)
                  (long long)s->model.text_dim, d->path, (long long)d->text_dim);
 }
 
+/* A stop was asked for, and the batch does not come: no step will end in time. */
+static bool too_late(double waited) { return launch_signal() && waited > 10; }
+
 void trainer_start(struct trainer *t)
 {
     const struct settings *s = t->ses->set;
@@ -80,7 +84,8 @@ void trainer_start(struct trainer *t)
                                   .global_batch = t->global_batch,
                                   .text_len = s->model.text_len,
                                   .text_drop_ratio = s->data.text_drop_ratio,
-                                  .shuffle = s->data.shuffle};
+                                  .shuffle = s->data.shuffle,
+                                  .give_up = too_late};
     t->loader = loader_open(t->data, o, (uint64_t)t->state.cursor);
 }
 
@@ -177,7 +182,9 @@ static double micro_step(struct trainer *t)
     struct session *s = t->ses;
     struct noisy n;
     double sums[1024], loss = 0;
+    comm_context(s->world, "waiting for data");
     const struct batch *batch = loader_next(t->loader);
+    comm_context(s->world, NULL);
     arena_release(&s->keep, 0);
     for (int b = 0; b < batch->n; b++) {
         const uint64_t g = batch->sample[b];
@@ -268,13 +275,36 @@ static double comm_seconds(const struct session *s)
     return sum;
 }
 
+static uint64_t collectives_begun(const struct session *s)
+{
+    uint64_t n = 0;
+    for (int a = 0; a < AXIS_COUNT; a++) n += s->mesh.axis[a]->seq;
+    return n;
+}
+
+/* All ranks begin equally many collectives in a step. One that left one out may have met another
+ * of the same size, which MPI cannot notice; here it is seen before the weights change: equal
+ * numbers n on W ranks have W * sum(n*n) = sum(n)^2. */
+static void require_same_count(const struct session *s, double mine, double sum, double squares)
+{
+    const double W = s->world->size;
+    if (W * squares == sum * sum) return;
+    err_stop(RC_HANG,
+             "ranks disagree on how many collectives a step has: %.0f on this rank, %.4g on "
+             "average; one was left out or is too much, the step is not used (--check-comm names "
+             "it)",
+             mine, sum / W);
+}
+
 struct step_result trainer_step(struct trainer *t, bool clock, bool preempt)
 {
     struct session *s = t->ses;
     const double t0 = log_seconds(), comm0 = comm_seconds(s),
                  data0 = loader_wait_seconds(t->loader);
     err_push("training step %lld", (long long)t->state.step);
+    fault_hit("step");
     double loss = 0;
+    const uint64_t before = collectives_begun(s);
     fsdp_zero_grads(s->fsdp);
     for (int m = 0; m < t->num_micro; m++) {
         loss += micro_step(t);
@@ -282,9 +312,15 @@ struct step_result trainer_step(struct trainer *t, bool clock, bool preempt)
     }
     /* one reduction carries all that steers: replicas hold equal norms, signals are or-ed by sum */
     const int replicas = s->mesh.axis[AXIS_REPLICA]->size;
-    double x[4] = {loss, local_norm_squared(s) / replicas, launch_signal() || preempt ? 1 : 0,
-                   clock ? 1 : 0};
-    comm_sum_f64(s->world, x, 4, "loss and norm");
+    const double begun = (double)(collectives_begun(s) - before);
+    double x[6] = {loss,
+                   local_norm_squared(s) / replicas,
+                   launch_signal() || preempt ? 1 : 0,
+                   clock ? 1 : 0,
+                   begun,
+                   begun * begun};
+    comm_sum_f64(s->world, x, 6, "loss and norm");
+    require_same_count(s, begun, x[4], x[5]);
     struct step_result r = {
         .loss = x[0], .norm = sqrt(x[1]), .signal = x[2] > 0, .clock = x[3] > 0};
     r.lr = schedule_lr(&t->schedule, t->state.step);
@@ -353,8 +389,12 @@ struct valid_result trainer_validate(struct trainer *t, bool ema)
     CHECK(latent && text, "out of memory");
     double sums[1024];
     if (ema) fsdp_use_ema(s->fsdp, true);
+    comm_context(s->world, "validation");
     /* every data rank runs the same number of passes, whatever is left for it */
     for (int64_t base = 0; base < items; base += dp * B) {
+        r.stopped = launch_stop(s->world);
+        if (r.stopped) break;
+        fault_hit("validate");
         const int64_t first = base + s->mesh.axis[AXIS_DP]->rank * B;
         for (int b = 0; b < B; b++)
             load_item(t, first + b < items ? first + b : 0, r.buckets, b, latent, text, &n);
@@ -368,6 +408,7 @@ struct valid_result trainer_validate(struct trainer *t, bool ema)
     if (ema) fsdp_use_ema(s->fsdp, false);
     free(latent);
     free(text);
+    comm_context(s->world, NULL);
     comm_sum_f64(s->world, r.loss, r.buckets, "validation loss");
     for (int k = 0; k < r.buckets; k++) {
         r.sigma[k] = flow_bucket_sigma(k, r.buckets, t->shift);

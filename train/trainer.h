@@ -36,6 +36,7 @@ struct valid_result {
     int buckets;
     double sigma[MAX_BUCKETS], loss[MAX_BUCKETS], mean;
     int64_t samples;
+    bool stopped; /* a rank was asked to stop: the sums are not complete */
 };
 /* Latents of the data set give the shape; opens no loader (trainer_start does, at the cursor). */
 void trainer_init(struct trainer *t, struct session *ses, struct dataset *d);
