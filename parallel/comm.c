@@ -37,10 +37,11 @@ static double begin(struct comm *c, enum comm_kind kind, double sent, double byt
     c->seq++;
     c->count[kind].calls++;
     c->count[kind].bytes += sent;
-    c->since = log_seconds();
+    const double now = log_seconds();
+    c->since = now;
     c->doing = tag;
     if (c->check && c->size > 1) check_agreement(c, kind, bytes, tag);
-    return c->since;
+    return now;
 }
 
 static void end(struct comm *c, double since)

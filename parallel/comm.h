@@ -48,9 +48,11 @@ struct comm {
     const struct comm_ops *ops;
     struct dev *dev; /* whose memory the tensors are in */
     void *impl;
-    uint64_t seq;               /* collectives begun so far */
-    const char *volatile doing; /* tag of the one in flight, read by the watchdog */
-    volatile double since;
+    /* read by the watchdog's thread: collectives begun so far; tag of the one in flight, and since
+     * when */
+    _Atomic uint64_t seq;
+    const char *_Atomic doing;
+    _Atomic double since;
     double deadline_s; /* 0: none */
     bool check;        /* --check-comm: compare number, kind, size and tag first */
     struct comm_count count[COMM_KINDS];

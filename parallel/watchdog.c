@@ -16,8 +16,8 @@ struct watchdog {
     bool stopping, files;
 };
 
-/* The fields of a comm are read while its owner writes them: a stale value only delays the check.
- */
+/* The fields of a comm are read while its owner goes on: what is out of date only delays the
+ * check. */
 static void check(const struct watchdog *w)
 {
     const double deadline = w->files ? 10 * w->deadline : w->deadline;
