@@ -114,14 +114,15 @@ static double begin(struct comm *c, enum comm_kind kind, double sent, double byt
 {
     c->seq++;
     count(c, kind, sent, tag);
-    c->since = log_seconds();
+    const double now = log_seconds();
+    c->since = now;
     c->kind = kind;
     c->tag = tag;
     c->doing_seq = c->seq;
     c->doing = tag;
     current = c;
     if (c->check && c->size > 1) check_agreement(c, kind, bytes, tag);
-    return c->since;
+    return now;
 }
 
 static void end(struct comm *c, double since, struct work *w)

@@ -56,14 +56,15 @@ struct comm {
     const struct comm_ops *ops;
     struct dev *dev; /* whose memory the tensors are in */
     void *impl;
-    /* What this rank does here, read by the watchdog. Tags and contexts outlive the comm's use. */
-    volatile uint64_t seq;        /* collectives begun so far */
-    const char *volatile tag;     /* of the last one begun */
-    const char *volatile doing;   /* of the one in flight that this rank waits in; NULL: none */
-    volatile uint64_t doing_seq;  /* its number */
-    volatile int kind;            /* of the one in flight, or the last one */
-    const char *volatile context; /* the caller's place in its own work; NULL: none */
-    volatile double since;
+    /* What this rank does here, read by the watchdog's thread. Tags and contexts outlive the comm's
+     * use. */
+    _Atomic uint64_t seq;        /* collectives begun so far */
+    const char *_Atomic tag;     /* of the last one begun */
+    const char *_Atomic doing;   /* of the one in flight that this rank waits in; NULL: none */
+    _Atomic uint64_t doing_seq;  /* its number */
+    _Atomic int kind;            /* of the one in flight, or the last one */
+    const char *_Atomic context; /* the caller's place in its own work; NULL: none */
+    _Atomic double since;
     double deadline_s; /* 0: none */
     bool check;        /* --check-comm: compare number, kind, size and tag first */
     struct comm_count count[COMM_KINDS];
