@@ -7,18 +7,18 @@
 
 /* The least recompute policy under which a tensor is kept. */
 static const unsigned char kept_from[T_COUNT] = {
-    [T_MOD] = RECOMPUTE_NONE,    [T_MEAN1] = RECOMPUTE_NONE,    [T_RSTD1] = RECOMPUTE_NONE,
-    [T_A] = RECOMPUTE_NONE,      [T_QKV] = RECOMPUTE_GEMM,      [T_RSTD_Q] = RECOMPUTE_NONE,
-    [T_RSTD_K] = RECOMPUTE_NONE, [T_Q] = RECOMPUTE_NONE,        [T_K] = RECOMPUTE_NONE,
-    [T_QKV_ALL] = RECOMPUTE_NONE, [T_O_ALL] = RECOMPUTE_NONE,
-    [T_O] = RECOMPUTE_ATTENTION, [T_LSE] = RECOMPUTE_ATTENTION, [T_Y1] = RECOMPUTE_GEMM,
-    [T_X1] = RECOMPUTE_NONE,     [T_MEAN3] = RECOMPUTE_NONE,    [T_RSTD3] = RECOMPUTE_NONE,
-    [T_N3] = RECOMPUTE_NONE,     [T_QC] = RECOMPUTE_GEMM,       [T_RSTD_QC] = RECOMPUTE_NONE,
-    [T_QN] = RECOMPUTE_NONE,     [T_KV] = RECOMPUTE_GEMM,       [T_RSTD_KC] = RECOMPUTE_NONE,
-    [T_KN] = RECOMPUTE_NONE,     [T_OC] = RECOMPUTE_GEMM,       [T_LSEC] = RECOMPUTE_GEMM,
-    [T_Y2] = RECOMPUTE_GEMM,     [T_X2] = RECOMPUTE_NONE,       [T_MEAN2] = RECOMPUTE_NONE,
-    [T_RSTD2] = RECOMPUTE_NONE,  [T_F] = RECOMPUTE_NONE,        [T_H] = RECOMPUTE_GEMM,
-    [T_G] = RECOMPUTE_NONE,      [T_Y3] = RECOMPUTE_GEMM};
+    [T_MOD] = RECOMPUTE_NONE,      [T_MEAN1] = RECOMPUTE_NONE,   [T_RSTD1] = RECOMPUTE_NONE,
+    [T_A] = RECOMPUTE_NONE,        [T_QKV] = RECOMPUTE_GEMM,     [T_RSTD_Q] = RECOMPUTE_NONE,
+    [T_RSTD_K] = RECOMPUTE_NONE,   [T_Q] = RECOMPUTE_NONE,       [T_K] = RECOMPUTE_NONE,
+    [T_QKV_ALL] = RECOMPUTE_NONE,  [T_O_ALL] = RECOMPUTE_NONE,   [T_O] = RECOMPUTE_ATTENTION,
+    [T_LSE] = RECOMPUTE_ATTENTION, [T_Y1] = RECOMPUTE_GEMM,      [T_X1] = RECOMPUTE_NONE,
+    [T_MEAN3] = RECOMPUTE_NONE,    [T_RSTD3] = RECOMPUTE_NONE,   [T_N3] = RECOMPUTE_NONE,
+    [T_QC] = RECOMPUTE_GEMM,       [T_RSTD_QC] = RECOMPUTE_NONE, [T_QN] = RECOMPUTE_NONE,
+    [T_KV] = RECOMPUTE_GEMM,       [T_RSTD_KC] = RECOMPUTE_NONE, [T_KN] = RECOMPUTE_NONE,
+    [T_OC] = RECOMPUTE_GEMM,       [T_LSEC] = RECOMPUTE_GEMM,    [T_Y2] = RECOMPUTE_GEMM,
+    [T_X2] = RECOMPUTE_NONE,       [T_MEAN2] = RECOMPUTE_NONE,   [T_RSTD2] = RECOMPUTE_NONE,
+    [T_F] = RECOMPUTE_NONE,        [T_H] = RECOMPUTE_GEMM,       [T_G] = RECOMPUTE_NONE,
+    [T_Y3] = RECOMPUTE_GEMM};
 
 static struct linear linear_of(struct param *w, struct param *b, int parts)
 {
@@ -200,7 +200,7 @@ static void self_forward(struct ctx *c, const struct block *b, const struct bloc
     if (attn_ranks(&attn)) { /* 4, 5 */
         attend_over_ranks(c, b, run, s, &attn);
     } else {
-        norm_qk(c, b, run, s); /* 4 */
+        norm_qk(c, b, run, s);                      /* 4 */
         if (make(c, run, s, T_O, T, 2, DIMS(R, C))) /* 5 */
             self_attn_forward(c, &attn, t[T_O], t[T_LSE], t[T_Q], t[T_K],
                               tensor_cols(t[T_QKV], 2 * C, C));

@@ -121,8 +121,7 @@ static void stage_ranks(struct stage *s, struct dev *dev, const struct mesh *mes
     for (int r = 0; r < S * U; r++)
         for (int q = 0; q < l->num_seqs; q++) {
             const struct part part = {S, r / U, U, r % U};
-            sub[r * l->num_seqs + q] =
-                (int32_t)layout_seq_rows(l->grid, l->phase, part, q % G);
+            sub[r * l->num_seqs + q] = (int32_t)layout_seq_rows(l->grid, l->phase, part, q % G);
             full[r * l->batch + q / G] += sub[r * l->num_seqs + q];
         }
     if (U > 1) /* the ranks of this SSP rank: r = s*U + u */

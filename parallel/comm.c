@@ -80,8 +80,7 @@ static void check_agreement(struct comm *c, enum comm_kind kind, double bytes, c
 static struct comm_entry *entry_of(struct comm *c, enum comm_kind kind, const char *where)
 {
     for (int i = 0; i < c->num_entries; i++)
-        if (c->entry[i].kind == kind && strcmp(c->entry[i].where, where) == 0)
-            return &c->entry[i];
+        if (c->entry[i].kind == kind && strcmp(c->entry[i].where, where) == 0) return &c->entry[i];
     if (c->num_entries % 64 == 0) {
         c->entry = realloc(c->entry, (size_t)(c->num_entries + 64) * sizeof *c->entry);
         CHECK(c->entry, "out of memory");

@@ -108,8 +108,8 @@ int64_t layout_seq_rows(struct grid g, enum phase phase, struct part part, int q
     const int K = grid_classes(g), own = part.ssp_rank * (K / part.ssp_size) + q;
     int64_t rows = 0;
     for (int other = 0; other < K; other++)
-        rows += phase == PHASE_TOKEN ? part_rows(g, part, own, other)
-                                     : part_rows(g, part, other, own);
+        rows +=
+            phase == PHASE_TOKEN ? part_rows(g, part, own, other) : part_rows(g, part, other, own);
     return rows;
 }
 

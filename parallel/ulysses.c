@@ -65,9 +65,9 @@ static void peer_runs(struct ulysses *u, int peer, int num_seqs, const int32_t *
                 add_run(u->one_recv, &u->num_one_recv, peer, at, his[s]);
                 add_run(u->one_send, &u->num_one_send, peer, to * u->rows + local, own[s]);
             }
-            const int64_t base =
-                part == 0 ? to * u->rows
-                          : (u->head_groups + 2 * (int64_t)peer + part - 1) * u->rows;
+            const int64_t base = part == 0
+                                     ? to * u->rows
+                                     : (u->head_groups + 2 * (int64_t)peer + part - 1) * u->rows;
             add_run(u->back_recv, &u->num_back_recv, peer, base + local, own[s]);
             local += own[s];
         }
@@ -115,10 +115,7 @@ struct tensor ulysses_v(const struct ulysses *u, struct tensor g)
     return tensor_rows(g, u->q_rows + u->k_rows, u->k_rows);
 }
 
-static int64_t width(const struct ulysses *u, struct tensor x)
-{
-    return x.dim[1] / u->head_groups;
-}
+static int64_t width(const struct ulysses *u, struct tensor x) { return x.dim[1] / u->head_groups; }
 
 /* Head group g of x [rows, C]: [rows, w]. */
 static struct tensor slice(const struct ulysses *u, struct tensor x, int g)
@@ -132,8 +129,7 @@ void ulysses_gather_qkv(const struct ulysses *u, struct arena *tmp, struct tenso
     const size_t mark = arena_mark(tmp);
     const struct tensor x[PARTS] = {q, k, v};
     const int64_t n = u->rows;
-    struct tensor pack =
-        arena_new(tmp, q.dtype, 2, DIMS(u->head_groups * PARTS * n, width(u, q)));
+    struct tensor pack = arena_new(tmp, q.dtype, 2, DIMS(u->head_groups * PARTS * n, width(u, q)));
     for (int g = 0; g < u->head_groups; g++)
         for (int part = 0; part < PARTS; part++)
             u->dev->ops->cast(u->dev, tensor_rows(pack, (g * PARTS + part) * n, n),

@@ -23,7 +23,8 @@ struct problem problem_new(const struct model_config *m, int first, int batch, i
     p.text = calloc((size_t)p.text_n, sizeof(double));
     for (int b = 0; b < batch; b++) {
         const uint64_t g = (uint64_t)(first + b);
-        double *parts[3] = {problem_draw(per, 3 * g), problem_draw(out, 3 * g + 1), problem_draw(text, 3 * g + 2)};
+        double *parts[3] = {problem_draw(per, 3 * g), problem_draw(out, 3 * g + 1),
+                            problem_draw(text, 3 * g + 2)};
         memcpy(p.xt + b * per, parts[0], (size_t)per * sizeof(double));
         memcpy(p.target + b * out, parts[1], (size_t)out * sizeof(double));
         memcpy(p.text + b * text, parts[2], (size_t)text * sizeof(double));

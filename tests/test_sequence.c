@@ -88,8 +88,8 @@ static struct outcome run_case(struct comm *world, struct fixture_opts o, int gl
     o.batch = global / dp;
     fixture_open(&f, world, &o);
     problem_fill_params(&f);
-    struct problem p = problem_new(&o.model, f.mesh.axis[AXIS_DP]->rank * o.batch, o.batch, o.t,
-                                   o.h, o.w);
+    struct problem p =
+        problem_new(&o.model, f.mesh.axis[AXIS_DP]->rank * o.batch, o.batch, o.t, o.h, o.w);
     r.num_v = p.out_n;
     r.v = calloc((size_t)p.out_n, sizeof *r.v);
     const struct step_io io = {.xt = p.xt,
@@ -208,8 +208,7 @@ static void check_all(struct comm *world, const char *device, enum dtype type, d
 {
     struct tally t = {0};
     const double start = log_seconds();
-    for (int i = 0; i < NUM_CASES; i++)
-        check_case(world, &cases[i], device, type, tol, stride, &t);
+    for (int i = 0; i < NUM_CASES; i++) check_case(world, &cases[i], device, type, tol, stride, &t);
     if (world->rank == 0)
         printf("    %s %s, %d ranks: %d combinations, worst: output %.1e, gradients %.1e, norm "
                "%.1e, loss %.1e (%.1f s)\n",
@@ -250,7 +249,8 @@ static void test_counts(struct comm *world)
     struct prediction p = {.rank = world->rank};
     for (int i = 0; i < NUM_CASES; i++)
         for (int S = 1; S <= world->size; S++) {
-            const int classes = cases[i].dims == 1 ? cases[i].ratio : cases[i].ratio * cases[i].ratio;
+            const int classes =
+                cases[i].dims == 1 ? cases[i].ratio : cases[i].ratio * cases[i].ratio;
             if (world->size % S || classes % S || cases[i].large || cases[i].full_model) continue;
             struct fixture_opts o = options(&cases[i], "ref", DT_F64);
             o.degrees = (struct mesh_degrees){S, world->size / S, S};
@@ -293,10 +293,7 @@ static void test_counts(struct comm *world)
                world->size, p.entries, p.exchanges);
 }
 
-static int stride(void)
-{
-    return test_campaign() ? 1 : test_fast() ? 11 : 3;
-}
+static int stride(void) { return test_campaign() ? 1 : test_fast() ? 11 : 3; }
 
 static void test_f64(struct comm *world) { check_all(world, "ref", DT_F64, 1e-10, stride()); }
 

@@ -21,7 +21,8 @@ void args_parse(struct args *a, int argc, char **argv, const char *usage)
                  {"-h", &a->help},
                  {"--check-comm", &a->check_comm},
                  {"--json", &a->json},
-                 {"--verify", &a->verify}};
+                 {"--verify", &a->verify},
+                 {"--forward", &a->forward}};
     for (int i = 0; i < argc; i++) {
         if (argv[i][0] == '-') {
             bool known = false;

@@ -1,5 +1,5 @@
-/* Verb bench; here: one transformer block forward and backward on random data, at the width of the 1.3B
- * model. One JSON line per measurement, for scripts/bench_block.py and for eyes. */
+/* Verb bench; here: one transformer block forward and backward on random data, at the width of
+ * the 1.3B model. One JSON line per measurement, for scripts/bench_block.py and for eyes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +30,9 @@ static const struct bench comm_defaults = {"fp32", "cpu", 0,  21,  45, 80, 2,
 
 enum dtype bench_dtype(const struct bench *b)
 {
-    return strcmp(b->dtype, "bf16") == 0 ? DT_BF16 : strcmp(b->dtype, "fp64") == 0 ? DT_F64 : DT_F32;
+    return strcmp(b->dtype, "bf16") == 0   ? DT_BF16
+           : strcmp(b->dtype, "fp64") == 0 ? DT_F64
+                                           : DT_F32;
 }
 
 static void parse(struct bench *b, const struct args *a)
@@ -39,8 +41,8 @@ static void parse(struct bench *b, const struct args *a)
         const char *key;
         int64_t *value;
     } numbers[] = {
-        {"threads", &b->threads}, {"t", &b->t},      {"h", &b->h},     {"w", &b->w},
-        {"ratio", &b->ratio},     {"dim", &b->dim},  {"ffn", &b->ffn}, {"heads", &b->heads},
+        {"threads", &b->threads}, {"t", &b->t},       {"h", &b->h},        {"w", &b->w},
+        {"ratio", &b->ratio},     {"dim", &b->dim},   {"ffn", &b->ffn},    {"heads", &b->heads},
         {"text", &b->text},       {"runs", &b->runs}, {"ranks", &b->ranks}};
     for (int i = 0; i < a->num_sets; i++) {
         const char *s = a->sets[i], *v = strchr(s, '=') + 1;

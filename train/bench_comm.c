@@ -88,8 +88,8 @@ static void open_ranks(struct block_comm *c, struct dev *dev, const struct bench
     CHECK(len, "out of memory");
     for (int u = 0; u < s->sp; u++)
         for (int q = 0; q < n; q++)
-            len[u * n + q] = (int32_t)layout_seq_rows(
-                g, PHASE_TOKEN, part_of(s, rank / s->sp * s->sp + u), q);
+            len[u * n + q] =
+                (int32_t)layout_seq_rows(g, PHASE_TOKEN, part_of(s, rank / s->sp * s->sp + u), q);
     c->ranks = ulysses_new(dev, c->mesh.axis[AXIS_SP], (int)b->heads, n, len);
     free(len);
     const int64_t rows = c->token->rows, w = b->dim / c->ranks->head_groups;
@@ -192,8 +192,8 @@ static void measure(struct comm *world, struct dev *dev, const struct bench *b,
     r->want += sum[1];
     r->most = fmax(r->most, most[0]);
     r->rows_most = most[1] > (double)r->rows_most ? (int64_t)most[1] : r->rows_most;
-    r->rows_least = r->rows_least == 0 || -least < (double)r->rows_least ? (int64_t)-least
-                                                                         : r->rows_least;
+    r->rows_least =
+        r->rows_least == 0 || -least < (double)r->rows_least ? (int64_t)-least : r->rows_least;
     r->seconds = real ? second[b->runs / 2] : 0;
     close_block(&c, dev);
 }

@@ -14,9 +14,11 @@
 #include "train/verbs.h"
 
 static const char usage[] =
-    "osp plan CONFIG [ranks=N] [key=value ...] [--json] [--print-config] [--help-config]\n"
+    "osp plan CONFIG [ranks=N | ranks=A..B [--forward]] [key=value ...] [--json] [--print-config]\n"
+    "         [--help-config]\n"
     "Memory, FLOPs and communication of a training step, counted by walking the real code without\n"
-    "computing, and an estimate of its time. No device is needed.";
+    "computing, and an estimate of its time. ranks=A..B: a table of A, 2A, 4A, ... up to B ranks;\n"
+    "--forward: one forward pass instead of a step. No device is needed.";
 
 struct amount {
     const char *name;
@@ -238,6 +240,22 @@ void plan_print_json(FILE *out, const struct settings *s, const struct plan_cost
     free(blocks);
 }
 
+/* Takes "A..B" out of a ranks= override, which then says A; false: there is none. */
+static bool range_of(char **sets, int n, int *from, int *to)
+{
+    bool found = false;
+    for (int i = 0; i < n; i++) {
+        char *dots = strstr(sets[i], "..");
+        if (strncmp(sets[i], "plan.ranks=", 11) != 0 || !dots) continue;
+        char rest;
+        if (sscanf(sets[i] + 11, "%d..%d%c", from, to, &rest) != 2 || *from < 1 || *to < *from)
+            err_stop(RC_USAGE, "%s: expected A..B with 1 <= A <= B", sets[i] + 5);
+        *dots = 0;
+        found = true;
+    }
+    return found;
+}
+
 /* ranks=N is short for plan.ranks=N. The new texts are freed with the list. */
 static char **full_keys(const struct args *a)
 {
@@ -246,6 +264,15 @@ static char **full_keys(const struct args *a)
     for (int i = 0; i < a->num_sets; i++)
         sets[i] = io_path("%s%s", strncmp(a->sets[i], "ranks=", 6) == 0 ? "plan." : "", a->sets[i]);
     return sets;
+}
+
+static void plan_one(const struct loaded_settings *l, const struct args *a)
+{
+    if (a->forward) err_stop(RC_USAGE, "--forward belongs to ranks=A..B\n%s", usage);
+    settings_check_ranks(l, (int)l->s.plan.ranks);
+    struct plan_cost c;
+    plan_cost(&l->s, (int)l->s.plan.ranks, &c);
+    (a->json ? plan_print_json : plan_print)(stdout, &l->s, &c);
 }
 
 int verb_plan(int argc, char **argv)
@@ -260,12 +287,14 @@ int verb_plan(int argc, char **argv)
     } else {
         if (!a.config || a.num_rest) err_stop(RC_USAGE, "%s", usage);
         if (a.json) log_set_level(LOG_WARN); /* nothing but JSON on stdout */
+        int from = 0, to = 0;
+        const bool range = range_of(sets, a.num_sets, &from, &to);
         struct loaded_settings l;
         settings_load(&l, SETTINGS_PLAN, a.config, a.sets, a.num_sets);
-        settings_check_ranks(&l, (int)l.s.plan.ranks);
-        struct plan_cost c;
-        plan_cost(&l.s, (int)l.s.plan.ranks, &c);
-        (a.json ? plan_print_json : plan_print)(stdout, &l.s, &c);
+        if (range)
+            plan_scaling(stdout, &l.s, from, to, a.forward);
+        else
+            plan_one(&l, &a);
         settings_free(&l);
     }
     a.sets = given;

@@ -14,6 +14,7 @@ struct chip {
     double linear_tflops, attn_fwd_tflops, attn_bwd_tflops;
     double row_tb_s; /* bytes of the row ops */
     int per_node;
+    double near_us, far_us; /* latency of a hop of a collective: in the node, between nodes */
 };
 extern const struct chip plan_chip;
 
@@ -32,11 +33,22 @@ struct plan_cost {
     struct comm_count comm[AXIS_COUNT][COMM_KINDS];
     /* estimate, seconds */
     double compute_s, rows_s, sequence_s, fsdp_s, replica_s, step_s;
+    double gathers_s; /* of fsdp_s */
     bool waits; /* no gather is started ahead: the step waits for each */
 };
 struct session_shape plan_latent(const struct settings *s, int dp);
 void plan_cost(const struct settings *s, int ranks, struct plan_cost *out);
+/* One forward pass of one sample on each data rank, as in sampling: time and communication only. */
+void plan_forward(const struct settings *s, int ranks, struct plan_cost *out);
+int plan_axis_size(const struct plan_cost *c, enum axis a);
+int plan_axis_near(const struct plan_cost *c, enum axis a); /* its ranks in one node */
 bool plan_axis_in_node(const struct plan_cost *c, enum axis a);
+/* Pieces of the above: seconds of the matrix products and attention of one micro-batch; all
+ * estimates of c from its counts. */
+double plan_matrix_seconds(const struct dryrun_phase *forward, const struct dryrun_phase *backward);
+void plan_estimate(const struct settings *s, struct plan_cost *c, double matrix, double row_bytes);
+/* osp plan ranks=A..B: a line for each power-of-two multiple of A up to B. */
+void plan_scaling(FILE *out, const struct settings *s, int from, int to, bool forward);
 const char *plan_axis_name(enum axis a);
 const char *plan_kind_name(enum comm_kind k);
 size_t plan_total_bytes(const struct dryrun_out *o);

@@ -18,7 +18,9 @@ const struct chip plan_chip = {.name = "H200",
                                .attn_fwd_tflops = 700,
                                .attn_bwd_tflops = 590,
                                .row_tb_s = 4.3,
-                               .per_node = 8};
+                               .per_node = 8,
+                               .near_us = 4,
+                               .far_us = 15};
 
 /* The Wan VAE is planned for before it can be run: 16 channels, 4 frames and 8 x 8 pixels to one.
  */
@@ -71,53 +73,6 @@ const char *plan_kind_name(enum comm_kind k)
     return name[k];
 }
 
-/* Ranks are numbered node by node, so an axis stays inside a node when its span does. */
-bool plan_axis_in_node(const struct plan_cost *c, enum axis a)
-{
-    const struct mesh_degrees *d = &c->in.degrees;
-    const int span = a == AXIS_SP                     ? d->sp
-                     : a == AXIS_SSP || a == AXIS_SEQ ? d->sp * d->ssp
-                     : a == AXIS_FSDP                 ? d->fsdp
-                                                      : c->ranks;
-    return span <= plan_chip.per_node;
-}
-
-static double axis_seconds(const struct settings *s, const struct plan_cost *c, enum axis a)
-{
-    double bytes = 0;
-    for (int k = 0; k < COMM_KINDS; k++) bytes += c->comm[a][k].bytes;
-    return bytes / (1e9 * (plan_axis_in_node(c, a) ? s->plan.nvlink_gbps : s->plan.ib_gbps));
-}
-
-/* Seconds of the matrix products and attention of one micro-batch. The backward phase holds what
- * is recomputed; attention beyond 2.5 forwards is that. */
-static double matrix_seconds(const struct dryrun_phase *f, const struct dryrun_phase *b)
-{
-    const double backward = fmin(b->attn_flops, 2.5 * f->attn_flops);
-    return 1e-12 * ((f->gemm_flops + b->gemm_flops) / plan_chip.linear_tflops +
-                    (f->attn_flops + b->attn_flops - backward) / plan_chip.attn_fwd_tflops +
-                    backward / plan_chip.attn_bwd_tflops);
-}
-
-static void estimate(const struct settings *s, struct plan_cost *c, double matrix, double row_bytes)
-{
-    c->compute_s = c->num_micro * matrix;
-    c->rows_s = c->num_micro * 1e-12 * row_bytes / plan_chip.row_tb_s;
-    c->sequence_s =
-        axis_seconds(s, c, AXIS_SP) + axis_seconds(s, c, AXIS_SSP) + axis_seconds(s, c, AXIS_SEQ);
-    c->fsdp_s = axis_seconds(s, c, AXIS_FSDP);
-    c->replica_s = axis_seconds(s, c, AXIS_REPLICA);
-    double busy = c->compute_s + c->rows_s;
-    /* gathers and scatters run beside the blocks; the exchanges of a sequence stand between them,
-     * and so do the gathers when none is started ahead */
-    const double moved = c->comm[AXIS_FSDP][COMM_ALL_GATHER].bytes;
-    c->waits = c->in.fsdp.prefetch == 0 && moved > 0;
-    if (c->waits)
-        busy += moved /
-                (1e9 * (plan_axis_in_node(c, AXIS_FSDP) ? s->plan.nvlink_gbps : s->plan.ib_gbps));
-    c->step_s = fmax(busy + c->sequence_s, c->fsdp_s) + c->replica_s;
-}
-
 /* The counts of one micro-batch, over a step: replicas are summed once, at its end. */
 static void step_comm(struct plan_cost *c)
 {
@@ -153,15 +108,15 @@ struct group {                  /* over the ranks of one sequence group */
     double flops;               /* sum */
 };
 
-static struct group walk_group(const struct settings *s, int size, struct plan_cost *c)
+static struct group walk_group(const struct settings *s, int size, bool train, struct plan_cost *c)
 {
     struct group g = {0};
     for (int r = 0; r < size; r++) {
         struct dryrun_out o;
-        c->in = session_dryrun(s, c->ranks, r, c->shape, true);
+        c->in = session_dryrun(s, c->ranks, r, c->shape, train);
         dryrun(&c->in, &o);
         g.flops += all_flops(&o);
-        g.matrix_s = fmax(g.matrix_s, matrix_seconds(&o.forward, &o.backward));
+        g.matrix_s = fmax(g.matrix_s, plan_matrix_seconds(&o.forward, &o.backward));
         g.row_bytes = fmax(g.row_bytes, o.forward.row_bytes + o.backward.row_bytes);
         c->rows_most = r == 0 || o.rows > c->rows_most ? o.rows : c->rows_most;
         c->rows_least = r == 0 || o.rows < c->rows_least ? o.rows : c->rows_least;
@@ -183,7 +138,7 @@ void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
     c->global_batch = trainer_global_batch(s, c->dp);
     c->num_micro = (int)(c->global_batch / c->dp / c->shape.batch);
     c->tokens = c->shape.batch * c->shape.t * (c->shape.h / 2) * (c->shape.w / 2);
-    const struct group g = walk_group(s, group, c);
+    const struct group g = walk_group(s, group, true, c);
     const struct dryrun_out whole = whole_sample(&c->in);
     struct dryrun_phase f, b;
     dryrun_model_flops(&c->in, &f, &b);
@@ -195,5 +150,19 @@ void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
     c->executed = all_flops(&whole) / samples;
     c->replicated = g.flops / all_flops(&whole) - 1;
     step_comm(c);
-    estimate(s, c, g.matrix_s, g.row_bytes);
+    plan_estimate(s, c, g.matrix_s, g.row_bytes);
+}
+
+void plan_forward(const struct settings *s, int ranks, struct plan_cost *c)
+{
+    const struct mesh_degrees d = session_degrees(s, ranks);
+    const int group = d.ssp * d.sp;
+    CHECK(group > 0 && ranks % group == 0, "%d ranks in groups of %d", ranks, group);
+    *c = (struct plan_cost){.ranks = ranks, .dp = ranks / group, .num_micro = 1};
+    c->shape = plan_latent(s, c->dp);
+    c->shape.batch = 1;
+    c->global_batch = c->dp;
+    const struct group g = walk_group(s, group, false, c);
+    step_comm(c);
+    plan_estimate(s, c, g.matrix_s, g.row_bytes);
 }
