@@ -34,6 +34,7 @@ enum pass { PASS_FORWARD, PASS_BACKWARD }; /* recompute happens inside BACKWARD 
 struct unit_hooks {
     void (*enter)(void *ctx, int unit, enum pass pass); /* after it: weights are whole */
     void (*leave)(void *ctx, int unit, enum pass pass); /* after it: hands off */
+    void (*poll)(void *ctx); /* now and then between the two: what is on its way may move on */
     void *ctx;
     const struct unit_hooks *next;
 };
@@ -46,5 +47,10 @@ static inline void unit_leave(const struct unit_hooks *h, int unit, enum pass pa
 {
     for (; h; h = h->next)
         if (h->leave) h->leave(h->ctx, unit, pass);
+}
+static inline void unit_poll(const struct unit_hooks *h)
+{
+    for (; h; h = h->next)
+        if (h->poll) h->poll(h->ctx);
 }
 #endif

@@ -18,6 +18,7 @@ static struct tensor joined(const struct param *p, int parts, bool grad)
 static void product(struct ctx *c, const struct linear *l, struct tensor y, struct tensor aux,
                     struct tensor x, enum epilogue e)
 {
+    unit_poll(c->hooks);
     struct gemm_args g = {.c = y,
                           .a = x,
                           .b = joined(l->w, l->parts, false),
@@ -44,6 +45,7 @@ void linear_backward(struct ctx *c, const struct linear *l, struct linear_grad g
                      struct tensor x)
 {
     struct tensor dw = joined(l->w, l->parts, true);
+    unit_poll(c->hooks);
     if (g.dx.data) {
         struct gemm_args a = {.c = g.dx,
                               .a = dy,
@@ -54,6 +56,7 @@ void linear_backward(struct ctx *c, const struct linear *l, struct linear_grad g
                               .epilogue = g.aux.data ? EPI_DGELU : EPI_NONE};
         c->dev->ops->gemm(c->dev, &a);
     }
+    unit_poll(c->hooks);
     if (dw.data) {
         struct gemm_args a = {.c = dw,
                               .a = dy,

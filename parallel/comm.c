@@ -220,6 +220,11 @@ void comm_wait(struct comm *c, struct work *w)
     end(c, t, NULL);
 }
 
+void comm_poll(struct comm *c, struct work *w)
+{
+    if (w->impl && c->ops->poll) c->ops->poll(c, w);
+}
+
 void comm_barrier(struct comm *c, const char *tag)
 {
     double one = 1;

@@ -46,6 +46,8 @@ struct comm_ops {
                      struct tensor src, const struct run *send, int num_send, struct work *);
     void (*broadcast)(struct comm *, struct tensor x, int root, struct work *);
     void (*wait)(struct comm *, struct work *);
+    /* Lets a collective in flight move on; NULL: the transport does so by itself. */
+    void (*poll)(struct comm *, struct work *);
     /* ranks of equal color, ordered by key */
     struct comm *(*split)(struct comm *, int color, int key, const char *name);
     void (*free)(struct comm *);
@@ -85,6 +87,7 @@ void comm_exchange(struct comm *, struct tensor dst, const struct run *recv, int
                    struct work *);
 void comm_broadcast(struct comm *, struct tensor x, int root, const char *tag, struct work *);
 void comm_wait(struct comm *, struct work *);
+void comm_poll(struct comm *, struct work *);
 const char *comm_kind_name(int kind);
 /* Names the block (or other work) this rank is in, for reports of hangs and crashes; set it on the
  * world's comm. NULL: none. */

@@ -76,12 +76,12 @@ static void free_comm(struct comm *c) { free(c); }
 
 static struct comm *split(struct comm *c, int color, int key, const char *name);
 
-static const struct comm_ops self_ops = {"self",     all_gather, reduce_scatter,
-                                         all_reduce, exchange,   broadcast,
-                                         wait_done,  split,      free_comm};
-static const struct comm_ops null_ops = {"null",     all_gather, reduce_scatter,
-                                         all_reduce, exchange,   broadcast,
-                                         wait_done,  split,      free_comm};
+static const struct comm_ops self_ops = {"self",   all_gather, reduce_scatter, all_reduce,
+                                         exchange, broadcast,  wait_done,      NULL,
+                                         split,    free_comm};
+static const struct comm_ops null_ops = {"null",   all_gather, reduce_scatter, all_reduce,
+                                         exchange, broadcast,  wait_done,      NULL,
+                                         split,    free_comm};
 
 static struct comm *make(const struct comm_ops *ops, int size, int rank, const char *name,
                          struct dev *dev)

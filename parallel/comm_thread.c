@@ -202,7 +202,7 @@ static void free_comm(struct comm *c)
 }
 
 static const struct comm_ops ops = {"threads", all_gather, reduce_scatter, all_reduce, exchange,
-                                    broadcast, wait_done,  split,          free_comm};
+                                    broadcast, wait_done,  NULL,           split,      free_comm};
 
 static struct comm *make(struct group *g, int rank, const char *name)
 {

@@ -26,8 +26,11 @@ struct fsdp {
     struct ubuf (*buf)[BUFFERS];
     struct shard *shard;
     struct slot *slot;
-    struct tensor grad[BUFFERS]; /* whole gradient of the unit in hand */
-    struct work grad_work[BUFFERS];
+    struct grad_slot {
+        struct tensor g[BUFFERS]; /* whole gradient of a unit: in hand, or on its way */
+        struct work work[BUFFERS];
+    } grad[2];
+    int num_grads, turn; /* two with prefetch: one travels while the next is made */
     bool use_ema;
     struct unit_hooks hooks;
 };
@@ -105,8 +108,8 @@ static void make_shard(struct fsdp *f, int u, int k)
 
 static bool sharded(const struct fsdp *f) { return f->axis->size > 1; }
 
-/* Gather slots and the gradient buffer, large enough for the largest unit. One rank needs
- * neither: its shard is the whole buffer. */
+/* Gather slots and gradient buffers, large enough for the largest unit. One rank needs neither: its
+ * shard is the whole buffer. */
 static void make_slots(struct fsdp *f)
 {
     int64_t most[BUFFERS] = {0};
@@ -124,14 +127,17 @@ static void make_slots(struct fsdp *f)
         for (int k = 0; k < BUFFERS; k++)
             if (most[k]) f->slot[i].w[k] = dev_tensor(f->dev, wire_type(f, k), 1, DIMS(most[k]));
     }
-    if (sharded(f) && f->opts.optimizer)
+    f->num_grads = !sharded(f) || !f->opts.optimizer ? 0 : f->opts.prefetch > 0 ? 2 : 1;
+    for (int i = 0; i < f->num_grads; i++)
         for (int k = 0; k < BUFFERS; k++)
             if (most[k])
-                f->grad[k] = dev_tensor(f->dev, dtype_state(f->dev->compute), 1, DIMS(most[k]));
+                f->grad[i].g[k] =
+                    dev_tensor(f->dev, dtype_state(f->dev->compute), 1, DIMS(most[k]));
 }
 
 static void hook_enter(void *ctx, int unit, enum pass pass);
 static void hook_leave(void *ctx, int unit, enum pass pass);
+static void hook_poll(void *ctx);
 
 struct fsdp *fsdp_new(struct dev *dev, struct mesh *mesh, struct unit *units, int num_units,
                       struct fsdp_opts o)
@@ -144,7 +150,8 @@ struct fsdp *fsdp_new(struct dev *dev, struct mesh *mesh, struct unit *units, in
     f->opts = o;
     f->unit = units;
     f->num_units = num_units;
-    f->hooks = (struct unit_hooks){.enter = hook_enter, .leave = hook_leave, .ctx = f};
+    f->hooks =
+        (struct unit_hooks){.enter = hook_enter, .leave = hook_leave, .poll = hook_poll, .ctx = f};
     for (int a = 0; a < AXIS_COUNT; a++) mesh->axis[a]->dev = dev;
     f->buf = calloc((size_t)num_units, sizeof *f->buf);
     CHECK(f->buf, "out of memory");
@@ -177,7 +184,7 @@ void fsdp_free(struct fsdp *f)
     }
     for (int k = 0; k < BUFFERS; k++) {
         for (int i = 0; i < f->num_slots; i++) drop(f, f->slot[i].w[k]);
-        drop(f, f->grad[k]);
+        for (int i = 0; i < f->num_grads; i++) drop(f, f->grad[i].g[k]);
     }
     free(f->slot);
     free(f->shard);
@@ -286,12 +293,23 @@ static void hook_enter(void *ctx, int unit, enum pass pass)
     }
     show_weights(f, unit, s->w);
     if (pass == PASS_BACKWARD && f->opts.optimizer) {
+        f->turn = (f->turn + 1) % f->num_grads;
+        struct grad_slot *gs = &f->grad[f->turn];
         for (int k = 0; k < BUFFERS; k++) {
-            comm_wait(f->axis, &f->grad_work[k]);
-            if (f->grad[k].data)
-                f->dev->ops->fill(f->dev, part(f->grad[k], 0, f->buf[unit][k].padded), 0);
+            comm_wait(f->axis, &gs->work[k]);
+            if (gs->g[k].data)
+                f->dev->ops->fill(f->dev, part(gs->g[k], 0, f->buf[unit][k].padded), 0);
         }
-        show_grads(f, unit, f->grad);
+        show_grads(f, unit, gs->g);
+    }
+}
+
+static void hook_poll(void *ctx)
+{
+    struct fsdp *f = ctx;
+    for (int k = 0; k < BUFFERS; k++) {
+        for (int i = 0; i < f->num_slots; i++) comm_poll(f->axis, &f->slot[i].work[k]);
+        for (int i = 0; i < f->num_grads; i++) comm_poll(f->axis, &f->grad[i].work[k]);
     }
 }
 
@@ -312,8 +330,8 @@ static void hook_leave(void *ctx, int unit, enum pass pass)
             const struct ubuf *b = &f->buf[unit][k];
             if (b->count)
                 comm_reduce_scatter(f->axis, f->shard[b->shard].grad,
-                                    part(f->grad[k], 0, b->padded), f->unit[unit].name,
-                                    &f->grad_work[k]);
+                                    part(f->grad[f->turn].g[k], 0, b->padded), f->unit[unit].name,
+                                    &f->grad[f->turn].work[k]);
         }
     if (pass == PASS_BACKWARD || !f->opts.keep_after_forward) release_slot(f, slot_of(f, unit));
 }
@@ -335,7 +353,9 @@ void fsdp_zero_grads(struct fsdp *f)
 void fsdp_finish_backward(struct fsdp *f, bool last_micro)
 {
     comm_context(f->mesh->axis[AXIS_WORLD], NULL);
-    for (int k = 0; k < BUFFERS; k++) comm_wait(f->axis, &f->grad_work[k]);
+    for (int i = 1; i <= f->num_grads; i++) /* the older one first */
+        for (int k = 0; k < BUFFERS; k++)
+            comm_wait(f->axis, &f->grad[(f->turn + i) % f->num_grads].work[k]);
     drop_gathered(f);
     struct comm *replicas = f->mesh->axis[AXIS_REPLICA];
     if (!last_micro || replicas->size == 1) return;
@@ -488,7 +508,8 @@ size_t fsdp_slot_bytes(const struct fsdp *f)
     for (int k = 0; k < BUFFERS; k++) {
         for (int i = 0; i < f->num_slots; i++)
             if (f->slot[i].w[k].data) n += tensor_bytes(f->slot[i].w[k]);
-        if (f->grad[k].data) n += tensor_bytes(f->grad[k]);
+        for (int i = 0; i < f->num_grads; i++)
+            if (f->grad[i].g[k].data) n += tensor_bytes(f->grad[i].g[k]);
     }
     return n;
 }
