@@ -199,9 +199,10 @@ test-fast fast:
 golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads, readers.
-SAN_asan  := config io data dataset filter loader model checkpoint inspect metrics report train ops_rows
+SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
+             ops_rows
 SAN_ubsan := config data filter model ops ops_rows golden_ops
-SAN_tsan  := loader comm model train resume checkpoint
+SAN_tsan  := loader comm model resume checkpoint
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
 	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
