@@ -81,7 +81,7 @@ static void test_validation(struct comm *world)
     if (!process_ready() || !make("calm_v", &with_validation)) return;
     static const struct stop list[] = {
         {"first_valid", "validate@1:2:usr1", "at step 0;", {0}, "step 1/12"},
-        {"validating", "validate@1:12:usr1", "at step 4;", {0}, NULL},
+        {"validating", "validate@1:22:usr1", "at step 4;", {0}, NULL},
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) one_stop(&list[i], "calm_v");
 }
@@ -182,7 +182,9 @@ static void test_codes(struct comm *world)
                 (struct process_opts){.fault = "io_space:1"});
     expect_code(RC_CONFIG, "did you mean", (struct process_opts){.sets = {"save_intervall=3"}});
     expect_code(RC_NUMERIC, "steps in a row were not finite",
-                (struct process_opts){.sets = {"optimizer_config.lr=1e30", "max_skipped_steps=1"}});
+                (struct process_opts){.sets = {"optimizer_config.lr=1000",
+                                               "optimizer_config.weight_decay=1000",
+                                               "max_skipped_steps=1"}});
     free(damaged);
     free(bad);
 }
