@@ -17,6 +17,7 @@ hosts_up() { # outside /tmp; $1: the program to copy
     export HOSTS_DIR
     cp "$(dirname "${BASH_SOURCE[0]}")/onhost" "$HOSTS_DIR/"
     cp -L "$1" "$HOSTS_DIR/osp"
+    cp -r scripts "$HOSTS_DIR/"
     on=$HOSTS_DIR/onhost
     ip netns add $BR && ip -n $BR link add br0 type bridge && ip -n $BR link set br0 up || return 1
     local i=0 h

@@ -12,8 +12,8 @@ trap 'exit 1' INT TERM HUP
 hosts_up "${BUILD:-build/release}/osp" || { echo "  FAIL hosts"; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 launch() { # RUN, then more arguments of osp; FAULT: planted fault. Runs on h0, ranks on both hosts.
     local run=$1; shift
-    timeout -k 5 60 "$on" "$H0" "cd $HOSTS_DIR; OSP_FAULT='${FAULT:-}' OSP=$HOSTS_DIR/osp exec \
-        $PWD/scripts/run_local.sh --hosts $H0:1,$H1:1 --grace 1 train $HOSTS_DIR/$run.yaml $*" \
+    timeout -k 5 60 "$on" "$H0" "cd $HOSTS_DIR; OSP_FAULT='${FAULT:-}' exec \
+        scripts/run_local.sh --hosts $H0:1,$H1:1 --grace 1 train $HOSTS_DIR/$run.yaml $*" \
         </dev/null >"$log" 2>&1
 }
 ranks_of() { # processes of osp on a host
