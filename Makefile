@@ -104,6 +104,7 @@ TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
+        deps-tests \
         check format tests
 all: probe osp $(if $(CUDA),cuda)
 
@@ -189,8 +190,10 @@ tests: probe $(TESTS) $(BUILD)/osp
 # ---- targets -----------------------------------------------------------------------------------
 deps:
 	@scripts/install_deps.sh
+deps-tests:
+	@scripts/install_deps.sh --tests
 WITH_CUDA := $(if $(or $(CUDA),$(filter cuda,$(DEVICE))),cuda)
-test: deps
+test: deps-tests
 	@$(MAKE) --no-print-directory osp tests $(WITH_CUDA)
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh
 test-fast fast:

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Runs every test program of $BUILD and adds up their closing lines. Arguments: --fast, or parts of
-# test names. Each program has a time limit; a crash or a missing closing line counts as a failure.
+# Runs every test program of $BUILD, and the scripts of tests/hosts (not with --fast), and adds up
+# their closing lines. Arguments: --fast, or parts of test names. Each program has a time limit; a crash or a missing closing line counts as a failure.
 # VERBOSE=1 shows every line of every program.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 . scripts/env.sh
 BUILD=${BUILD:-build/release}
 args=(); only=()
 for a in "$@"; do case $a in --fast) args+=(-f); export TEST_FAST=1;; *) only+=("$a");; esac; done
 p=0; f=0; s=0; bad=()
-for t in "$BUILD"/tests/test_*; do
+list=("$BUILD"/tests/test_*); [ -n "${TEST_FAST:-}" ] || list+=(tests/hosts/test_*.sh)
+export BUILD
+for t in "${list[@]}"; do
     [ -x "$t" ] && [ ! -d "$t" ] || continue
     case $t in *.o|*.d) continue;; esac
     if [ ${#only[@]} -gt 0 ]; then m=0; for o in "${only[@]}"; do [[ $t == *$o* ]] && m=1; done; [ $m = 1 ] || continue; fi
