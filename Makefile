@@ -104,7 +104,7 @@ TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
-        check format tests campaign
+        check format tests campaign deps-tests
 all: probe osp $(if $(CUDA),cuda)
 
 probe:
@@ -189,8 +189,10 @@ tests: probe $(TESTS) $(BUILD)/osp
 # ---- targets -----------------------------------------------------------------------------------
 deps:
 	@scripts/install_deps.sh
+deps-tests:
+	@scripts/install_deps.sh --tests
 WITH_CUDA := $(if $(or $(CUDA),$(filter cuda,$(DEVICE))),cuda)
-test: deps
+test: deps-tests
 	@$(MAKE) --no-print-directory osp tests $(WITH_CUDA)
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh
 test-fast fast:
@@ -202,7 +204,7 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
              ops_rows
 SAN_ubsan := config data filter model ops ops_rows golden_ops
-SAN_tsan  := loader comm model resume checkpoint
+SAN_tsan  := loader comm check_comm model train resume checkpoint sequence
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
 	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \

@@ -34,7 +34,7 @@ static void set(const char *spec)
     seen = 0;
     if (!spec || !spec[0]) return;
     char act[16] = "fail", rest[2];
-    const int got = sscanf(spec, "%63[^:]:%ld:%15[a-z]%1s", wanted, &at, act, rest);
+    const int got = sscanf(spec, "%63[^:]:%ld:%15[a-z0-9]%1s", wanted, &at, act, rest);
     int which = 0, rank = my_rank, end = 0;
     while (which < ACTIONS && strcmp(act, actions[which].name)) which++;
     char *of = strchr(wanted, '@');

@@ -13,8 +13,9 @@
 #include "parallel/peers.h"
 
 /* Seconds: between looks; of waiting before the others are asked; without an answer to be silent;
- * that a reporter who is not the first choice leaves to the better ones. */
-static const double TICK = 0.25, SOON = 2, SILENT = 3, NOT_LOWEST = 1.5, NOT_ROOT = 3;
+ * that a reporter who is not the first choice leaves to the better ones. (Asks
+ * are answered within milliseconds, and a report comes after a second of them.) */
+static const double TICK = 0.25, SOON = 2, SILENT = 1, NOT_LOWEST = 1.5, NOT_ROOT = 3;
 
 struct wait { /* what this rank waits in on one axis, as the watchdog sees it */
     uint64_t seq;

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Installs what the build needs on Debian and Ubuntu, if anything is missing. Without root it prints
 # the command. Exit 1 only if a required package is missing afterwards. --list prints the packages.
+# --tests: also what only tests use (two hosts on one machine, Slurm); they skip what is missing.
 set -u
 required=(gcc make pkg-config openmpi-bin libopenmpi-dev libhdf5-dev libyaml-dev libjansson-dev)
 # without: plain C matrix products; no bf16 on the CPU at speed; no video files; no h5dump
 optional=(libopenblas-openmp-dev libdnnl-dev libavformat-dev libavcodec-dev libswscale-dev
           hdf5-tools)
+[ "${1:-}" = --tests ] && optional+=(iproute2 slurm-wlm munge procps) && shift
 [ "${1:-}" = --list ] && { printf '%s\n' "${required[@]}" "${optional[@]}"; exit 0; }
 
 if ! command -v dpkg-query >/dev/null; then

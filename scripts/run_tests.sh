@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Runs every test program of $BUILD and adds up their closing lines. Arguments: --fast, or parts of
-# test names. Each program has a time limit; a crash or a missing closing line counts as a failure.
+# Runs every test program of $BUILD, and the scripts of tests/hosts (not with --fast), and adds up
+# their closing lines; tests that want it run over MPI too. Arguments: --fast, or parts of test names.
+# Each program has a time limit; a crash or a missing closing line counts as a failure.
 # VERBOSE=1 shows every line of every program.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 . scripts/env.sh
 BUILD=${BUILD:-build/release}
 args=(); only=()
@@ -28,11 +29,14 @@ run() {
     else cat "$log"; fi
     rm -f "$log"
 }
-for t in "$BUILD"/tests/test_*; do
+list=("$BUILD"/tests/test_*); [ -n "${TEST_FAST:-}" ] || list+=(tests/hosts/test_*.sh)
+export BUILD
+for t in "${list[@]}"; do
     [ -x "$t" ] && [ ! -d "$t" ] || continue
     case $t in *.o|*.d) continue;; esac
     if [ ${#only[@]} -gt 0 ]; then m=0; for o in "${only[@]}"; do [[ $t == *$o* ]] && m=1; done; [ $m = 1 ] || continue; fi
     run "$(basename "$t")" "$t" "${args[@]}"
+    case $t in *.sh) continue;; esac
     command -v mpirun >/dev/null || continue
     for n in $("$t" "${args[@]}" -m 2>/dev/null | grep -xE '[0-9]+'); do
         run "$(basename "$t") ($n MPI ranks)" mpirun -n "$n" "$t" "${args[@]}"

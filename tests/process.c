@@ -26,6 +26,7 @@ bool process_ready(void)
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
     setenv("OMPI_MCA_rmaps_base_oversubscribe", "1", 0);
     setenv("OMP_NUM_THREADS", "1", 0);
+    setenv("OMPI_MCA_btl_vader_backing_directory", test_dir(), 1); /* killed ranks leave segments */
     char *osp = process_program();
     const bool there = io_exists(osp) && system("command -v mpirun >/dev/null 2>&1") == 0;
     free(osp);
