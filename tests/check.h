@@ -21,7 +21,8 @@ struct test {
     int ranks[5]; /* 0-terminated; all zero: one rank */
     unsigned flags;
 };
-/* Arguments: [-l] list, [-m] list the rank counts to run under mpirun, [-f] fast set only, [-v] more lines, NAME-PART: only tests that contain it. */
+/* Arguments: [-l] list, [-m] list the rank counts to run under mpirun, [-f] fast set only, [-v]
+ * more lines, NAME-PART: only tests that contain it. */
 int test_main(int argc, char **argv, const struct test *t, int n);
 /* Reports the rest of the running test as skipped, with the reason. Call on all ranks. */
 void test_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

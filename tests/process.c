@@ -46,7 +46,8 @@ char *process_yaml(const char *run, int iterations)
         "2}\n"
         "data_config:\n  batch_size: 2\n  global_batch_size: 8\n"
         "  dataset_config: {metafile_or_dir_path: %s, text_max_length: 8, sample_height: 16,\n"
-        "    sample_width: 16, sample_num_frames: 4, train_fps: 8, window_stride: 4, codec: pixel, text_codec: "
+        "    sample_width: 16, sample_num_frames: 4, train_fps: 8, window_stride: 4, codec: pixel, "
+        "text_codec: "
         "hash}\n"
         "optimizer_config: {lr: 1e-3, betas: [0.9, 0.95], eps: 1e-8}\n"
         "validation: {interval: 0, window: 0.25}\n",

@@ -1,5 +1,5 @@
-/* Every collective of the thread transport against what it must give, many in a row, on all ranks
- * at once: values, and (make tsan) no race. */
+/* Every collective, over threads and over MPI, against what it must give, many in a row, on all
+ * ranks at once: values, and (make tsan) no race. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -150,13 +150,102 @@ static void host_values(struct comm *world)
     }
 }
 
+/* Run k from rank a to rank b: its length, 0 for some. Both sides list their runs in this order. */
+enum { RUNS = 3, WIDTH = 5 };
+static int64_t run_rows(int a, int b, int k) { return (a * 3 + b * 5 + k * 2) % 4; }
+
+/* The runs of one side, spread over its rows back to front; row r of run k from a to b holds
+ * 1000a + 100b + 10k + r. */
+static int list_runs(const struct comm *c, bool send, struct run *run, int64_t *rows)
+{
+    int n = 0;
+    *rows = 0;
+    for (int p = 0; p < c->size; p++)
+        for (int k = 0; k < RUNS; k++) {
+            const int a = send ? c->rank : p, b = send ? p : c->rank;
+            const int64_t len = run_rows(a, b, k);
+            if (!len) continue;
+            run[n++] = (struct run){p, *rows, len};
+            *rows += len;
+        }
+    for (int i = 0; send && i < n; i++) run[i].row = *rows - run[i].row - run[i].rows;
+    return n;
+}
+
+static double run_value(int a, int b, int k, int64_t row)
+{
+    return 1000 * a + 100 * b + 10 * k + (double)row;
+}
+
+/* Fills the rows to send, or checks those received. */
+static void each_run(const struct comm *c, bool send, const struct run *run, double *x)
+{
+    int n = 0;
+    for (int p = 0; p < c->size; p++)
+        for (int k = 0; k < RUNS; k++) {
+            const int a = send ? c->rank : p, b = send ? p : c->rank;
+            if (!run_rows(a, b, k)) continue;
+            for (int64_t r = 0; r < run[n].rows; r++)
+                for (int w = 0; w < WIDTH; w++) {
+                    double *at = x + (run[n].row + r) * WIDTH + w;
+                    const double v = run_value(a, b, k, r) + w * 0.25;
+                    if (send) *at = v;
+                    EXPECT(*at == v, "rank %d: row %lld of run %d from %d is %g, not %g", c->rank,
+                           (long long)r, k, a, *at, v);
+                }
+            n++;
+        }
+}
+
+/* Several exchanges on their way at once, of several types. */
+static void exchanges(struct comm *world)
+{
+    enum { TYPES = 2, MAX = 8 * RUNS * 4 };
+    static const enum dtype types[TYPES] = {DT_F64, DT_F32};
+    struct dev *d = dev_open("ref", DT_F64, 1);
+    struct dev *before = world->dev;
+    world->dev = d;
+    struct run send[8 * RUNS], recv[8 * RUNS];
+    int64_t out, in;
+    const int num_send = list_runs(world, true, send, &out);
+    const int num_recv = list_runs(world, false, recv, &in);
+    struct tensor from[TYPES], to[TYPES];
+    struct work work[TYPES] = {{0}};
+    double x[MAX * WIDTH];
+    for (int i = 0; i < TYPES; i++) {
+        from[i] = dev_tensor(d, types[i], 2, DIMS(out, WIDTH));
+        to[i] = dev_tensor(d, types[i], 2, DIMS(in, WIDTH));
+        each_run(world, true, send, x);
+        dev_put_f64(d, from[i], x);
+        comm_exchange(world, to[i], recv, num_recv, from[i], send, num_send, "runs", &work[i]);
+    }
+    for (int i = 0; i < TYPES; i++) {
+        comm_poll(world, &work[i]);
+        comm_wait(world, &work[i]);
+        dev_get_f64(d, x, to[i]);
+        each_run(world, false, recv, x);
+        dev_free(d, from[i].data);
+        dev_free(d, to[i].data);
+    }
+    world->dev = before;
+    dev_close(d);
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "collectives of the world and of its halves, in a row",
          .run = collectives,
-         .ranks = {1, 2, 4, 8}},
-        {.name = "sums, bytes and barriers of the host", .run = host_values, .ranks = {1, 2, 4, 8}},
+         .ranks = {1, 2, 4, 8},
+         .flags = TEST_MPI},
+        {.name = "sums, bytes and barriers of the host",
+         .run = host_values,
+         .ranks = {1, 2, 4, 8},
+         .flags = TEST_MPI},
+        {.name = "exchanges of scattered runs, several at once",
+         .run = exchanges,
+         .ranks = {1, 2, 3, 4, 8},
+         .flags = TEST_MPI},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

@@ -137,8 +137,9 @@ static const struct bad {
     {0, "data_config: {batch_size: 3, global_batch_size: 8}\n",
      "global_batch_size: 8 is not a multiple of batch_size 3", 0},
     {0, "validation: {interval: 5}\n", "nothing is held out", 0},
-    {3, "use_skiparse_sequence_parallel: true\nskiparse_sp_size: 3\n"
-        "model_config: {sparse_ratio: 2, skiparse_model_type: dual_end}\n",
+    {3,
+     "use_skiparse_sequence_parallel: true\nskiparse_sp_size: 3\n"
+     "model_config: {sparse_ratio: 2, skiparse_model_type: dual_end}\n",
      "c.yaml:2:19: skiparse_sp_size: 3 does not divide the 4 sub-sequences of sparse_ratio 2", 0},
     {0, "cp_size: 2\n", "c.yaml:1:1: cp_size: was renamed to sp_size", 0},
     {0, "use_skiparse_context_parallel: true\n", "was renamed to use_skiparse_sequence_parallel",

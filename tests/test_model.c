@@ -38,7 +38,8 @@ static void fd_put(void *arg)
 static double *direction(struct fixture *f, const struct param *q, uint64_t k, double *slope)
 {
     const int64_t n = param_count(q);
-    double *d = problem_draw(n, rng_hash(q->name) + k + 1), *g = calloc((size_t)n, sizeof *g), sum = 0;
+    double *d = problem_draw(n, rng_hash(q->name) + k + 1), *g = calloc((size_t)n, sizeof *g),
+           sum = 0;
     fsdp_get(f->fsdp, STATE_GRAD, q->name, g);
     for (int64_t e = 0; e < n; e++) sum += g[e] * d[e];
     for (int64_t e = 0; e < n && sum < 0; e++) d[e] = -d[e];

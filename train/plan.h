@@ -34,7 +34,7 @@ struct plan_cost {
     /* estimate, seconds */
     double compute_s, rows_s, sequence_s, fsdp_s, replica_s, step_s;
     double gathers_s; /* of fsdp_s */
-    bool waits; /* no gather is started ahead: the step waits for each */
+    bool waits;       /* no gather is started ahead: the step waits for each */
 };
 struct session_shape plan_latent(const struct settings *s, int dp);
 void plan_cost(const struct settings *s, int ranks, struct plan_cost *out);
