@@ -179,6 +179,7 @@ void dit_forward(struct ctx *c, const struct dit *d, const struct shape_plan *p,
     unit_enter(c->hooks, d->head.unit, PASS_FORWARD);
     head_forward(c, &d->head, &run->head, run->out, x, run->embed.e);
     unit_leave(c->hooks, d->head.unit, PASS_FORWARD);
+    mesh_at(c->mesh, NULL);
 }
 
 /* dx of the stage of block i-1 from dx of the stage of block i, in the other buffer. */
@@ -237,5 +238,6 @@ void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struc
                                        .dxt = dxt,
                                        .dtext = dtext});
     unit_leave(c->hooks, d->embed.unit, PASS_BACKWARD);
+    mesh_at(c->mesh, NULL);
     arena_release(c->tmp, mark);
 }
