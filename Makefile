@@ -200,7 +200,8 @@ test-fast fast:
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh --fast
 golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
-# Sanitizers: everything that handles memory and files of others; tsan: ranks as threads, readers.
+# Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
+# on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
              ops_rows
 SAN_ubsan := config data filter model ops ops_rows golden_ops

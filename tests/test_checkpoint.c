@@ -434,7 +434,7 @@ static void test_manifests(struct comm *world)
     char *text = io_read_file(path, &n, &e), *hurt = malloc(n + 1);
     EXPECT(text && hurt, "%s", e.msg);
     const struct rng_stream s = rng_open((struct rng_key){.seed = 8, .use = RNG_TEST});
-    const int64_t times = test_inputs(300);
+    const int64_t times = test_inputs(test_fast() ? 60 : 300);
     uint64_t draw = 0;
     int64_t refused = 0, taken = 0;
     for (int64_t i = 0; i < times; i++) {

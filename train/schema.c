@@ -311,8 +311,10 @@ static const struct row rest[] = {
     ROW_INT(TP, "validation.interval", validation.interval, "0", 0, BIG, "steps; 0: never"),
     ROW_INT(TP, "validation.sigmas", validation.sigmas, "8", 1, 32, "noise levels"),
     ROW_INT(TP, "validation.samples", validation.samples, "0", 0, BIG, "held-out windows; 0: all"),
-    ROW_REAL(TP, "validation.window", validation.window, "0", 0, 0.9,
-             "share of every clip, at its end, that is never trained on"),
+    ROW_REAL(
+        TP, "validation.window", validation.window, "0", 0, 0.9,
+        "share of every clip, at its end, that is never trained on; clips that share frames of "
+        "one file count as one"),
     ROW_INT(TP, "checkpoint.keep_last", checkpoint.keep_last, "3", 1, BIG, "newest that stay"),
     ROW_INT(TP, "checkpoint.keep_every", checkpoint.keep_every, "0", 0, BIG,
             "steps whose multiples stay for good; 0: none"),
