@@ -15,7 +15,7 @@
 
 #include "core/log.h"
 
-enum { MAX_ADDRESSES = 8, ASK = 1 };
+enum { MAX_ADDRESSES = 8, ASK = 1, REPORTED = 2 };
 static const uint32_t MAGIC = 0x3150534f;
 
 struct place { /* where a rank can be reached */
@@ -38,6 +38,7 @@ struct peers {
     struct place *place;
     struct sockaddr_in *good; /* the address that answered last; port 0: none yet */
     struct peer *peer;
+    double reported;
 };
 
 /* The network stack this process sees: of this host, in this namespace. */
@@ -153,22 +154,32 @@ static void send_to(struct peers *p, int rank, const struct sockaddr_in *to, uin
         (void)sendto(p->fd, &k, sizeof k, 0, (const struct sockaddr *)to, sizeof *to);
 }
 
-void peers_ask(struct peers *p, int rank)
+/* To the address that answered before, or to all that the rank has. */
+static void send_packet(struct peers *p, int rank, uint32_t flags)
 {
     if (p->fd < 0 || rank == p->rank) return;
     if (p->good[rank].sin_port) {
-        send_to(p, rank, &p->good[rank], ASK);
+        send_to(p, rank, &p->good[rank], flags);
         return;
     }
     const struct place *to = &p->place[rank];
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(to->port)};
     a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    if (to->net == p->place[p->rank].net) send_to(p, rank, &a, ASK);
+    if (to->net == p->place[p->rank].net) send_to(p, rank, &a, flags);
     for (int i = 0; to->net != p->place[p->rank].net && i < to->num; i++) {
         a.sin_addr = to->addr[i];
-        send_to(p, rank, &a, ASK);
+        send_to(p, rank, &a, flags);
     }
 }
+
+void peers_ask(struct peers *p, int rank) { send_packet(p, rank, ASK); }
+
+void peers_tell_reported(struct peers *p)
+{
+    for (int r = 0; r < p->size; r++) send_packet(p, r, REPORTED);
+}
+
+double peers_reported(const struct peers *p) { return p->reported; }
 
 static void take(struct peers *p, const struct packet *k, const struct sockaddr_in *from)
 {
@@ -183,6 +194,7 @@ static void take(struct peers *p, const struct packet *k, const struct sockaddr_
     }
     r->last_heard = log_seconds();
     r->refused = 0;
+    if ((k->flags & REPORTED) && p->reported <= 0) p->reported = r->last_heard;
     p->good[k->from] = *from;
     if (k->flags & ASK) send_to(p, k->from, from, 0);
 }

@@ -44,6 +44,8 @@ void peers_close(struct peers *);
 int peers_fd(const struct peers *); /* readable: call peers_answer */
 void peers_answer(struct peers *);  /* takes and answers all datagrams that are there */
 void peers_ask(struct peers *, int rank);
+void peers_tell_reported(struct peers *);    /* to all ranks: the cause has been said */
+double peers_reported(const struct peers *); /* when another rank said so; 0: never */
 const struct peer *peers_of(const struct peers *, int rank);
 const char *peers_host(const struct peers *, int rank); /* known from the start */
 #endif

@@ -13,9 +13,10 @@
 #include "parallel/peers.h"
 
 /* Seconds: between looks; of waiting before the others are asked; without an answer to be silent;
- * that a reporter who is not the first choice leaves to the better ones. (Asks
+ * that a reporter who is not the first choice leaves to the better ones; until a rank
+ * ends after another one's report. (Asks
  * are answered within milliseconds, and a report comes after a second of them.) */
-static const double TICK = 0.25, SOON = 2, SILENT = 1, NOT_LOWEST = 1.5, NOT_ROOT = 3;
+static const double TICK = 0.25, SOON = 2, SILENT = 1, NOT_LOWEST = 1.5, NOT_ROOT = 3, REPORTED = 3;
 
 struct wait { /* what this rank waits in on one axis, as the watchdog sees it */
     uint64_t seq;
@@ -35,6 +36,7 @@ struct watchdog {
     double last, resumed; /* time of the last look; the process was stopped until then */
     double asked_any;
     int next; /* rank to ask in turn */
+    bool greeted;
 };
 struct line { /* composed in one piece: lines of ranks never mix */
     char text[2048];
@@ -123,7 +125,7 @@ static void say_missing(struct line *l, const struct watchdog *w, int axis, int 
     if (p->state.context[0]) say(l, ", in %s", p->state.context);
 }
 
-static _Noreturn void report(const struct watchdog *w, int axis, const char *doing, double waited,
+static _Noreturn void report(struct watchdog *w, int axis, const char *doing, double waited,
                              const char *why)
 {
     const struct comm *c = w->axis[axis];
@@ -148,6 +150,7 @@ static _Noreturn void report(const struct watchdog *w, int axis, const char *doi
     const ssize_t done = write(STDERR_FILENO, l.text, l.n);
     (void)done;
     err_leave_code(RC_HANG);
+    peers_tell_reported(w->peers); /* so that this stays the only line */
     _exit(RC_HANG);
 }
 
@@ -155,7 +158,7 @@ static _Noreturn void report(const struct watchdog *w, int axis, const char *doi
 static double patience(const struct watchdog *w, int axis)
 {
     const struct comm *c = w->axis[axis];
-    double s = 0;
+    double s = TICK * (w->rank % 8); /* several may see it at once, on several axes */
     bool root = false, any = false, lower = false;
     for (int m = 0; m < c->size; m++) {
         const struct peer *p = peers_of(w->peers, w->member[axis][m]);
@@ -164,7 +167,7 @@ static double patience(const struct watchdog *w, int axis)
         root |= missing && waits_on(p) < 0;
         lower |= missing && w->member[axis][m] < w->rank;
         if (m < c->rank && !missing && p->state.axis[axis].waits_for == c->doing_seq)
-            s = NOT_LOWEST;
+            s = NOT_LOWEST + TICK * (w->rank % 8);
     }
     if (any && !root) s += NOT_ROOT + (lower ? NOT_LOWEST : 0); /* they may wait for each other */
     return s;
@@ -208,11 +211,21 @@ static void look(struct watchdog *w)
     const double now = log_seconds();
     if (now - w->last > 8 * TICK) w->resumed = now; /* this process was stopped itself */
     w->last = now;
+    for (int r = 0; r < w->size && r < 64 && !w->greeted; r++) peers_ask(w->peers, r);
+    w->greeted = true; /* a small job knows after a moment who answers at all */
     if (now - w->asked_any >= 1) {
         w->asked_any = now;
         peers_ask(w->peers, w->next);
         w->next = (w->next + 1) % w->size;
         if (w->next == w->rank) w->next = (w->next + 1) % w->size;
+    }
+    const double reported = peers_reported(w->peers);
+    if (reported > 0) { /* the launcher ends this rank now; where it cannot, it ends itself */
+        if (now - reported > REPORTED) {
+            err_leave_code(RC_HANG);
+            _exit(RC_HANG);
+        }
+        return;
     }
     for (int a = 0; a < AXIS_COUNT && w->deadline > 0; a++)
         if (w->axis[a] && w->axis[a]->size > 1) check(w, a, now);

@@ -142,6 +142,36 @@ static void test_start(struct comm *world)
     }
 }
 
+/* Four ranks, two axes: whoever waits, one line is said, and it names the rank that is the cause.
+ */
+static void test_one_line(struct comm *world)
+{
+    (void)world;
+    if (!process_ready()) return;
+    static const char *const size[] = {"fsdp_size=2", "fsdp_size=4"};
+    for (int i = 0; i < 2; i++) {
+        char *yaml = process_yaml("four", ITERATIONS),
+             *log = io_path("%s/four%d.log", test_dir(), i);
+        const struct process_opts o = {
+            .fault = i ? "step@3:3:stop" : "step@1:3:hang",
+            .sets = {"comm_deadline_s=3", "data_config.batch_size=1", size[i]},
+            .ranks = 4};
+        const int rc = process_run(yaml, log, &o, NULL);
+        char *text = process_log(log);
+        int lines = 0;
+        for (const char *t = text; (t = strstr(t, "[rank ")); t++) lines++;
+        EXPECT(rc == RC_HANG && lines == 1, "exit code %d, %d lines: %s", rc, lines, text);
+        EXPECT(strstr(text, i ? "is missing: rank 3 (" : "is missing: rank 1 ("), "%s", text);
+        struct err e = {0};
+        char *dir = io_path("%s/four", test_dir());
+        io_remove_tree(dir, &e);
+        free(dir);
+        free(text);
+        free(log);
+        free(yaml);
+    }
+}
+
 /* A rank that ends while the launcher lives on (--kill-on-bad-exit=0 of srun): here the launcher is
  * the one that cannot act, being stopped. The others notice by themselves, before the deadline. */
 static void test_gone(struct comm *world)
@@ -190,6 +220,7 @@ int main(int argc, char **argv)
          .run = test_left_out,
          .flags = TEST_SLOW},
         {.name = "a rank lost at the start ends the job", .run = test_start, .flags = TEST_SLOW},
+        {.name = "one rank of four is named by one line", .run = test_one_line, .flags = TEST_SLOW},
         {.name = "a rank that is gone is noticed before the deadline",
          .run = test_gone,
          .flags = TEST_SLOW},

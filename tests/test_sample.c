@@ -107,6 +107,16 @@ static void test_sample(struct comm *world)
            "%s", said);
     for (int p = 0; p < 3; p++)
         EXPECT(same_file("one", "four", p, 1), "video %d differs under sequence parallelism", p);
+    /* a signal to one rank in the middle of a video: the others stop too, what is done is kept */
+    setenv("OSP_FAULT", "sample@1:5:term", 1);
+    EXPECT(sample(2, "stopped", "", said) == RC_PREEMPTED &&
+               strstr(said, "stopped by a signal after "),
+           "%s", said);
+    unsetenv("OSP_FAULT");
+    EXPECT(sample(2, "stopped", "", said) == 0 && !strstr(said, "6 to make"), "%s", said);
+    for (int p = 0; p < 3; p++)
+        for (int k = 0; k < 2; k++)
+            EXPECT(same_file("stopped", "three", p, k), "video %d/%d differs after a stop", p, k);
     /* one video is gone: only that one is made again */
     char *gone = io_path("%s/one/video_000001_01.mp4", test_dir());
     EXPECT(remove(gone) == 0, "remove");

@@ -41,7 +41,7 @@ for s in INT TERM; do
 done
 
 log=$HOSTS_DIR/twice.log; hosts_yaml twice 100000
-FAULT=step:6:hang run twice -n 2
+FAULT=step:6:hang run twice -n 2 --grace 1
 wait_for "$HOSTS_DIR/twice/checkpoints/iter_000000004"; sleep 1
 script=$(inner); t0=$(date +%s); kill -INT "$script"; sleep 1; kill -INT "$script"; wait $pid; rc=$?
 check "the second SIGINT ends a run that hangs" $rc = 137 -a $(($(date +%s) - t0)) -lt 25
