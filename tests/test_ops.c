@@ -185,6 +185,11 @@ static void attn_target(const struct target *t)
     if (!(ops_only && test_fast())) /* slow in the emulation */
         attn_one(t, &(struct seqs){1, zero, long_q, zero, long_k}, 3, 32, 0, 2);
     attn_one(t, &(struct seqs){0, zero, zero, zero, zero}, 3, 32, 0, 2);
+    if (t->mx && strcmp(t->mx, "no") != 0 && !test_fast()) { /* several groups of queries, keys */
+        const int32_t many[] = {2600}, more[] = {1100};
+        attn_one(t, &(struct seqs){1, zero, many, zero, more}, 1, 64, 0, 2);
+        attn_one(t, &(struct seqs){1, zero, more, zero, many}, 1, 32, 0, 2);
+    }
 }
 static void test_attn(struct comm *w)
 {
@@ -199,9 +204,7 @@ static void test_attn(struct comm *w)
 static void nan_target(const struct target *t)
 {
     if (t->gemm && strcmp(t->gemm, "own") != 0) return;
-    if (t->isa) setenv("CPU_ISA", t->isa, 1);
-    struct dev *d = dev_open(t->dev, t->compute, 2);
-    unsetenv("CPU_ISA");
+    struct dev *d = target_open(t, 2);
     enum { N = 33, HD = 20 };
     static double x[N * HD], y[N * HD];
     struct tensor q = dev_tensor(d, t->compute, 3, DIMS(N, 1, HD)), k = q, o = q;

@@ -32,6 +32,18 @@ static const struct kernels *choose(void)
     return &cpu_kernels_plain;
 }
 
+/* CPU_MX=no|amx|emulated asks for one kind of matrix units (tests, measurements). */
+static const struct mx_kernels *choose_mx(const struct kernels *k)
+{
+    const char *want = getenv("CPU_MX");
+    if (want && strcmp(want, "no") == 0) return NULL;
+    if (want && strcmp(want, "emulated") == 0) return &cpu_mx_emulated;
+    const bool amx = want && strcmp(want, "amx") == 0;
+    if ((amx || k == &cpu_kernels_avx512) && cpu_has_amx()) return &cpu_mx_amx;
+    if (amx) err_stop(RC_CONFIG, "CPU_MX=amx: not on this machine (no, emulated)");
+    return NULL;
+}
+
 static const struct dev_ops *ops(enum dtype compute)
 {
     return compute == DT_F32 || compute == DT_BF16 ? &choose()->ops : NULL;
@@ -73,6 +85,7 @@ static bool start(struct dev *d, struct err *e)
     CHECK(c, "out of memory");
     c->k = choose();
     CHECK(d->ops == &c->k->ops, "CPU_ISA changed while a device was opened");
+    c->mx = choose_mx(c->k);
     c->threads = d->threads > 0 ? d->threads : default_threads();
     choose_gemm(c);
     d->impl = c;
@@ -97,8 +110,9 @@ static const char *engine_name(enum gemm_engine e)
 static void describe(struct dev *d, char *out, size_t size)
 {
     const struct cpu *c = cpu_of(d);
-    snprintf(out, size, "cpu %s | %s | %d threads | gemm %s: %s", dtype_name(d->compute),
-             c->k->name, c->threads, dtype_name(d->compute),
+    const bool mx = c->mx && d->compute == DT_BF16;
+    snprintf(out, size, "cpu %s | %s%s%s | %d threads | gemm %s: %s", dtype_name(d->compute),
+             c->k->name, mx ? ", " : "", mx ? c->mx->name : "", c->threads, dtype_name(d->compute),
              engine_name(d->compute == DT_BF16 ? c->bf16 : c->f32));
 }
 

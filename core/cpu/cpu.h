@@ -50,10 +50,20 @@ struct kernels {
 };
 extern const struct kernels cpu_kernels_plain, cpu_kernels_avx2, cpu_kernels_avx512;
 
+/* Attention in bf16 on matrix units (mx.inc). */
+struct mx_kernels {
+    const char *name;
+    void (*attn_fwd)(struct dev *d, const struct attn_args *a);
+    void (*attn_bwd)(struct dev *d, const struct attn_grad_args *a);
+};
+extern const struct mx_kernels cpu_mx_amx, cpu_mx_emulated;
+bool cpu_has_amx(void); /* and the kernel of the operating system lets this process use it */
+
 struct dnnl_cache;
 enum gemm_engine { GEMM_OWN, GEMM_BLAS, GEMM_DNNL };
 struct cpu { /* dev.impl */
     const struct kernels *k;
+    const struct mx_kernels *mx; /* NULL: no matrix units */
     int threads;
     enum gemm_engine f32, bf16;
     struct dnnl_cache *dnnl;
