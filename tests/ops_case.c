@@ -44,7 +44,7 @@ static void add_mx(void (*f)(const struct target *))
     dev_close(d);
     for (int i = 0; i < (strstr(line, "AMX") ? 2 : 1); i++) {
         struct target x = {
-            .dev = "cpu", .compute = DT_BF16, .isa = "plain", .gemm = "own", .mx = mx[i]};
+            .dev = "cpu", .compute = DT_BF16, .isa = "plain", .gemm = "mx", .mx = mx[i]};
         snprintf(x.name, sizeof x.name, "cpu bf16 matrix units=%s", mx[i]);
         f(&x);
     }

@@ -170,7 +170,7 @@ static void attn_one(const struct target *t, const struct seqs *s, int64_t heads
 
 static void attn_target(const struct target *t)
 {
-    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    if (t->gemm && strcmp(t->gemm, "own") != 0 && strcmp(t->gemm, "mx") != 0) return;
     const int32_t zero[4] = {0, 0, 0, 0};
     const int32_t one[] = {1}, len[] = {67}, long_q[] = {530}, long_k[] = {301};
     const int32_t qf[] = {0, 3, 3, 40}, ql[] = {3, 0, 37, 5}, kf[] = {0, 1, 20, 20};
@@ -203,7 +203,7 @@ static void test_attn(struct comm *w)
  */
 static void nan_target(const struct target *t)
 {
-    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    if (t->gemm && strcmp(t->gemm, "own") != 0 && strcmp(t->gemm, "mx") != 0) return;
     struct dev *d = target_open(t, 2);
     enum { N = 33, HD = 20 };
     static double x[N * HD], y[N * HD];

@@ -61,7 +61,8 @@ static int default_threads(void)
 #endif
 }
 
-/* CPU_GEMM=own|blas|dnnl asks for one engine for both dtypes (tests, measurements). */
+/* CPU_GEMM=own|blas|dnnl|mx asks for one engine (tests, measurements); mx and blas know one dtype
+ * only. */
 static void choose_gemm(struct cpu *c)
 {
     c->f32 = c->bf16 = GEMM_OWN;
@@ -69,13 +70,17 @@ static void choose_gemm(struct cpu *c)
     c->f32 = GEMM_BLAS;
 #endif
     if (dnnl_has_fast_bf16()) c->bf16 = GEMM_DNNL;
+    c->small_bf16 = c->bf16;
+    if (c->mx == &cpu_mx_amx) c->bf16 = GEMM_MX;
     const char *want = getenv("CPU_GEMM");
-    if (want && strcmp(want, "own") == 0) c->f32 = c->bf16 = GEMM_OWN;
+    if (want && strcmp(want, "own") == 0) c->f32 = c->bf16 = c->small_bf16 = GEMM_OWN;
 #ifdef HAVE_OPENBLAS
-    if (want && strcmp(want, "blas") == 0) c->f32 = GEMM_BLAS, c->bf16 = GEMM_OWN;
+    if (want && strcmp(want, "blas") == 0) c->f32 = GEMM_BLAS, c->bf16 = c->small_bf16 = GEMM_OWN;
 #endif
-    if (want && strcmp(want, "dnnl") == 0) c->f32 = c->bf16 = GEMM_DNNL;
-    if (c->f32 == GEMM_DNNL || c->bf16 == GEMM_DNNL) c->dnnl = dnnl_cache_open();
+    if (want && strcmp(want, "dnnl") == 0) c->f32 = c->bf16 = c->small_bf16 = GEMM_DNNL;
+    if (want && strcmp(want, "mx") == 0 && c->mx) c->bf16 = c->small_bf16 = GEMM_MX;
+    if (c->f32 == GEMM_DNNL || c->small_bf16 == GEMM_DNNL || c->bf16 == GEMM_DNNL)
+        c->dnnl = dnnl_cache_open();
 }
 
 static bool start(struct dev *d, struct err *e)
@@ -96,6 +101,7 @@ static void stop(struct dev *d)
 {
     struct cpu *c = cpu_of(d);
     if (c->dnnl) dnnl_cache_close(c->dnnl);
+    free(c->pack);
     free(c);
 }
 
@@ -104,7 +110,7 @@ static const char *engine_name(enum gemm_engine e)
 #ifdef HAVE_OPENBLAS
     if (e == GEMM_BLAS) return openblas_get_config();
 #endif
-    return e == GEMM_DNNL ? dnnl_name() : "own";
+    return e == GEMM_DNNL ? dnnl_name() : e == GEMM_MX ? "own tiles" : "own";
 }
 
 static void describe(struct dev *d, char *out, size_t size)
@@ -139,6 +145,16 @@ void *cpu_scratch(size_t bytes)
     if (posix_memalign(&p, 64, bytes ? bytes : 64) != 0)
         err_stop(RC_TEMP, "out of host memory: %zu bytes", bytes);
     return p;
+}
+
+void *cpu_pack(struct cpu *c, size_t bytes)
+{
+    if (bytes > c->pack_bytes) {
+        free(c->pack);
+        c->pack = cpu_scratch(bytes);
+        c->pack_bytes = bytes;
+    }
+    return c->pack;
 }
 
 enum { COPY_TASK = 1 << 20 };
