@@ -85,6 +85,11 @@ static void gemm_target(const struct target *t)
     /* parts wider than a packed block */
     if (t->isa && strcmp(t->isa, "plain") != 0 && strcmp(t->gemm, "own") == 0 && !test_fast())
         gemm_one(t, (struct gemm_case){2100, 3000, 3, 0, false, true, 1, 0, EPI_BIAS, false});
+    if (strcmp(t->mx ? t->mx : "no", "no") != 0 && !test_fast()) { /* several parts and passes */
+        gemm_one(t, (struct gemm_case){420, 530, 70, 0, false, true, 1, 0, EPI_BIAS_GELU, false});
+        gemm_one(t, (struct gemm_case){64, 96, 1700, 0, true, false, 1, 1, EPI_BIAS_GRAD, true});
+        gemm_one(t, (struct gemm_case){70, 64, 2100, 0, false, false, 1, 0, EPI_DGELU, false});
+    }
     gemm_one(t, (struct gemm_case){4, 5, 0, 0, false, true, 1, 0, EPI_BIAS, false});
 }
 static void test_gemm(struct comm *w)

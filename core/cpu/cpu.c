@@ -1,6 +1,7 @@
 /* The cpu device: chooses the instruction set, owns memory and threads. */
 #include "core/cpu/cpu.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -189,18 +190,48 @@ struct par {
     void *arg;
 };
 
+/* Scratch that a thread keeps until it ends: fresh pages cost more than many a task. */
+struct kept {
+    void *p;
+    size_t bytes;
+};
+static pthread_key_t kept_key;
+static void kept_free(void *arg)
+{
+    struct kept *k = arg;
+    free(k->p);
+    free(k);
+}
+static void kept_start(void) { CHECK(pthread_key_create(&kept_key, kept_free) == 0, "threads"); }
+
+static void *thread_scratch(size_t bytes)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, kept_start);
+    struct kept *k = pthread_getspecific(kept_key);
+    if (!k) {
+        k = calloc(1, sizeof *k);
+        CHECK(k && pthread_setspecific(kept_key, k) == 0, "out of memory");
+    }
+    if (k->bytes < bytes) {
+        free(k->p);
+        k->p = cpu_scratch(bytes);
+        k->bytes = bytes;
+    }
+    return k->p;
+}
+
 static void par_work(struct par *p)
 {
 #ifdef _OPENMP
     omp_set_num_threads(1); /* of this task only: libraries called from here stay on one thread */
 #endif
-    void *scratch = p->scratch ? cpu_scratch(p->scratch) : NULL;
+    void *scratch = p->scratch ? thread_scratch(p->scratch) : NULL;
     for (;;) {
         const int64_t i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
         if (i >= p->tasks) break;
         p->f(p->arg, i, scratch);
     }
-    free(scratch);
 }
 
 void par_run(struct dev *d, int64_t tasks, size_t scratch,

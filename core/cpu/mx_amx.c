@@ -55,6 +55,14 @@ static ALWAYS_INLINE void round32(uint16_t *out, const vf *v)
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)v[1], (__m512)v[0]));
 }
 
+static ALWAYS_INLINE void wide32(vf *v, const uint16_t *p)
+{
+    for (int i = 0; i < 2; i++) {
+        const __m256i h = _mm256_loadu_si256((const __m256i *)(p + 16 * i));
+        v[i] = (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+    }
+}
+
 /* 16 numbers of row a and of row b in turn */
 static ALWAYS_INLINE void pair_rows(uint16_t *out, const uint16_t *a, const uint16_t *b)
 {

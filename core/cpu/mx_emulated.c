@@ -41,6 +41,11 @@ static ALWAYS_INLINE void round32(uint16_t *out, const vf *v)
     for (int i = 0; i < 32; i++) out[i] = bf16_round(v[i / VW][i % VW]);
 }
 
+static ALWAYS_INLINE void wide32(vf *v, const uint16_t *p)
+{
+    for (int i = 0; i < 32; i++) v[i / VW][i % VW] = bf16_load(p[i]);
+}
+
 static ALWAYS_INLINE void pair_rows(uint16_t *out, const uint16_t *a, const uint16_t *b)
 {
     for (int i = 0; i < 16; i++) {
