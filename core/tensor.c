@@ -24,15 +24,7 @@ struct tensor tensor_make(void *data, enum dtype d, int ndim, const int64_t *dim
     return t;
 }
 
-int64_t tensor_width(struct tensor t)
-{
-    int64_t w = 1;
-    for (int i = 1; i < t.ndim; i++) w *= t.dim[i];
-    return w;
-}
-
 int64_t tensor_count(struct tensor t) { return t.ndim ? t.dim[0] * tensor_width(t) : 0; }
-int64_t tensor_ld(struct tensor t) { return t.ld ? t.ld : tensor_width(t); }
 size_t tensor_bytes(struct tensor t) { return (size_t)tensor_count(t) * dtype_size(t.dtype); }
 bool tensor_contiguous(struct tensor t) { return t.ld == 0 || t.ld == tensor_width(t); }
 

@@ -27,10 +27,18 @@ const char *dtype_name(enum dtype d);
 enum dtype dtype_state(enum dtype compute); /* masters, statistics, reductions: max(f32, compute) */
 
 struct tensor tensor_make(void *data, enum dtype d, int ndim, const int64_t *dim);
-int64_t tensor_count(struct tensor t); /* number of elements */
-int64_t tensor_width(struct tensor t); /* elements per row */
-int64_t tensor_ld(struct tensor t);    /* elements from row to row */
-size_t tensor_bytes(struct tensor t);  /* of a contiguous tensor */
+int64_t tensor_count(struct tensor t);              /* number of elements */
+static inline int64_t tensor_width(struct tensor t) /* elements per row */
+{
+    int64_t w = 1;
+    for (int i = 1; i < t.ndim; i++) w *= t.dim[i];
+    return w;
+}
+static inline int64_t tensor_ld(struct tensor t) /* elements from row to row */
+{
+    return t.ld ? t.ld : tensor_width(t);
+}
+size_t tensor_bytes(struct tensor t); /* of a contiguous tensor */
 bool tensor_contiguous(struct tensor t);
 struct tensor tensor_view(struct tensor t, int ndim, const int64_t *dim); /* same elements */
 struct tensor tensor_rows(struct tensor t, int64_t first, int64_t count); /* slice of dim 0 */

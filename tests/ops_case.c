@@ -26,10 +26,27 @@ static void add_cpu(void (*f)(const struct target *), enum dtype t)
         if (!here) continue;
         for (int g = 0; g < (i ? 3 : 1); g++) {
             if (test_fast() && i != 1 && i != 0) continue;
-            struct target x = {.dev = "cpu", .compute = t, .isa = isa[i], .gemm = gemm[g]};
+            struct target x = {
+                .dev = "cpu", .compute = t, .isa = isa[i], .gemm = gemm[g], .mx = "no"};
             snprintf(x.name, sizeof x.name, "cpu %s %s gemm=%s", dtype_name(t), isa[i], gemm[g]);
             f(&x);
         }
+    }
+}
+
+/* Matrix units, which work in bf16: in plain C everywhere, AMX where the machine has it. */
+static void add_mx(void (*f)(const struct target *))
+{
+    const char *mx[] = {"emulated", "amx"};
+    struct dev *d = dev_open("cpu", DT_BF16, 1);
+    char line[256];
+    dev_describe(d, line, sizeof line);
+    dev_close(d);
+    for (int i = 0; i < (strstr(line, "AMX") ? 2 : 1); i++) {
+        struct target x = {
+            .dev = "cpu", .compute = DT_BF16, .isa = "plain", .gemm = "mx", .mx = mx[i]};
+        snprintf(x.name, sizeof x.name, "cpu bf16 matrix units=%s", mx[i]);
+        f(&x);
     }
 }
 
@@ -42,6 +59,7 @@ void each_target(void (*f)(const struct target *))
             if (!dev_supports(*n, types[i])) continue;
             if (strcmp(*n, "cpu") == 0) {
                 add_cpu(f, types[i]);
+                if (types[i] == DT_BF16) add_mx(f);
                 continue;
             }
             struct target t = {.dev = *n, .compute = types[i]};
@@ -207,15 +225,22 @@ static void compare(const struct ops_case *c, const struct var *v, double *got, 
     expect_close(name, got, want, v->count, tol);
 }
 
+struct dev *target_open(const struct target *t, int threads)
+{
+    if (t->isa) setenv("CPU_ISA", t->isa, 1);
+    if (t->gemm) setenv("CPU_GEMM", t->gemm, 1);
+    if (t->mx) setenv("CPU_MX", t->mx, 1);
+    struct dev *d = dev_open(t->dev, t->compute, threads);
+    unsetenv("CPU_ISA");
+    unsetenv("CPU_GEMM");
+    unsetenv("CPU_MX");
+    return d;
+}
+
 static struct dev *open_side(const struct target *t, int side)
 {
     if (side == 0) return dev_open("ref", DT_F64, 1);
-    if (t->isa) setenv("CPU_ISA", t->isa, 1);
-    if (t->gemm) setenv("CPU_GEMM", t->gemm, 1);
-    struct dev *d = dev_open(t->dev, t->compute, side == 1 ? 2 : side == 2 ? 1 : 3);
-    unsetenv("CPU_ISA");
-    unsetenv("CPU_GEMM");
-    return d;
+    return target_open(t, side == 1 ? 2 : side == 2 ? 1 : 3);
 }
 
 void case_check(struct ops_case *c, void (*run)(struct dev *, const struct tensor *, void *),

@@ -23,7 +23,7 @@ struct target { /* a device under test */
     char name[64];
     const char *dev;
     enum dtype compute;
-    const char *isa, *gemm; /* settings of the cpu device, or NULL */
+    const char *isa, *gemm, *mx; /* settings of the cpu device, or NULL */
 };
 struct ops_case {
     struct target target;
@@ -36,6 +36,7 @@ struct ops_case {
 };
 
 extern const char *ops_only; /* one device, or NULL: all */
+struct dev *target_open(const struct target *t, int threads);
 /* Calls f for every device and dtype of this build (the cpu device once per instruction set). */
 void each_target(void (*f)(const struct target *t));
 void case_begin(struct ops_case *c, const struct target *t, const char *fmt, ...)

@@ -85,6 +85,11 @@ static void gemm_target(const struct target *t)
     /* parts wider than a packed block */
     if (t->isa && strcmp(t->isa, "plain") != 0 && strcmp(t->gemm, "own") == 0 && !test_fast())
         gemm_one(t, (struct gemm_case){2100, 3000, 3, 0, false, true, 1, 0, EPI_BIAS, false});
+    if (strcmp(t->mx ? t->mx : "no", "no") != 0 && !test_fast()) { /* several parts and passes */
+        gemm_one(t, (struct gemm_case){420, 530, 70, 0, false, true, 1, 0, EPI_BIAS_GELU, false});
+        gemm_one(t, (struct gemm_case){64, 96, 1700, 0, true, false, 1, 1, EPI_BIAS_GRAD, true});
+        gemm_one(t, (struct gemm_case){70, 64, 2100, 0, false, false, 1, 0, EPI_DGELU, false});
+    }
     gemm_one(t, (struct gemm_case){4, 5, 0, 0, false, true, 1, 0, EPI_BIAS, false});
 }
 static void test_gemm(struct comm *w)
@@ -170,7 +175,7 @@ static void attn_one(const struct target *t, const struct seqs *s, int64_t heads
 
 static void attn_target(const struct target *t)
 {
-    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    if (t->gemm && strcmp(t->gemm, "own") != 0 && strcmp(t->gemm, "mx") != 0) return;
     const int32_t zero[4] = {0, 0, 0, 0};
     const int32_t one[] = {1}, len[] = {67}, long_q[] = {530}, long_k[] = {301};
     const int32_t qf[] = {0, 3, 3, 40}, ql[] = {3, 0, 37, 5}, kf[] = {0, 1, 20, 20};
@@ -185,6 +190,11 @@ static void attn_target(const struct target *t)
     if (!(ops_only && test_fast())) /* slow in the emulation */
         attn_one(t, &(struct seqs){1, zero, long_q, zero, long_k}, 3, 32, 0, 2);
     attn_one(t, &(struct seqs){0, zero, zero, zero, zero}, 3, 32, 0, 2);
+    if (t->mx && strcmp(t->mx, "no") != 0 && !test_fast()) { /* several groups of queries, keys */
+        const int32_t many[] = {2600}, more[] = {1100};
+        attn_one(t, &(struct seqs){1, zero, many, zero, more}, 1, 64, 0, 2);
+        attn_one(t, &(struct seqs){1, zero, more, zero, many}, 1, 32, 0, 2);
+    }
 }
 static void test_attn(struct comm *w)
 {
@@ -198,10 +208,8 @@ static void test_attn(struct comm *w)
  */
 static void nan_target(const struct target *t)
 {
-    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
-    if (t->isa) setenv("CPU_ISA", t->isa, 1);
-    struct dev *d = dev_open(t->dev, t->compute, 2);
-    unsetenv("CPU_ISA");
+    if (t->gemm && strcmp(t->gemm, "own") != 0 && strcmp(t->gemm, "mx") != 0) return;
+    struct dev *d = target_open(t, 2);
     enum { N = 33, HD = 20 };
     static double x[N * HD], y[N * HD];
     struct tensor q = dev_tensor(d, t->compute, 3, DIMS(N, 1, HD)), k = q, o = q;

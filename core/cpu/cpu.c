@@ -1,6 +1,7 @@
 /* The cpu device: chooses the instruction set, owns memory and threads. */
 #include "core/cpu/cpu.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,6 +33,18 @@ static const struct kernels *choose(void)
     return &cpu_kernels_plain;
 }
 
+/* CPU_MX=no|amx|emulated asks for one kind of matrix units (tests, measurements). */
+static const struct mx_kernels *choose_mx(const struct kernels *k)
+{
+    const char *want = getenv("CPU_MX");
+    if (want && strcmp(want, "no") == 0) return NULL;
+    if (want && strcmp(want, "emulated") == 0) return &cpu_mx_emulated;
+    const bool amx = want && strcmp(want, "amx") == 0;
+    if ((amx || k == &cpu_kernels_avx512) && cpu_has_amx()) return &cpu_mx_amx;
+    if (amx) err_stop(RC_CONFIG, "CPU_MX=amx: not on this machine (no, emulated)");
+    return NULL;
+}
+
 static const struct dev_ops *ops(enum dtype compute)
 {
     return compute == DT_F32 || compute == DT_BF16 ? &choose()->ops : NULL;
@@ -49,7 +62,8 @@ static int default_threads(void)
 #endif
 }
 
-/* CPU_GEMM=own|blas|dnnl asks for one engine for both dtypes (tests, measurements). */
+/* CPU_GEMM=own|blas|dnnl|mx asks for one engine (tests, measurements); mx and blas know one dtype
+ * only. */
 static void choose_gemm(struct cpu *c)
 {
     c->f32 = c->bf16 = GEMM_OWN;
@@ -57,13 +71,17 @@ static void choose_gemm(struct cpu *c)
     c->f32 = GEMM_BLAS;
 #endif
     if (dnnl_has_fast_bf16()) c->bf16 = GEMM_DNNL;
+    c->small_bf16 = c->bf16;
+    if (c->mx == &cpu_mx_amx) c->bf16 = GEMM_MX;
     const char *want = getenv("CPU_GEMM");
-    if (want && strcmp(want, "own") == 0) c->f32 = c->bf16 = GEMM_OWN;
+    if (want && strcmp(want, "own") == 0) c->f32 = c->bf16 = c->small_bf16 = GEMM_OWN;
 #ifdef HAVE_OPENBLAS
-    if (want && strcmp(want, "blas") == 0) c->f32 = GEMM_BLAS, c->bf16 = GEMM_OWN;
+    if (want && strcmp(want, "blas") == 0) c->f32 = GEMM_BLAS, c->bf16 = c->small_bf16 = GEMM_OWN;
 #endif
-    if (want && strcmp(want, "dnnl") == 0) c->f32 = c->bf16 = GEMM_DNNL;
-    if (c->f32 == GEMM_DNNL || c->bf16 == GEMM_DNNL) c->dnnl = dnnl_cache_open();
+    if (want && strcmp(want, "dnnl") == 0) c->f32 = c->bf16 = c->small_bf16 = GEMM_DNNL;
+    if (want && strcmp(want, "mx") == 0 && c->mx) c->bf16 = c->small_bf16 = GEMM_MX;
+    if (c->f32 == GEMM_DNNL || c->small_bf16 == GEMM_DNNL || c->bf16 == GEMM_DNNL)
+        c->dnnl = dnnl_cache_open();
 }
 
 static bool start(struct dev *d, struct err *e)
@@ -73,6 +91,7 @@ static bool start(struct dev *d, struct err *e)
     CHECK(c, "out of memory");
     c->k = choose();
     CHECK(d->ops == &c->k->ops, "CPU_ISA changed while a device was opened");
+    c->mx = choose_mx(c->k);
     c->threads = d->threads > 0 ? d->threads : default_threads();
     choose_gemm(c);
     d->impl = c;
@@ -83,6 +102,7 @@ static void stop(struct dev *d)
 {
     struct cpu *c = cpu_of(d);
     if (c->dnnl) dnnl_cache_close(c->dnnl);
+    free(c->pack);
     free(c);
 }
 
@@ -91,14 +111,15 @@ static const char *engine_name(enum gemm_engine e)
 #ifdef HAVE_OPENBLAS
     if (e == GEMM_BLAS) return openblas_get_config();
 #endif
-    return e == GEMM_DNNL ? dnnl_name() : "own";
+    return e == GEMM_DNNL ? dnnl_name() : e == GEMM_MX ? "own tiles" : "own";
 }
 
 static void describe(struct dev *d, char *out, size_t size)
 {
     const struct cpu *c = cpu_of(d);
-    snprintf(out, size, "cpu %s | %s | %d threads | gemm %s: %s", dtype_name(d->compute),
-             c->k->name, c->threads, dtype_name(d->compute),
+    const bool mx = c->mx && d->compute == DT_BF16;
+    snprintf(out, size, "cpu %s | %s%s%s | %d threads | gemm %s: %s", dtype_name(d->compute),
+             c->k->name, mx ? ", " : "", mx ? c->mx->name : "", c->threads, dtype_name(d->compute),
              engine_name(d->compute == DT_BF16 ? c->bf16 : c->f32));
 }
 
@@ -125,6 +146,16 @@ void *cpu_scratch(size_t bytes)
     if (posix_memalign(&p, 64, bytes ? bytes : 64) != 0)
         err_stop(RC_TEMP, "out of host memory: %zu bytes", bytes);
     return p;
+}
+
+void *cpu_pack(struct cpu *c, size_t bytes)
+{
+    if (bytes > c->pack_bytes) {
+        free(c->pack);
+        c->pack = cpu_scratch(bytes);
+        c->pack_bytes = bytes;
+    }
+    return c->pack;
 }
 
 enum { COPY_TASK = 1 << 20 };
@@ -159,18 +190,48 @@ struct par {
     void *arg;
 };
 
+/* Scratch that a thread keeps until it ends: fresh pages cost more than many a task. */
+struct kept {
+    void *p;
+    size_t bytes;
+};
+static pthread_key_t kept_key;
+static void kept_free(void *arg)
+{
+    struct kept *k = arg;
+    free(k->p);
+    free(k);
+}
+static void kept_start(void) { CHECK(pthread_key_create(&kept_key, kept_free) == 0, "threads"); }
+
+static void *thread_scratch(size_t bytes)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, kept_start);
+    struct kept *k = pthread_getspecific(kept_key);
+    if (!k) {
+        k = calloc(1, sizeof *k);
+        CHECK(k && pthread_setspecific(kept_key, k) == 0, "out of memory");
+    }
+    if (k->bytes < bytes) {
+        free(k->p);
+        k->p = cpu_scratch(bytes);
+        k->bytes = bytes;
+    }
+    return k->p;
+}
+
 static void par_work(struct par *p)
 {
 #ifdef _OPENMP
     omp_set_num_threads(1); /* of this task only: libraries called from here stay on one thread */
 #endif
-    void *scratch = p->scratch ? cpu_scratch(p->scratch) : NULL;
+    void *scratch = p->scratch ? thread_scratch(p->scratch) : NULL;
     for (;;) {
         const int64_t i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
         if (i >= p->tasks) break;
         p->f(p->arg, i, scratch);
     }
-    free(scratch);
 }
 
 void par_run(struct dev *d, int64_t tasks, size_t scratch,

@@ -50,13 +50,26 @@ struct kernels {
 };
 extern const struct kernels cpu_kernels_plain, cpu_kernels_avx2, cpu_kernels_avx512;
 
+/* bf16 on matrix units (mx.inc). */
+struct mx_kernels {
+    const char *name;
+    void (*attn_fwd)(struct dev *d, const struct attn_args *a);
+    void (*attn_bwd)(struct dev *d, const struct attn_grad_args *a);
+    void (*gemm)(struct dev *d, const struct gemm_args *g); /* all but the bias gradient */
+};
+extern const struct mx_kernels cpu_mx_amx, cpu_mx_emulated;
+bool cpu_has_amx(void); /* and the kernel of the operating system lets this process use it */
+
 struct dnnl_cache;
-enum gemm_engine { GEMM_OWN, GEMM_BLAS, GEMM_DNNL };
+enum gemm_engine { GEMM_OWN, GEMM_BLAS, GEMM_DNNL, GEMM_MX };
 struct cpu { /* dev.impl */
     const struct kernels *k;
+    const struct mx_kernels *mx; /* NULL: no matrix units */
     int threads;
-    enum gemm_engine f32, bf16;
+    enum gemm_engine f32, bf16, small_bf16; /* small: where packing does not pay */
     struct dnnl_cache *dnnl;
+    void *pack; /* see cpu_pack */
+    size_t pack_bytes;
 };
 static inline struct cpu *cpu_of(struct dev *d) { return d->impl; }
 
@@ -65,6 +78,8 @@ static inline struct cpu *cpu_of(struct dev *d) { return d->impl; }
 void par_run(struct dev *d, int64_t tasks, size_t scratch,
              void (*f)(void *arg, int64_t task, void *scratch), void *arg);
 void *cpu_scratch(size_t bytes); /* 64-byte aligned; free() */
+/* Memory that the device keeps from call to call: fresh pages cost as much as filling them. */
+void *cpu_pack(struct cpu *c, size_t bytes);
 
 /* gemm.c, gemm_dnnl.c */
 void cpu_gemm(struct dev *d, const struct gemm_args *g);

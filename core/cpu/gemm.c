@@ -121,6 +121,14 @@ static void check(const struct gemm_args *g, int64_t m, int64_t n, int64_t k)
     CHECK(m <= INT32_MAX && n <= INT32_MAX && k <= INT32_MAX, "gemm dimension above 2^31");
 }
 
+enum { SMALL = 32 };
+static enum gemm_engine choose(const struct cpu *cpu, const struct gemm_job *j)
+{
+    if (j->g->a.dtype != j->g->b.dtype) return GEMM_OWN;
+    if (j->g->a.dtype == DT_F32) return cpu->f32;
+    return j->m < SMALL || j->n < SMALL || j->k < SMALL ? cpu->small_bf16 : cpu->bf16;
+}
+
 void cpu_gemm(struct dev *d, const struct gemm_args *g)
 {
     struct cpu *cpu = cpu_of(d);
@@ -135,7 +143,11 @@ void cpu_gemm(struct dev *d, const struct gemm_args *g)
             par_run(d, j.m, 0, rowsum_task, (void *)(uintptr_t)g);
     }
     if (!j.m || !j.n) return;
-    j.engine = g->a.dtype != g->b.dtype ? GEMM_OWN : g->a.dtype == DT_F32 ? cpu->f32 : cpu->bf16;
+    j.engine = choose(cpu, &j);
+    if (j.engine == GEMM_MX) {
+        cpu->mx->gemm(d, g);
+        return;
+    }
     plan(&j);
     const int64_t parts = (j.m + j.pm - 1) / j.pm * j.cols;
     const size_t acc = g->c.dtype == DT_F32 ? 0 : (size_t)(j.pm * j.pn) * sizeof(float);
