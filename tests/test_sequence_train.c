@@ -61,8 +61,8 @@ static void compare(const char *device, const char *dtype, int steps, double tol
            fabs(four.valid / one.valid - 1));
     EXPECT(loss <= tol && norm <= 100 * tol && fabs(four.valid / one.valid - 1) <= tol,
            "loss %g, norm %g, validation %g against %g", loss, norm, four.valid, one.valid);
-    EXPECT(one.loss[steps - 1] < one.loss[0], "the loss does not fall: %g to %g", one.loss[0],
-           one.loss[steps - 1]);
+    EXPECT(steps < 50 || one.loss[steps - 1] < one.loss[0], "the loss does not fall: %g to %g",
+           one.loss[0], one.loss[steps - 1]);
 }
 
 static void test_curve_f64(struct comm *w)
@@ -103,7 +103,9 @@ int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "50 steps give the losses of one rank, f64", .run = test_curve_f64},
-        {.name = "200 steps give the losses of one rank, f32", .run = test_curve_f32},
+        {.name = "200 steps give the losses of one rank, f32",
+         .run = test_curve_f32,
+         .flags = TEST_SLOW},
         {.name = "a checkpoint moves between layouts", .run = test_move},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
