@@ -12,7 +12,7 @@ for a in "$@"; do case $a in --fast) args+=(-f); export TEST_FAST=1;; *) only+=(
 p=0; f=0; s=0; bad=()
 # run NAME COMMAND...: one run of a test program, added to the counts
 run() {
-    local name=$1 log line rc; shift
+    local name=$1 log line rc start=$SECONDS; shift
     log=$(mktemp)
     timeout -k 5 "${TEST_TIMEOUT:-900}" "$@" </dev/null >"$log" 2>&1; rc=$?
     line=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1)
@@ -25,7 +25,7 @@ run() {
     fi
     if [ "$rc" = 0 ] && [ -n "$line" ] && [ -z "${VERBOSE:-}" ]; then
         grep -E '^  (skip|FAIL)' "$log" | sort | uniq -c | sed 's/^ *1 //' | head -20
-        echo "$name: $line"
+        echo "$name: $line ($((SECONDS - start)) s)"
     else cat "$log"; fi
     rm -f "$log"
 }
