@@ -164,7 +164,7 @@ static void compare(struct comm *world, const struct fixture_opts *o, const stru
            "%s: ranks %d = data %d x ssp %d x sp %d, fsdp %d: output %.2g, gradients %.2g, norm "
            "%.2g, loss %.2g",
            name, world->size, dp, d->ssp, d->sp, d->fsdp, v, g, norm, loss);
-    if (world->rank == 0 && test_verbose())
+    if (world->rank == 0 && (test_verbose() || test_campaign()))
         printf("    %-36s ranks %d: data %d x ssp %d x sp %d, fsdp %d x %d: output %.1e gradients "
                "%.1e norm %.1e\n",
                name, world->size, dp, d->ssp, d->sp, d->fsdp, world->size / d->fsdp, v, g, norm);
