@@ -38,8 +38,9 @@ void fixture_open(struct fixture *f, struct comm *world, const struct fixture_op
     f->fsdp = fsdp_new(f->dev, &f->mesh, f->dit->unit, f->dit->num_units, o->fsdp);
     f->plan =
         plan_shape(f->dev, &f->mesh, &o->model, o->batch, o->t, o->h, o->w, (int)o->model.text_len);
-    arena_init(&f->keep, f->dev, (size_t)192 << 20, "keep");
-    arena_init(&f->tmp, f->dev, (size_t)96 << 20, "tmp");
+    const size_t room = o->room ? (size_t)o->room : 1;
+    arena_init(&f->keep, f->dev, room * (size_t)192 << 20, "keep");
+    arena_init(&f->tmp, f->dev, room * (size_t)96 << 20, "tmp");
     f->ctx = (struct ctx){f->dev, &f->mesh, fsdp_hooks(f->fsdp), &f->keep, &f->tmp};
 }
 

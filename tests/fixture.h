@@ -22,6 +22,7 @@ struct fixture_opts {
     struct mesh_degrees degrees; /* zeros: all ones, fsdp = world */
     struct fsdp_opts fsdp;
     int threads;
+    int room; /* how many times the usual arenas; 0: once */
 };
 void fixture_open(struct fixture *f, struct comm *world, const struct fixture_opts *o);
 void fixture_close(struct fixture *f);

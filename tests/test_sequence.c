@@ -48,6 +48,7 @@ static struct fixture_opts options(const struct shape_case *c, const char *devic
                                  .t = c->t,
                                  .h = c->h,
                                  .w = c->w,
+                                 .room = c->large ? 8 : 1,
                                  .fsdp = {.optimizer = true}};
 }
 
