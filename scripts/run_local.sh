@@ -99,10 +99,14 @@ trap 'ask other' TERM HUP USR1 USR2
 
 setsid mpirun "${args[@]}" "$osp" "$@" </dev/null &
 child=$!
-( # a rank has failed, and mpirun does not end: it waits for a host that will not answer
+# A rank has failed, and mpirun does not end: it waits for a host that will not answer, or (seen when
+# ranks were killed while they started) has locked itself up with no child left.
+( alone=0
     while sleep 1 && kill -0 "$child" 2>/dev/null; do
-        [ -s "$code" ] || continue
-        sleep $((2 * grace + 5))
+        if pgrep -P "$child" -r D,R,S,T >/dev/null; then alone=0; else alone=$((alone + 1)); fi
+        if [ -s "$code" ]; then sleep $((2 * grace + 5))
+        elif [ "$alone" -lt $((2 * grace + 10)) ]; then continue
+        fi
         kill -0 "$child" 2>/dev/null || break
         echo "run_local: mpirun does not end after a rank has failed; it is killed" >&2
         pkill -KILL -P "$child"; kill -KILL "$child"

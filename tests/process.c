@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -137,10 +138,28 @@ void process_nap(double s)
     nanosleep(&t, NULL);
 }
 
+/* mpirun 4.1 can lock itself up after its last rank was killed during its start (in PMIx, which it
+ * leaves with "UNREACHABLE"): it lives, and has no child that does. */
+static bool has_living_child(pid_t pid)
+{
+    char *cmd = io_path("pgrep -P %d -r D,R,S,T >/dev/null", (int)pid);
+    const bool any = system(cmd) == 0;
+    free(cmd);
+    return any;
+}
+
 int process_end(pid_t pid)
 {
-    int status = 0;
-    waitpid(pid, &status, 0);
+    int status = 0, alone = 0;
+    for (int i = 1; waitpid(pid, &status, WNOHANG) == 0; i++) {
+        process_nap(0.02);
+        if (i % 50) continue;
+        alone = has_living_child(pid) ? 0 : alone + 1;
+        if (alone < 15) continue;
+        fprintf(stderr, "mpirun locked itself up after its ranks had ended; killed\n");
+        kill(pid, SIGKILL);
+        alone = 0;
+    }
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 

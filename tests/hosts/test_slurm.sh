@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Slurm on two hosts (its daemons by hand, no systemd, no database): the batch script runs over
 # both, reacts to the warning signal with a checkpoint, reports the code of the rank that failed
-# first and asks for a requeue where one is worth it. REQUEUE=1 waits for the requeued job, which
-# takes Slurm two minutes.
+# first and asks for a requeue where one is worth it. REQUEUE=1 waits for the requeued job, twice,
+# each of which takes Slurm two minutes.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . scripts/env.sh
@@ -98,7 +98,8 @@ check "the code is that of the cause" -n "$(grep 'osp: ended with exit code 86' 
 check "the job is put back into the queue" "$(state "$job" Restarts)" = 1
 check "with the step it goes on from" -n "$(grep 'restart 1 of at most 50 after exit code 86, from step 4' "$log")"
 if [ -n "${REQUEUE:-}" ]; then
-    for _ in $(seq 300); do grep -q 'start 2,' "$log" && break; sleep 1; done
+    # the planted fault strikes again at the sixth step of the second start; the third has four left
+    for _ in $(seq 420); do grep -q 'start 3,' "$log" && break; sleep 1; done
     finish "$job"
     check "and ends with 0" "$rc" = 0
 else "$on" "$H0" "scancel $job"
