@@ -194,7 +194,7 @@ static void check_case(struct comm *world, const struct shape_case *c, const cha
             for (int F = 1; F <= W; F++) {
                 if (W % (S * U) || W % F || classes % S) continue;
                 const int number = t->seen++;
-                if (number % stride) continue;
+                if (number % (c->large ? 4 * stride : stride)) continue;
                 o.degrees = (struct mesh_degrees){S, U, F};
                 o.recompute = (enum recompute)(number % 4);
                 o.fsdp.prefetch = number % 3;
