@@ -96,10 +96,8 @@ class Block:
         return x + (self.linear("ffn.2", h) * m[5]).to(x.dtype)
 
 
-def worker(folder, dtype, sequences, runs, threads):
-    """Child process: prints seconds, errors and peak memory as JSON."""
-    torch.set_num_threads(threads)
-    dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+def run_block(folder, dtype, sequences, runs):
+    """Seconds of each run, and the results of the last: y and all gradients."""
     block = Block(folder, dtype, sequences)
     x = read(folder, "x", (-1, DIM), dtype).requires_grad_()
     text, e0 = read(folder, "text", (TEXT, DIM), dtype), read(folder, "e0", (6, DIM))
@@ -113,13 +111,32 @@ def worker(folder, dtype, sequences, runs, threads):
         y = block.forward(x, text, e0)
         y.backward(dy)
         seconds.append(time.perf_counter() - start)
+    return seconds, {"y": y.detach(), "dx": x.grad, **{"grad." + k: p.grad for k, p in block.p.items()}}
+
+
+def worker(folder, dtype, sequences, runs, threads):
+    """Child process: prints seconds and peak memory, or with runs = 0 the errors of both sides
+    against PyTorch in f32 on the same numbers, as JSON."""
+    torch.set_num_threads(threads)
+    dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+    if runs:
+        seconds, _ = run_block(folder, dtype, sequences, runs)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return print(json.dumps({"seconds": seconds, "peak_rss_mb": peak}))
+    _, exact = run_block(folder, torch.float32, sequences, 1)
+    _, theirs = run_block(folder, dtype, sequences, 1)
     norm = lambda a, b: float((a.double() - b.double()).norm() / b.double().norm())
-    errors = {"y": norm(read(folder, "y", y.shape), y.detach()), "dx": norm(read(folder, "dx", x.shape), x.grad)}
-    for name, p in block.p.items():
-        errors[name] = norm(read(folder, "grad." + name, p.shape), p.grad)
-    worst = max(errors, key=errors.get)
-    print(json.dumps({"seconds": seconds, "worst": worst, "error": errors[worst], "y": errors["y"],
-                      "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    errors = {k: (norm(read(folder, k, v.shape), v), norm(theirs[k], v)) for k, v in exact.items()}
+    print(json.dumps(errors))
+
+
+def judge(errors, limit):
+    """A gradient that nearly cancels (a bias before the softmax) is noise in bf16: there we must
+    not be farther from the f32 result than PyTorch in bf16 is, by half."""
+    bad = [k for k, (a, b) in errors.items() if not (a <= limit or a <= 1.5 * b)]
+    worst = max(errors, key=lambda k: errors[k][0])
+    return bad, (f"error y {errors['y'][0]:.1e} (PyTorch {errors['y'][1]:.1e}), worst {worst}"
+                 f" {errors[worst][0]:.1e} ({errors[worst][1]:.1e})")
 
 
 def ours(case, args, runs, out=None):
@@ -159,25 +176,25 @@ def main():
     for name, dtype, sequences, case, goal in cases:
         if args.case and not any(c in name for c in args.case):
             continue
-        a, b, mem_a, mem_b, check = [], [], 0, 0, None
+        a, b, mem_a, mem_b = [], [], 0, 0
         with tempfile.TemporaryDirectory() as folder:
             ours(case, args, 1, folder)
+            errors = theirs(folder, dtype, sequences, 0, args) if torch else None
             for _ in range(args.rounds):
                 s, rss = ours(case, args, args.runs)
                 a += s[1:] or s
                 mem_a = max(mem_a, rss)
                 if torch:
-                    check = theirs(folder, dtype, sequences, args.runs, args)
-                    b += check["seconds"][1:] or check["seconds"]
-                    mem_b = max(mem_b, check["peak_rss_mb"])
+                    run = theirs(folder, dtype, sequences, args.runs, args)
+                    b += run["seconds"][1:] or run["seconds"]
+                    mem_b = max(mem_b, run["peak_rss_mb"])
         text = f"{name:32} ours {statistics.median(a):7.3f} s ({min(a):.3f}-{max(a):.3f}) {mem_a:6.0f} MB"
         if b:
-            ok = check["error"] < (6e-2 if dtype == "bf16" else 2e-4)
-            bad += not ok
+            wrong, text_errors = judge(errors, 6e-2 if dtype == "bf16" else 2e-4)
+            bad += bool(wrong)
             text += (f" | PyTorch {statistics.median(b):7.3f} s ({min(b):.3f}-{max(b):.3f}) {mem_b:6.0f} MB"
                      f" | speed {statistics.median(b) / statistics.median(a):.2f}x (goal {goal}), memory"
-                     f" {mem_a / mem_b:.2f}x | error y {check['y']:.1e}, worst {check['worst']} {check['error']:.1e}"
-                     f"{'' if ok else ' WRONG'}")
+                     f" {mem_a / mem_b:.2f}x | {text_errors}{' WRONG: ' + ' '.join(wrong) if wrong else ''}")
         print(text, flush=True)
     return f"{bad} cases disagree" if bad else 0
 

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -125,13 +126,25 @@ static void describe(struct dev *d, char *out, size_t size)
 
 /* ---- memory -------------------------------------------------------------------------------- */
 
+/* Large memory in pages of 2 MB where the system grants them: heads and columns are read across
+ * rows, one small page each, and the walks through the page tables cost more than the reads. */
+enum { HUGE_PAGE = 2 << 20 };
+static void *get_memory(size_t bytes, size_t align)
+{
+    const bool large = bytes >= HUGE_PAGE;
+    void *p = NULL;
+    if (posix_memalign(&p, large ? HUGE_PAGE : align, bytes ? bytes : align) != 0)
+        err_stop(RC_TEMP, "out of host memory: %zu bytes", bytes);
+#ifdef MADV_HUGEPAGE
+    if (large) (void)madvise(p, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* or not */
+#endif
+    return p;
+}
+
 void *cpu_alloc(struct dev *d, size_t bytes)
 {
     (void)d;
-    void *p = NULL;
-    if (posix_memalign(&p, 256, bytes ? bytes : 256) != 0)
-        err_stop(RC_TEMP, "out of host memory: %zu bytes", bytes);
-    return p;
+    return get_memory(bytes, 256);
 }
 
 void cpu_free(struct dev *d, void *p)
@@ -140,13 +153,7 @@ void cpu_free(struct dev *d, void *p)
     free(p);
 }
 
-void *cpu_scratch(size_t bytes)
-{
-    void *p = NULL;
-    if (posix_memalign(&p, 64, bytes ? bytes : 64) != 0)
-        err_stop(RC_TEMP, "out of host memory: %zu bytes", bytes);
-    return p;
-}
+void *cpu_scratch(size_t bytes) { return get_memory(bytes, 64); }
 
 void *cpu_pack(struct cpu *c, size_t bytes)
 {
@@ -215,6 +222,7 @@ static void *thread_scratch(size_t bytes)
     }
     if (k->bytes < bytes) {
         free(k->p);
+        if (bytes > HUGE_PAGE / 4) bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
         k->p = cpu_scratch(bytes);
         k->bytes = bytes;
     }

@@ -10,7 +10,7 @@
 
 #include "core/bf16.h"
 
-enum { PART_M = 1032, PART_N = 768, PART_MIN = 96, PARTS = 12 };
+enum { PART_M = 1032, PART_N = 768, PART_MIN = 96, PARTS = 8 };
 
 struct gemm_job {
     struct cpu *cpu;
