@@ -5,7 +5,7 @@
 #define TRAIN_SETTINGS_H
 #include "core/config.h"
 #include "core/tensor.h"
-#include "model/config.h"
+#include "model/lora.h"
 
 enum grad_clip { CLIP_ADAPTIVE, CLIP_FIXED, CLIP_ADAPTIVE_CAPPED };
 enum lr_kind { LR_CONSTANT, LR_COSINE };
@@ -100,6 +100,7 @@ struct settings {
     double stop_before_end_s, comm_deadline_s;
     char *resume; /* auto, never or a path */
     struct model_config model;
+    struct lora_config lora; /* rank 0: none */
     struct scheduler_config scheduler;
     struct data_config data;
     struct optimizer_config optimizer;
