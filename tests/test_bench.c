@@ -38,8 +38,8 @@ static void test_counts(struct comm *world)
                row_says(said, "  SSP 4 ", "    1 "),
            "720p: %s", said);
     EXPECT(strstr(said, "18480 to 19320"), "%s", said);
-    EXPECT(bench("", "ranks=4 h=48", said) == 0 && row_says(said, "  SSP 4 ", " 25.00 %"), "768p: %s",
-           said);
+    EXPECT(bench("", "ranks=4 h=48", said) == 0 && row_says(said, "  SSP 4 ", " 25.00 %"),
+           "768p: %s", said);
     EXPECT(bench("", "ranks=8 h=48 heads=16", said) == 0 &&
                row_says(said, "  SSP 4 x Ulysses 2", " 78.57 %") &&
                row_says(said, "  SSP 4 x Ulysses 2", "    3 "),

@@ -1,5 +1,5 @@
 /* LoRA on the whole model: every adapter gradient against finite differences in f64, the gate,
- * recompute policies, any layout of ranks, a frozen base that costs nothing, AdamW and EMA. */
+ * recompute policies, a frozen base that costs nothing, AdamW and EMA. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,42 +34,17 @@ static struct fixture_opts options(const struct model_config *m, const struct lo
                                  .lora = lora};
 }
 
-/* Non-trivial adapters: without B there is no gradient of A. */
-static void fill_adapters(struct fixture *f)
-{
-    for (int i = 0; i < f->lora->num_params; i++) {
-        const struct param *p = &f->lora->param[i];
-        const int64_t n = param_count(p);
-        double *x = problem_draw(n, rng_hash(p->name));
-        for (int64_t k = 0; k < n; k++) x[k] /= sqrt((double)p->dim[1]);
-        lora_put(f->lora, STATE_LORA, p->name, x);
-        free(x);
-    }
-}
-
 static void open_filled(struct fixture *f, struct comm *world, const struct fixture_opts *o)
 {
     fixture_open(f, world, o);
     problem_fill_params(f);
-    if (f->lora) fill_adapters(f);
+    if (f->lora) problem_fill_adapters(f);
 }
 
 static struct step_io io_of(const struct problem *p, double share)
 {
     return (struct step_io){
         .xt = p->xt, .target = p->target, .text = p->text, .t = p->t, .share = share};
-}
-
-/* All gradients in the order of the parameters; malloc'ed. */
-static double *adapter_grads(struct fixture *f, int64_t *n)
-{
-    *n = lora_num_elements(f->lora);
-    double *g = calloc((size_t)*n, sizeof *g), *at = g;
-    for (int i = 0; i < f->lora->num_params; i++) {
-        lora_get(f->lora, STATE_GRAD, f->lora->param[i].name, at);
-        at += param_count(&f->lora->param[i]);
-    }
-    return g;
 }
 
 /* ---- gradients -------------------------------------------------------------------------------*/
@@ -172,7 +147,7 @@ static void test_policies(struct comm *world)
         struct step_io io = io_of(&p, 1000);
         io.backward = true;
         const double loss = fixture_step(&f, &io);
-        double *g = adapter_grads(&f, &n);
+        double *g = problem_adapter_grads(&f, &n);
         if (!first) {
             first = g;
             first_loss = loss;
@@ -243,105 +218,6 @@ static void test_gate(struct comm *world)
     gate_on(world, "ref", DT_F32);
     gate_on(world, "cpu", DT_F32);
     gate_on(world, "cpu", DT_BF16);
-}
-
-/* ---- layouts ---------------------------------------------------------------------------------*/
-static const struct {
-    const char *name;
-    int ratio, dims, t, h, w, heads, layers, full_blocks;
-} cases[] = {
-    {"P 2, 2x5x6, full token group full", 2, 2, 2, 5, 6, 4, 4, 2},
-    {"P 2, 2x1x3 (H < P), 3 heads", 2, 2, 2, 1, 3, 3, 2, 0},
-    {"1-D, P 4, 2x3x7, 2 heads", 4, 1, 2, 3, 7, 2, 4, 2},
-};
-
-static double *layout_grads(struct comm *world, struct fixture_opts o, int global, int64_t *n,
-                            double *loss)
-{
-    const uint8_t gate[8] = {1, 1, 0, 1, 0, 1, 1, 1};
-    struct fixture f;
-    const int dp = o.degrees.ssp ? world->size / (o.degrees.ssp * o.degrees.sp) : world->size;
-    o.batch = global / dp;
-    open_filled(&f, world, &o);
-    const int first = f.mesh.axis[AXIS_DP]->rank * o.batch;
-    f.ctx.gate = gate + first;
-    struct problem p = problem_new(&o.model, first, o.batch, o.t, o.h, o.w);
-    struct step_io io = io_of(&p, (double)global * 1000);
-    io.backward = true;
-    *loss = fixture_step(&f, &io);
-    comm_sum_f64(world, loss, 1, "loss");
-    lora_reduce_grads(f.lora, world);
-    double *g = adapter_grads(&f, n);
-    problem_free(&p);
-    fixture_close(&f);
-    return g;
-}
-
-/* Worst over runs of `step` elements, each by its own norm, but not below 1e-6 of the whole. */
-static double distance(const double *a, const double *b, int64_t n, int64_t step)
-{
-    double all = 0, worst = 0;
-    for (int64_t i = 0; i < n; i++) all += b[i] * b[i];
-    for (int64_t at = 0; at < n; at += step) {
-        double diff = 0, size = 0;
-        for (int64_t i = at; i < n && i < at + step; i++) {
-            diff += (a[i] - b[i]) * (a[i] - b[i]);
-            size += b[i] * b[i];
-        }
-        worst = fmax(worst, sqrt(diff) / fmax(sqrt(size), 1e-6 * sqrt(all)));
-    }
-    return worst;
-}
-
-static void check_layouts(struct comm *world, struct fixture_opts o, int classes, const char *name,
-                          int *seen, int *runs, double *worst)
-{
-    const int W = world->size;
-    struct comm *alone = comm_self(NULL);
-    int64_t n;
-    double want_loss, loss, *want = layout_grads(alone, o, W, &n, &want_loss);
-    comm_free(alone);
-    for (int S = 1; S <= W; S++)
-        for (int U = 1; S * U <= W; U++)
-            for (int F = 1; F <= W; F++) {
-                if (W % (S * U) || W % F || classes % S) continue;
-                if ((*seen)++ % (test_fast() ? 8 : 1)) continue;
-                o.degrees = (struct mesh_degrees){S, U, F};
-                o.recompute = (enum recompute)(*runs % 4);
-                o.fsdp.prefetch = *runs % 3;
-                double *g = layout_grads(world, o, W, &n, &loss);
-                const double e = distance(g, want, n, 24); /* a row of A */
-                EXPECT(e < 1e-10 && fabs(loss / want_loss - 1) < 1e-10,
-                       "%s: ssp %d x sp %d, fsdp %d of %d: adapters %.2g, loss %.17g", name, S, U,
-                       F, W, e, loss);
-                *worst = fmax(*worst, e);
-                ++*runs;
-                free(g);
-            }
-    free(want);
-}
-
-static void test_layouts(struct comm *world)
-{
-    const struct lora_config all = lora_make_config(2, 4, everything);
-    int seen = 0, runs = 0;
-    double worst = 0;
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct model_config m = fixture_model();
-        m.num_heads = cases[i].heads;
-        m.num_layers = cases[i].layers;
-        m.num_full_blocks = cases[i].full_blocks;
-        m.sparse_ratio = cases[i].ratio;
-        m.skiparse_dim = cases[i].dims == 1 ? 0 : 1;
-        struct fixture_opts o = options(&m, &all);
-        o.t = cases[i].t;
-        o.h = cases[i].h;
-        o.w = cases[i].w;
-        const int classes = cases[i].dims == 1 ? cases[i].ratio : cases[i].ratio * cases[i].ratio;
-        check_layouts(world, o, classes, cases[i].name, &seen, &runs, &worst);
-    }
-    if (world->rank == 0)
-        printf("    %d ranks: %d combinations, worst %.1e\n", world->size, runs, worst);
 }
 
 /* ---- frozen base -----------------------------------------------------------------------------*/
@@ -621,13 +497,6 @@ int main(int argc, char **argv)
          .flags = TEST_SLOW},
         {.name = "recompute policies give the same bits", .run = test_policies},
         {.name = "samples that the gate switches off are the base, bit for bit", .run = test_gate},
-        {.name = "any layout gives the adapter gradients of one rank",
-         .run = test_layouts,
-         .ranks = {1, 2, 4, 6, 8},
-         .flags = TEST_MPI},
-        {.name = "any layout gives the adapter gradients of one rank, odd numbers of ranks",
-         .run = test_layouts,
-         .ranks = {3, 5, 7}},
         {.name = "the frozen base is its wire copy and nothing else",
          .run = test_frozen,
          .ranks = {1, 2, 4}},
