@@ -4,7 +4,8 @@
  * P_FULL_PRECISION (S); when T = S there is one. Each is cut into F equal shards (padded with
  * zeros). A rank owns masters, gradients, AdamW moments and EMA of its shard in S, and the wire
  * copy that is gathered. Frozen parameters (no P_TRAINABLE when the store is made) lie in buffers
- * of their own and have only the wire copy, which is their master. enter: waits for this unit's
+ * of their own and have only the wire copy, which is their master; the parts of one fused linear
+ * are frozen together. enter: waits for this unit's
  * gather and starts those of the next `prefetch` units in the order of the pass; leave: forward
  * releases the slot, backward starts the reduce-scatter (sum, S) of the gradient into the shard. */
 #ifndef PARALLEL_FSDP_H

@@ -261,6 +261,53 @@ static void test_frozen(struct comm *world)
     fixture_close(&f);
 }
 
+/* Parts of one linear are frozen together. */
+static bool held(const struct param *p)
+{
+    return strstr(p->name, "self_attn") || strstr(p->name, "modulation") ||
+           strstr(p->name, "norm3") || strstr(p->name, "text_embedding.0");
+}
+
+/* Some parameters frozen, without adapters: the others have the gradients that they have when
+ * nothing is frozen. */
+static void test_partly(struct comm *world)
+{
+    const struct model_config m = small_model();
+    struct fixture_opts o = options(&m, NULL);
+    o.fsdp.prefetch = 1;
+    struct fixture all, half;
+    open_filled(&all, world, &o);
+    fixture_open(&half, world, &o);
+    fsdp_free(half.fsdp);
+    for (int u = 0; u < half.dit->num_units; u++)
+        for (int i = 0; i < half.dit->unit[u].num_params; i++)
+            if (held(&half.dit->unit[u].param[i]))
+                half.dit->unit[u].param[i].flags &= ~(unsigned)P_TRAINABLE;
+    half.fsdp = fsdp_new(half.dev, &half.mesh, half.dit->unit, half.dit->num_units, o.fsdp);
+    half.ctx.hooks = fsdp_hooks(half.fsdp);
+    problem_fill_params(&half);
+    struct problem p = problem_new(&m, world->rank * o.batch, o.batch, o.t, o.h, o.w);
+    struct step_io io = io_of(&p, 1000);
+    io.backward = true;
+    const double a = fixture_step(&all, &io), b = fixture_step(&half, &io);
+    EXPECT(a == b, "loss %.17g, partly frozen %.17g", a, b);
+    int64_t n, at = 0;
+    double *want = problem_grads(&all, &n), *got = problem_grads(&half, &n);
+    for (int u = 0; u < half.dit->num_units; u++)
+        for (int i = 0; i < half.dit->unit[u].num_params; i++) {
+            const struct param *q = &half.dit->unit[u].param[i];
+            const int64_t k = param_count(q);
+            if (held(q)) memset(want + at, 0, (size_t)k * sizeof *want);
+            EXPECT(memcmp(want + at, got + at, (size_t)k * sizeof *want) == 0, "%s", q->name);
+            at += k;
+        }
+    free(want);
+    free(got);
+    problem_free(&p);
+    fixture_close(&all);
+    fixture_close(&half);
+}
+
 static double max_abs(const double *x, int64_t n)
 {
     double most = 0;
@@ -478,6 +525,9 @@ static void test_dryrun(struct comm *world)
         dryrun(&plain, &without);
         EXPECT(with.tmp_bytes == f.tmp.peak, "policy %d: tmp %zu, predicted %zu", policy,
                f.tmp.peak, with.tmp_bytes);
+        const struct comm_count *sum = &with.comm[AXIS_WORLD][COMM_ALL_REDUCE];
+        EXPECT(sum->calls == 1 && (sum->bytes > 0) == (world->size > 1), "%lld sums of %g bytes",
+               (long long)sum->calls, sum->bytes);
         EXPECT(with.lora_bytes == lora_bytes(f.lora), "%zu bytes of adapters", with.lora_bytes);
         EXPECT(with.moment_bytes + with.grad_bytes + with.master_bytes == 0, "states of the base");
         EXPECT(with.backward.gemm_flops < without.backward.gemm_flops, "dW is computed");
@@ -500,6 +550,7 @@ int main(int argc, char **argv)
         {.name = "the frozen base is its wire copy and nothing else",
          .run = test_frozen,
          .ranks = {1, 2, 4}},
+        {.name = "a part of the parameters can be frozen", .run = test_partly, .ranks = {1, 2, 4}},
         {.name = "A is normal, B is 0, and the model starts as the base", .run = test_init},
         {.name = "the sizes of the 14B and 1.3B adapters", .run = test_sizes},
         {.name = "wrong targets and ranks are named", .run = test_mistakes},

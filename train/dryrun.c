@@ -100,6 +100,7 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     struct ctx c = {.dev = dev, .mesh = &mesh, .hooks = fsdp_hooks(f), .keep = &keep, .tmp = &tmp};
     pass(&c, d, p, in, out);
     if (in->train) fsdp_finish_backward(f, true);
+    if (in->train && lora) lora_reduce_grads(lora, mesh.axis[AXIS_WORLD]);
     for (int a = 0; a < AXIS_COUNT; a++) {
         const struct comm *x = mesh.axis[a];
         memcpy(out->comm[a], x->count, sizeof out->comm[a]);
