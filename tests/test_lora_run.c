@@ -106,7 +106,8 @@ static void check_sampling(const char *base, const char *rl)
                      *plain = io_path("checkpoint=%s", base);
     char *raw = io_path("%s lora_ema=false", with), *wrong = io_path("%s use_ema=false", with),
          *forced = io_path("%s use_ema=false lora_force_base=true", with),
-         *none = io_path("checkpoint=%s lora=%s", base, base);
+         *none = io_path("checkpoint=%s lora=%s", base, base),
+         *alone = io_path("checkpoint=%s", rl);
     EXPECT(sample(1, "base", plain, said) == 0, "%s", said);
     EXPECT(sample(1, "ema", with, said) == 0 && strstr(said, "adapters of rank 4, alpha 8"), "%s",
            said);
@@ -122,8 +123,10 @@ static void check_sampling(const char *base, const char *rl)
     EXPECT(sample(1, "forced", forced, said) == 0 && strstr(said, "as was asked for"), "%s", said);
     EXPECT(sample(1, "bad", none, said) == RC_DATA && strstr(said, "no adapter checkpoint"), "%s",
            said);
-    char *texts[] = {with, plain, raw, wrong, forced, none};
-    for (int i = 0; i < 6; i++) free(texts[i]);
+    EXPECT(sample(1, "bad", alone, said) == RC_CONFIG && strstr(said, "holds adapters only"), "%s",
+           said);
+    char *texts[] = {with, plain, raw, wrong, forced, none, alone};
+    for (int i = 0; i < 7; i++) free(texts[i]);
 }
 
 static void train_on(struct comm *world, void *arg)

@@ -360,6 +360,11 @@ static void open_model(struct sampling *s, struct comm *world)
     struct settings *c = &s->l.s;
     struct ckpt *k = ckpt_open(world, c->sample.checkpoint, true);
     struct err e = {0};
+    if (!ckpt_has(k, STATE_MASTER) && ckpt_has(k, STATE_LORA))
+        err_stop(
+            RC_CONFIG,
+            "checkpoint: %s holds adapters only; give it as lora, and their base as checkpoint",
+            ckpt_path(k));
     stored_model_read(&s->model, k, &e);
     err_raise(&e);
     require_size("num_frames", c->sample.num_frames, s->model.frames);
