@@ -16,6 +16,7 @@ static const struct {
      "prompts to mp4 files and a contact sheet"},
     {"data", verb_data, "data CONFIG [key=value ...]",
      "video clips and captions to an HDF5 data set"},
+    {"convert", verb_convert, "convert merge BASE ADAPTER OUT", "folds adapters into their base"},
     {"inspect", verb_inspect, "inspect RUN|CHECKPOINT", "what is in a checkpoint"},
     {"diff", verb_diff, "diff CHECKPOINT CHECKPOINT", "compares two checkpoints tensor by tensor"},
     {"plan", verb_plan, "plan CONFIG [ranks=N] [key=value ...]",

@@ -189,7 +189,8 @@ static bool read_list(const struct cfg_field *f, const struct ytree *t, int node
         return no(why, "item %d: %.400s", n, item);
     }
     r.n = z.n = s.n = n;
-    if (f->type == CFG_TEXTS) cfg_clear(f, out);
+    const struct cfg_texts *old = f->type == CFG_TEXTS ? out : NULL;
+    for (int i = 0; old && i < old->n; i++) free(old->v[i]);
     if (f->type == CFG_REALS)
         memcpy(out, &r, sizeof r);
     else if (f->type == CFG_TEXTS)

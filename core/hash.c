@@ -60,6 +60,28 @@ uint32_t io_crc32c(uint32_t crc, const void *p, size_t n)
 uint32_t io_crc32c(uint32_t crc, const void *p, size_t n) { return io_crc32c_tables(crc, p, n); }
 #endif
 
+/* Product of two polynomials over GF(2) modulo that of the checksum; bit 31 is the constant. */
+static uint32_t poly_mul(uint32_t a, uint32_t b)
+{
+    uint32_t sum = 0;
+    for (int i = 31; i >= 0; i--) {
+        if (a >> i & 1) sum ^= b;
+        b = b >> 1 ^ (b & 1 ? 0x82F63B78u : 0); /* b *= x */
+    }
+    return sum;
+}
+
+/* Bytes that follow multiply what stands before them by x^8 each. */
+uint32_t io_crc32c_join(uint32_t first, uint32_t second, uint64_t n)
+{
+    uint32_t power = 0x80000000u, square = 0x00800000u; /* 1, x^8 */
+    for (; n; n >>= 1) {
+        if (n & 1) power = poly_mul(power, square);
+        square = poly_mul(square, square);
+    }
+    return poly_mul(power, first) ^ second;
+}
+
 static const uint32_t round_constant[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,

@@ -26,7 +26,9 @@ char *io_read_file(const char *path, size_t *n, struct err *e); /* malloc'ed, 0-
 bool io_exists(const char *path);
 uint64_t io_free_bytes(const char *path, struct err *e); /* of the file system path is on */
 /* core/hash.c */
-uint32_t io_crc32c(uint32_t crc, const void *p, size_t n);        /* start with 0 */
+uint32_t io_crc32c(uint32_t crc, const void *p, size_t n); /* start with 0 */
+/* The checksum of two runs of bytes, one after the other, from theirs; n: bytes of the second. */
+uint32_t io_crc32c_join(uint32_t first, uint32_t second, uint64_t n);
 uint32_t io_crc32c_tables(uint32_t crc, const void *p, size_t n); /* the same without SSE4.2 */
 void io_sha256(uint8_t out[32], const void *p, size_t n);
 /* "a/b" from printf arguments; malloc'ed */

@@ -30,6 +30,26 @@ int64_t param_count(const struct param *p);
 /* Shell-style pattern (fnmatch) against a name. */
 bool param_matches(const struct param *p, const char *pattern);
 
+/* What there is of a parameter; names of the kinds in files: parallel/checkpoint.h. */
+enum state_kind {
+    STATE_MASTER,
+    STATE_GRAD,
+    STATE_M,
+    STATE_V,
+    STATE_EMA,
+    STATE_LORA, /* the same of adapters (model/lora.h) */
+    STATE_LORA_M,
+    STATE_LORA_V,
+    STATE_LORA_EMA,
+    STATE_KINDS
+};
+/* A rank's piece of a named tensor, for checkpoints and tests. */
+struct piece {
+    const struct param *param;
+    int64_t first, count; /* elements of the parameter's flattened tensor */
+    struct tensor data;   /* [count] on the device */
+};
+
 enum pass { PASS_FORWARD, PASS_BACKWARD }; /* recompute happens inside BACKWARD */
 struct unit_hooks {
     void (*enter)(void *ctx, int unit, enum pass pass); /* after it: weights are whole */

@@ -22,7 +22,7 @@ static const unsigned char kept_from[T_COUNT] = {
 
 static struct linear linear_of(struct param *w, struct param *b, int parts)
 {
-    return (struct linear){w, b, parts};
+    return (struct linear){.w = w, .b = b, .parts = parts};
 }
 
 static void init_self(struct block *b, struct unit *u, const char *p, int64_t C)
@@ -80,6 +80,13 @@ void block_init(struct block *b, struct unit *u, int unit, const struct model_co
     b->norm3_b = add_norm(u, p, "norm3.bias", INIT_ZERO, C);
 }
 
+struct linear *block_linear(struct block *b, enum block_linear id)
+{
+    struct linear *const all[LINEAR_COUNT] = {&b->qkv,     &b->o,      &b->cross_q, &b->cross_kv,
+                                              &b->cross_o, &b->ffn_in, &b->ffn_out};
+    return all[id];
+}
+
 static struct self_attn attention_of(const struct block *b, const struct block_run *run)
 {
     return (struct self_attn){run->stage, run->full, b->heads, 1 / sqrt((double)b->dim / b->heads)};
@@ -101,8 +108,22 @@ static bool make(struct ctx *c, const struct block_run *run, struct block_saved 
     return true;
 }
 
+/* h of an adapter is kept where the output it belongs to is. */
+static bool linears_kept(const struct block_run *run)
+{
+    return run->keep_any && RECOMPUTE_GEMM <= run->policy;
+}
+
+static struct linear_saved *saved(struct ctx *c, const struct block_run *run, struct block_saved *s,
+                                  enum block_linear id)
+{
+    s->linear[id].arena = linears_kept(run) ? c->keep : c->tmp;
+    return &s->linear[id];
+}
+
 void block_forget(struct block_saved *s, const struct block_run *run)
 {
+    for (int i = 0; i < LINEAR_COUNT && !linears_kept(run); i++) s->linear[i].h.data = NULL;
     for (int i = 0; i < T_COUNT; i++)
         if (!kept(run, (enum block_tensor)i)) s->t[i].data = NULL;
 }
@@ -193,7 +214,7 @@ static void self_forward(struct ctx *c, const struct block *b, const struct bloc
     if (make(c, run, s, T_A, T, 2, DIMS(R, C))) /* 2 */
         norm_mod(c, b, s, T_MEAN1, T_RSTD1, T_A, x, mod(t[T_MOD], 1, C), mod(t[T_MOD], 0, C), 1);
     if (make(c, run, s, T_QKV, T, 2, DIMS(R, 3 * C))) /* 3 */
-        linear_forward(c, &b->qkv, t[T_QKV], t[T_A]);
+        linear_forward(c, &b->qkv, t[T_QKV], t[T_A], saved(c, run, s, LINEAR_QKV));
     make(c, run, s, T_RSTD_Q, S, 1, DIMS(R));
     make(c, run, s, T_RSTD_K, S, 1, DIMS(R));
     make(c, run, s, T_LSE, S, 2, DIMS(self_attn_rows(&attn), self_attn_heads(&attn)));
@@ -206,7 +227,7 @@ static void self_forward(struct ctx *c, const struct block *b, const struct bloc
                               tensor_cols(t[T_QKV], 2 * C, C));
     }
     if (make(c, run, s, T_Y1, T, 2, DIMS(R, C))) /* 6 */
-        linear_forward(c, &b->o, t[T_Y1], t[T_O]);
+        linear_forward(c, &b->o, t[T_Y1], t[T_O], saved(c, run, s, LINEAR_O));
     if (make(c, run, s, T_X1, T, 2, DIMS(R, C))) /* 7 */
         c->dev->ops->gate_add_fwd(c->dev, t[T_X1], x, t[T_Y1], mod(t[T_MOD], 2, C));
 }
@@ -224,9 +245,9 @@ static void cross_forward(struct ctx *c, const struct block *b, const struct blo
         norm_mod(c, b, s, T_MEAN3, T_RSTD3, T_N3, t[T_X1], row_of(b->norm3_w), row_of(b->norm3_b),
                  0);
     if (make(c, run, s, T_QC, T, 2, DIMS(R, C))) /* 9 */
-        linear_forward(c, &b->cross_q, t[T_QC], t[T_N3]);
+        linear_forward(c, &b->cross_q, t[T_QC], t[T_N3], saved(c, run, s, LINEAR_CROSS_Q));
     if (make(c, run, s, T_KV, T, 2, DIMS(L, 2 * C)))
-        linear_forward(c, &b->cross_kv, t[T_KV], cond->text);
+        linear_forward(c, &b->cross_kv, t[T_KV], cond->text, saved(c, run, s, LINEAR_CROSS_KV));
     make(c, run, s, T_RSTD_QC, S, 1, DIMS(R));
     make(c, run, s, T_RSTD_KC, S, 1, DIMS(L));
     if (make(c, run, s, T_QN, T, 2, DIMS(R, C)))
@@ -246,7 +267,7 @@ static void cross_forward(struct ctx *c, const struct block *b, const struct blo
         c->dev->ops->attn_fwd(c->dev, &a);
     }
     if (make(c, run, s, T_Y2, T, 2, DIMS(R, C))) /* 11 */
-        linear_forward(c, &b->cross_o, t[T_Y2], t[T_OC]);
+        linear_forward(c, &b->cross_o, t[T_Y2], t[T_OC], saved(c, run, s, LINEAR_CROSS_O));
     if (make(c, run, s, T_X2, T, 2, DIMS(R, C)))
         c->dev->ops->gate_add_fwd(c->dev, t[T_X2], t[T_X1], t[T_Y2], (struct tensor){0});
 }
@@ -268,10 +289,11 @@ static void ffn_forward(struct ctx *c, const struct block *b, const struct block
         if (h_kept)
             c->dev->ops->gelu_fwd(c->dev, t[T_G], t[T_H]);
         else
-            linear_gelu_forward(c, &b->ffn_in, t[T_G], t[T_H], t[T_F]);
+            linear_gelu_forward(c, &b->ffn_in, t[T_G], t[T_H], t[T_F],
+                                saved(c, run, s, LINEAR_FFN_IN));
     }
     if (make(c, run, s, T_Y3, T, 2, DIMS(R, C))) /* 14 */
-        linear_forward(c, &b->ffn_out, t[T_Y3], t[T_G]);
+        linear_forward(c, &b->ffn_out, t[T_Y3], t[T_G], saved(c, run, s, LINEAR_FFN_OUT));
     if (y.data) /* 15 */
         c->dev->ops->gate_add_fwd(c->dev, y, t[T_X2], t[T_Y3], mod(t[T_MOD], 5, C));
 }
@@ -338,8 +360,13 @@ static void ffn_backward(struct ctx *c, const struct block *b, const struct bloc
     struct tensor df = arena_like(c->tmp, dx);
     c->dev->ops->gate_add_bwd(c->dev, dy3, mod(dmod, 5, C), dx, t[T_Y3],
                               mod(t[T_MOD], 5, C)); /* 15' */
-    linear_backward(c, &b->ffn_out, (struct linear_grad){.dx = dh, .aux = t[T_H]}, dy3, t[T_G]);
-    linear_backward(c, &b->ffn_in, (struct linear_grad){.dx = df}, dh, t[T_F]); /* 14', 13' */
+    linear_backward(
+        c, &b->ffn_out,
+        (struct linear_grad){.dx = dh, .aux = t[T_H], .saved = &s->linear[LINEAR_FFN_OUT]}, dy3,
+        t[T_G]);
+    linear_backward(c, &b->ffn_in,
+                    (struct linear_grad){.dx = df, .saved = &s->linear[LINEAR_FFN_IN]}, dh,
+                    t[T_F]); /* 14', 13' */
     norm_mod_back(c, dx, df, t[T_X2], t[T_MEAN2], t[T_RSTD2], mod(t[T_MOD], 4, C), mod(dmod, 4, C),
                   mod(dmod, 3, C), 1); /* 12' */
     arena_release(c->tmp, mark);
@@ -355,7 +382,9 @@ static void cross_backward(struct ctx *c, const struct block *b, const struct bl
     const int64_t C = b->dim;
     struct tensor d_o = arena_like(c->tmp, dx), dq = arena_like(c->tmp, dx);
     struct tensor dk = arena_like(c->tmp, t[T_KN]), dkv = arena_like(c->tmp, t[T_KV]);
-    linear_backward(c, &b->cross_o, (struct linear_grad){.dx = d_o}, dx, t[T_OC]); /* 11' */
+    linear_backward(c, &b->cross_o,
+                    (struct linear_grad){.dx = d_o, .saved = &s->linear[LINEAR_CROSS_O]}, dx,
+                    t[T_OC]); /* 11' */
     struct attn_grad_args a = {.dq = tensor_heads(dq, b->heads),
                                .dk = tensor_heads(dk, b->heads),
                                .dv = tensor_heads(tensor_cols(dkv, C, C), b->heads),
@@ -372,10 +401,14 @@ static void cross_backward(struct ctx *c, const struct block *b, const struct bl
     norm_rope_back(c, b, run, dqc, dq, t[T_QC], t[T_RSTD_QC], b->cross_norm_q, false);
     norm_rope_back(c, b, run, tensor_cols(dkv, 0, C), dk, tensor_cols(t[T_KV], 0, C), t[T_RSTD_KC],
                    b->cross_norm_k, false);
-    linear_backward(c, &b->cross_kv, (struct linear_grad){.dx = dcond->text, .add = true}, dkv,
-                    cond->text);
-    struct tensor dn = dq;                                                         /* dq is spent */
-    linear_backward(c, &b->cross_q, (struct linear_grad){.dx = dn}, dqc, t[T_N3]); /* 9' */
+    linear_backward(
+        c, &b->cross_kv,
+        (struct linear_grad){.dx = dcond->text, .add = true, .saved = &s->linear[LINEAR_CROSS_KV]},
+        dkv, cond->text);
+    struct tensor dn = dq; /* dq is spent */
+    linear_backward(c, &b->cross_q,
+                    (struct linear_grad){.dx = dn, .saved = &s->linear[LINEAR_CROSS_Q]}, dqc,
+                    t[T_N3]); /* 9' */
     struct tensor dw = b->norm3_w->g, db = b->norm3_b->g;
     if (dw.data) dw = tensor_view(dw, 2, DIMS(1, C)), db = tensor_view(db, 2, DIMS(1, C));
     norm_mod_back(c, dx, dn, t[T_X1], t[T_MEAN3], t[T_RSTD3], row_of(b->norm3_w), dw, db,
@@ -417,9 +450,10 @@ static void self_backward(struct ctx *c, const struct block *b, const struct blo
     struct tensor dy1 = arena_like(c->tmp, dx), d_o = arena_like(c->tmp, dx);
     struct tensor dk = arena_like(c->tmp, dx), dqkv = arena_like(c->tmp, t[T_QKV]);
     c->dev->ops->gate_add_bwd(c->dev, dy1, mod(dmod, 2, C), dx, t[T_Y1],
-                              mod(t[T_MOD], 2, C));                          /* 7' */
-    linear_backward(c, &b->o, (struct linear_grad){.dx = d_o}, dy1, t[T_O]); /* 6' */
-    struct tensor dq = dy1;                                                  /* dy1 is spent */
+                              mod(t[T_MOD], 2, C)); /* 7' */
+    linear_backward(c, &b->o, (struct linear_grad){.dx = d_o, .saved = &s->linear[LINEAR_O]}, dy1,
+                    t[T_O]); /* 6' */
+    struct tensor dq = dy1;  /* dy1 is spent */
     const struct self_attn attn = attention_of(b, run);
     const struct self_attn_grad g = {.dq = dq,
                                      .dk = dk,
@@ -438,8 +472,9 @@ static void self_backward(struct ctx *c, const struct block *b, const struct blo
                    b->norm_q, true); /* 4' */
     norm_rope_back(c, b, run, tensor_cols(dqkv, C, C), dk, tensor_cols(t[T_QKV], C, C), t[T_RSTD_K],
                    b->norm_k, true);
-    struct tensor da = d_o;                                                    /* d_o is spent */
-    linear_backward(c, &b->qkv, (struct linear_grad){.dx = da}, dqkv, t[T_A]); /* 3' */
+    struct tensor da = d_o; /* d_o is spent */
+    linear_backward(c, &b->qkv, (struct linear_grad){.dx = da, .saved = &s->linear[LINEAR_QKV]},
+                    dqkv, t[T_A]); /* 3' */
     norm_mod_back(c, dx, da, x, t[T_MEAN1], t[T_RSTD1], mod(t[T_MOD], 1, C), mod(dmod, 1, C),
                   mod(dmod, 0, C), 1); /* 2' */
     arena_release(c->tmp, mark);

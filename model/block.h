@@ -57,8 +57,19 @@ enum block_tensor {        /* R rows, C dim, F ffn_dim, B batch, L text rows of 
                     T_Y3, /* ffn output */
                     T_COUNT
 };
+enum block_linear {
+    LINEAR_QKV,
+    LINEAR_O,
+    LINEAR_CROSS_Q,
+    LINEAR_CROSS_KV,
+    LINEAR_CROSS_O,
+    LINEAR_FFN_IN,
+    LINEAR_FFN_OUT,
+    LINEAR_COUNT
+};
 struct block_saved {
     struct tensor t[T_COUNT];
+    struct linear_saved linear[LINEAR_COUNT];
 };
 /* Inputs that all blocks share, and what they collect (+=). */
 struct cond {
@@ -66,7 +77,7 @@ struct cond {
     struct tensor e0;   /* [B, 6C] S */
 };
 struct cond_grad {
-    struct tensor text; /* [L, C] S */
+    struct tensor text; /* [L, C] S; data NULL: not wanted */
     struct tensor e0;   /* [B, 6C] S */
 };
 struct block_run {
@@ -78,6 +89,7 @@ struct block_run {
 };
 /* Adds the parameters of block i to unit u and wires b to them. */
 void block_init(struct block *b, struct unit *u, int unit, const struct model_config *m, int i);
+struct linear *block_linear(struct block *b, enum block_linear id);
 /* y [R,C] (data NULL: recompute only; may be x) from x [R,C]. Tensors of s that have data are taken
  * as they are, the others are made, in keep or tmp. */
 void block_forward(struct ctx *c, const struct block *b, const struct block_run *run,

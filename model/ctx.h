@@ -11,6 +11,10 @@ struct ctx {
     const struct unit_hooks *hooks;
     struct arena *keep; /* lives from forward to backward */
     struct arena *tmp;  /* lives to the end of the function that marked it */
+    /* Which samples of the batch use the adapters, a byte each; NULL: all. The same from a forward
+     * pass to its backward pass (docs/spec/rl.md 2.4). */
+    const uint8_t *gate;
+    int samples; /* of the pass in hand; set by dit_forward and dit_backward */
 };
 static inline enum dtype ctx_compute(const struct ctx *c) { return c->dev->compute; }
 static inline enum dtype ctx_state(const struct ctx *c) { return dtype_state(c->dev->compute); }

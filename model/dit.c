@@ -164,7 +164,8 @@ void dit_forward(struct ctx *c, const struct dit *d, const struct shape_plan *p,
     const struct model_config *m = &d->config;
     SHAPE(in.xt, ctx_compute(c), 2, dit_first_stage(p)->layout->rows, 4 * m->in_dim);
     SHAPE(in.text, ctx_compute(c), 2, (int64_t)p->batch * p->text_len, m->text_dim);
-    *run = (struct dit_run){.plan = p, .in = in, .train = train};
+    *run = (struct dit_run){.plan = p, .in = in, .gate = c->gate, .train = train};
+    c->samples = p->batch;
     run->embed.e.dim[0] = p->batch;
     unit_enter(c->hooks, d->embed.unit, PASS_FORWARD);
     embed_forward(c, &d->embed, &run->embed, (struct embed_in){in.xt, in.text, in.t});
@@ -193,18 +194,49 @@ static struct tensor leave_stage(const struct dit_run *run, int i, struct tensor
     return y;
 }
 
+/* Whether any parameter of a unit wants a gradient. */
+static bool trained(const struct unit *u)
+{
+    for (int i = 0; i < u->num_params; i++)
+        if (u->param[i].flags & P_TRAINABLE) return true;
+    return false;
+}
+
+/* What comes before the blocks: dx of the first of them, in the rows of its stage. */
+static void input_backward(struct ctx *c, const struct dit *d, struct dit_run *run,
+                           struct tensor dx, struct tensor buffer, struct tensor de,
+                           const struct cond_grad *dcond, struct tensor dxt, struct tensor dtext)
+{
+    mesh_at(c->mesh, d->unit[1].name);
+    dx = leave_stage(run, 0, dx, buffer);
+    mesh_at(c->mesh, NULL);
+    unit_enter(c->hooks, d->embed.unit, PASS_BACKWARD);
+    embed_backward(c, &d->embed, &run->embed,
+                   (struct embed_in){run->in.xt, run->in.text, run->in.t},
+                   (struct embed_grad){.dx = dx,
+                                       .dtext_ctx = dcond->text,
+                                       .de = de,
+                                       .de0 = dcond->e0,
+                                       .dxt = dxt,
+                                       .dtext = dtext});
+    unit_leave(c->hooks, d->embed.unit, PASS_BACKWARD);
+}
+
 void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struct tensor dout,
                   struct tensor dxt, struct tensor dtext)
 {
     CHECK(run->train, "backward after a forward pass that kept nothing");
+    CHECK(run->gate == c->gate, "the gate changed between the forward pass and this backward pass");
+    c->samples = run->plan->batch;
     const size_t mark = arena_mark(c->tmp);
     const enum dtype T = ctx_compute(c), S = ctx_state(c);
     const int64_t C = d->config.dim;
     struct tensor buffer[2];
     for (int k = 0; k < 2; k++) buffer[k] = arena_new(c->tmp, T, 2, DIMS(run->plan->max_rows, C));
     struct tensor de = ctx_zeros(c, c->tmp, S, 2, run->embed.e.dim);
-    struct cond_grad dcond = {.text = ctx_zeros(c, c->tmp, S, 2, run->embed.ctx.dim),
-                              .e0 = ctx_zeros(c, c->tmp, S, 2, run->embed.e0.dim)};
+    const bool embeds = dxt.data || dtext.data || trained(&d->unit[d->embed.unit]);
+    struct cond_grad dcond = {.e0 = ctx_zeros(c, c->tmp, S, 2, run->embed.e0.dim)};
+    if (embeds) dcond.text = ctx_zeros(c, c->tmp, S, 2, run->embed.ctx.dim);
     const struct cond cond = {run->embed.ctx, run->embed.e0};
     struct tensor dx = tensor_rows(buffer[0], 0, run->x[d->num_blocks].dim[0]);
     unit_enter(c->hooks, d->head.unit, PASS_BACKWARD);
@@ -225,19 +257,9 @@ void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struc
         unit_leave(c->hooks, d->block[i].unit, PASS_BACKWARD);
         arena_release(c->tmp, inside);
     }
-    mesh_at(c->mesh, d->unit[1].name);
-    dx = leave_stage(run, 0, dx, dx.data == buffer[0].data ? buffer[1] : buffer[0]);
-    mesh_at(c->mesh, NULL);
-    unit_enter(c->hooks, d->embed.unit, PASS_BACKWARD);
-    embed_backward(c, &d->embed, &run->embed,
-                   (struct embed_in){run->in.xt, run->in.text, run->in.t},
-                   (struct embed_grad){.dx = dx,
-                                       .dtext_ctx = dcond.text,
-                                       .de = de,
-                                       .de0 = dcond.e0,
-                                       .dxt = dxt,
-                                       .dtext = dtext});
-    unit_leave(c->hooks, d->embed.unit, PASS_BACKWARD);
+    if (embeds)
+        input_backward(c, d, run, dx, dx.data == buffer[0].data ? buffer[1] : buffer[0], de, &dcond,
+                       dxt, dtext);
     mesh_at(c->mesh, NULL);
     arena_release(c->tmp, mark);
 }

@@ -13,11 +13,11 @@ void embed_init(struct embed *m, struct unit *u, int unit, const struct model_co
                         .dim = (int)C,
                         .freq_dim = (int)cfg->freq_dim,
                         .round_t = cfg->timestep_bf16_round};
-    m->patch = (struct linear){
-        param_add(u, "", "patch_embedding.weight", 0, INIT_UNIFORM, sqrt(6.0 / (double)(C + in)), 5,
-                  DIMS(C, cfg->in_dim, 1, 2, 2)),
-        param_add(u, "", "patch_embedding.bias", 0, INIT_UNIFORM, 1 / sqrt((double)in), 1, DIMS(C)),
-        1};
+    struct param *w = param_add(u, "", "patch_embedding.weight", 0, INIT_UNIFORM,
+                                sqrt(6.0 / (double)(C + in)), 5, DIMS(C, cfg->in_dim, 1, 2, 2));
+    struct param *b =
+        param_add(u, "", "patch_embedding.bias", 0, INIT_UNIFORM, 1 / sqrt((double)in), 1, DIMS(C));
+    m->patch = (struct linear){.w = w, .b = b, .parts = 1};
     const struct {
         struct linear *l;
         const char *name;
@@ -50,12 +50,12 @@ static void time_forward(struct ctx *c, const struct embed *m, struct embed_save
     s->e = arena_new(c->keep, S, 2, DIMS(B, C));
     s->silu_e = arena_new(c->keep, T, 2, DIMS(B, C));
     s->e0 = arena_new(c->keep, S, 2, DIMS(B, 6 * C));
-    c->dev->ops->sinusoid(c->dev, s->wave, rounded);    /* 1 */
-    linear_forward(c, &m->time_in, s->h, s->wave);      /* 2 */
-    c->dev->ops->silu_fwd(c->dev, s->silu_h, s->h);     /* 3 */
-    linear_forward(c, &m->time_out, s->e, s->silu_h);   /* 4 */
-    c->dev->ops->silu_fwd(c->dev, s->silu_e, s->e);     /* 5 */
-    linear_forward(c, &m->time_proj, s->e0, s->silu_e); /* 6 */
+    c->dev->ops->sinusoid(c->dev, s->wave, rounded);          /* 1 */
+    linear_forward(c, &m->time_in, s->h, s->wave, NULL);      /* 2 */
+    c->dev->ops->silu_fwd(c->dev, s->silu_h, s->h);           /* 3 */
+    linear_forward(c, &m->time_out, s->e, s->silu_h, NULL);   /* 4 */
+    c->dev->ops->silu_fwd(c->dev, s->silu_e, s->e);           /* 5 */
+    linear_forward(c, &m->time_proj, s->e0, s->silu_e, NULL); /* 6 */
     free(rounded);
 }
 
@@ -68,9 +68,9 @@ void embed_forward(struct ctx *c, const struct embed *m, struct embed_saved *s, 
     s->text_g = arena_new(c->keep, T, 2, DIMS(L, C));
     s->ctx = arena_new(c->keep, T, 2, DIMS(L, C));
     s->x = arena_new(c->keep, T, 2, DIMS(R, C));
-    linear_gelu_forward(c, &m->text_in, s->text_g, s->text_h, in.text); /* 7 */
-    linear_forward(c, &m->text_out, s->ctx, s->text_g);                 /* 8 */
-    linear_forward(c, &m->patch, s->x, in.xt);                          /* 9 */
+    linear_gelu_forward(c, &m->text_in, s->text_g, s->text_h, in.text, NULL); /* 7 */
+    linear_forward(c, &m->text_out, s->ctx, s->text_g, NULL);                 /* 8 */
+    linear_forward(c, &m->patch, s->x, in.xt, NULL);                          /* 9 */
 }
 
 /* 6' to 1': everything in S except the matrix products' inputs. */

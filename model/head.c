@@ -9,7 +9,7 @@ void head_init(struct head *h, struct unit *u, int unit, const struct model_conf
     const int64_t C = cfg->dim, out = cfg->out_dim * 4;
     *h = (struct head){.unit = unit, .dim = (int)C, .eps = cfg->eps};
     struct param *w = param_add(u, "", "head.head.weight", 0, INIT_ZERO, 0, 2, DIMS(out, C));
-    h->out = (struct linear){w, param_add_bias(u, "", "head.head", out), 1};
+    h->out = (struct linear){.w = w, .b = param_add_bias(u, "", "head.head", out), .parts = 1};
     h->modulation = param_add(u, "", "head.modulation", P_FULL_PRECISION, INIT_NORMAL,
                               1 / sqrt((double)C), 3, DIMS(1, 2, C));
 }
@@ -40,8 +40,8 @@ void head_forward(struct ctx *c, const struct head *h, struct head_saved *s, str
                         .shift = tensor_cols(s->mod, 0, C),
                         .one = 1,
                         .eps = h->eps};
-    c->dev->ops->ln_fwd(c->dev, &a);       /* 2 */
-    linear_forward(c, &h->out, out, s->a); /* 3 */
+    c->dev->ops->ln_fwd(c->dev, &a);             /* 2 */
+    linear_forward(c, &h->out, out, s->a, NULL); /* 3 */
 }
 
 void head_backward(struct ctx *c, const struct head *h, const struct head_saved *s,

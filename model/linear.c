@@ -1,5 +1,7 @@
 #include "model/linear.h"
 
+#include "model/adapter.h"
+
 /* The view over `parts` neighbouring parameters. */
 static struct tensor joined(const struct param *p, int parts, bool grad)
 {
@@ -30,21 +32,43 @@ static void product(struct ctx *c, const struct linear *l, struct tensor y, stru
     c->dev->ops->gemm(c->dev, &g);
 }
 
-void linear_forward(struct ctx *c, const struct linear *l, struct tensor y, struct tensor x)
+/* pre = x W' + b and the adapter's term; gelu [same shape] = gelu(pre) unless data is NULL. */
+static void forward(struct ctx *c, const struct linear *l, struct tensor pre, struct tensor gelu,
+                    struct tensor x, struct linear_saved *s)
 {
-    product(c, l, y, (struct tensor){0}, x, EPI_BIAS);
+    if (!l->lora) {
+        if (gelu.data)
+            product(c, l, gelu, pre, x, EPI_BIAS_GELU);
+        else
+            product(c, l, pre, (struct tensor){0}, x, EPI_BIAS);
+        return;
+    }
+    CHECK(s, "%s has an adapter, but no place for what it saves", l->w->name);
+    product(c, l, pre, (struct tensor){0}, x, EPI_BIAS);
+    s->h = adapter_forward(c, l->lora, pre, x, s->arena);
+    if (gelu.data) c->dev->ops->gelu_fwd(c->dev, gelu, pre);
+}
+
+void linear_forward(struct ctx *c, const struct linear *l, struct tensor y, struct tensor x,
+                    struct linear_saved *s)
+{
+    forward(c, l, y, (struct tensor){0}, x, s);
 }
 
 void linear_gelu_forward(struct ctx *c, const struct linear *l, struct tensor y, struct tensor aux,
-                         struct tensor x)
+                         struct tensor x, struct linear_saved *s)
 {
-    product(c, l, y, aux, x, EPI_BIAS_GELU);
+    forward(c, l, aux, y, x, s);
 }
 
 void linear_backward(struct ctx *c, const struct linear *l, struct linear_grad g, struct tensor dy,
                      struct tensor x)
 {
     struct tensor dw = joined(l->w, l->parts, true);
+    if (l->lora) { /* first, so that the epilogue below sees the whole sum */
+        adapter_backward(c, l->lora, g.dx, g.add, dy, x, g.saved->h);
+        g.add = true;
+    }
     unit_poll(c->hooks);
     if (g.dx.data) {
         struct gemm_args a = {.c = g.dx,

@@ -33,9 +33,24 @@ struct ckpt_snapshot {
     int num_pieces;
     struct ckpt_piece *piece;
     int64_t bytes;
+    /* Makes the bytes of pieces whose data is NULL when their turn comes, so that they need not all
+     * be in memory; may be NULL. */
+    void (*fill)(void *arg, const struct ckpt_piece *p, void *data);
+    void *arg;
+};
+/* Whatever holds named tensors: the sharded parameters, or adapters. */
+struct ckpt_store {
+    struct dev *dev;
+    void *data;
+    void (*each_piece)(void *data, enum state_kind kind,
+                       void (*each)(void *arg, const struct piece *p), void *arg);
+    const struct param *(*find)(void *data, const char *name); /* NULL: no such tensor */
+    void (*changed)(void *data);                               /* after a load; may be NULL */
 };
 /* kinds: bit per state_kind. Pieces of replicas are taken by replica 0 only. */
 struct ckpt_snapshot *ckpt_snapshot(struct fsdp *f, struct mesh *mesh, unsigned kinds);
+/* The pieces that the store shows on this rank; together the ranks must show all, once. */
+struct ckpt_snapshot *ckpt_snapshot_store(const struct ckpt_store *s, unsigned kinds);
 void ckpt_snapshot_free(struct ckpt_snapshot *s);
 
 /* Collective. meta: rank 0's JSON object with "step" and whatever the caller wants back (scalars,
@@ -70,6 +85,11 @@ bool ckpt_has(const struct ckpt *c, enum state_kind kind);
 /* Fills the kinds from c; every tensor must be there with the same shape, and none may be left
  * over. kind_from: for EMA-only or raw-only uses, loads kind_from into kind. */
 void ckpt_load(struct ckpt *c, struct fsdp *f, enum state_kind kind, enum state_kind kind_from);
+void ckpt_load_store(struct ckpt *c, const struct ckpt_store *s, enum state_kind kind,
+                     enum state_kind kind_from);
+/* SHA-256 over one line "name shape dtype crc" per tensor of this kind, sorted by name, from the
+ * manifest alone: the same weights have the same hash, whatever ranks wrote them. */
+void ckpt_hash(const struct ckpt *c, enum state_kind kind, char hex[65]);
 /* Iteration for inspect and diff. */
 struct ckpt_tensor {
     const char *name;
@@ -80,10 +100,14 @@ struct ckpt_tensor {
 };
 int ckpt_num_tensors(const struct ckpt *c);
 struct ckpt_tensor ckpt_tensor_at(const struct ckpt *c, int i);
+/* False: no such tensor. */
+bool ckpt_find(const struct ckpt *c, enum state_kind kind, const char *name,
+               struct ckpt_tensor *out);
+const json_t *ckpt_tensors(const struct ckpt *c); /* the manifest's "tensors", borrowed */
 /* Elements [first, first+count) as doubles. */
 void ckpt_read_f64(struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t count,
                    double *out);
-const char *ckpt_kind_name(enum state_kind kind); /* model, grad, optim/m, optim/v, ema */
+const char *ckpt_kind_name(enum state_kind kind); /* model, optim/m, ema, lora, ... */
 
 /* HDF5 side (checkpoint_h5.c). */
 void ckpt_h5_create(const char *path, struct ckpt_piece *piece, int n, struct err *e);

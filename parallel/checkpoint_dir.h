@@ -15,6 +15,7 @@ void ckpt_list_free(struct ckpt_entry *list, int n);
 uint32_t ckpt_manifest_crc(json_t *manifest);
 /* Parses and checks the structure of a manifest; NULL with the reason in e. */
 json_t *ckpt_manifest(const char *folder, struct err *e);
+struct ckpt_store ckpt_store_fsdp(struct fsdp *f);
 /* Removes old checkpoints, newest `keep_last` and every step that keep_every divides stay. */
 void ckpt_rotate(const struct ckpt_place *place, int64_t newest);
 void ckpt_remove_leftovers(const char *dir);

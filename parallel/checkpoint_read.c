@@ -209,12 +209,9 @@ int64_t ckpt_step(const struct ckpt *c)
     return json_integer_value(json_object_get(c->manifest, "step"));
 }
 
-static const json_t *tensors_of(const struct ckpt *c)
-{
-    return json_object_get(c->manifest, "tensors");
-}
+const json_t *ckpt_tensors(const struct ckpt *c) { return json_object_get(c->manifest, "tensors"); }
 
-int ckpt_num_tensors(const struct ckpt *c) { return (int)json_array_size(tensors_of(c)); }
+int ckpt_num_tensors(const struct ckpt *c) { return (int)json_array_size(ckpt_tensors(c)); }
 
 static enum state_kind kind_of(const json_t *t)
 {
@@ -224,10 +221,9 @@ static enum state_kind kind_of(const json_t *t)
     return STATE_KINDS;
 }
 
-struct ckpt_tensor ckpt_tensor_at(const struct ckpt *c, int i)
+static struct ckpt_tensor describe(const json_t *t)
 {
-    const json_t *t = json_array_get(tensors_of(c), (size_t)i),
-                 *shape = json_object_get(t, "shape");
+    const json_t *shape = json_object_get(t, "shape");
     struct ckpt_tensor x = {.name = json_string_value(json_object_get(t, "name")),
                             .kind = kind_of(t),
                             .ndim = (int)json_array_size(shape),
@@ -240,11 +236,16 @@ struct ckpt_tensor ckpt_tensor_at(const struct ckpt *c, int i)
     return x;
 }
 
+struct ckpt_tensor ckpt_tensor_at(const struct ckpt *c, int i)
+{
+    return describe(json_array_get(ckpt_tensors(c), (size_t)i));
+}
+
 static const json_t *find_tensor(const struct ckpt *c, enum state_kind kind, const char *name)
 {
     size_t i;
     json_t *t;
-    json_array_foreach((json_t *)(uintptr_t)tensors_of(c), i, t)
+    json_array_foreach((json_t *)(uintptr_t)ckpt_tensors(c), i, t)
     {
         if (kind_of(t) == kind && strcmp(json_string_value(json_object_get(t, "name")), name) == 0)
             return t;
@@ -252,11 +253,19 @@ static const json_t *find_tensor(const struct ckpt *c, enum state_kind kind, con
     return NULL;
 }
 
+bool ckpt_find(const struct ckpt *c, enum state_kind kind, const char *name,
+               struct ckpt_tensor *out)
+{
+    const json_t *t = find_tensor(c, kind, name);
+    if (t) *out = describe(t);
+    return t != NULL;
+}
+
 bool ckpt_has(const struct ckpt *c, enum state_kind kind)
 {
     size_t i;
     json_t *t;
-    json_array_foreach((json_t *)(uintptr_t)tensors_of(c), i, t)
+    json_array_foreach((json_t *)(uintptr_t)ckpt_tensors(c), i, t)
     {
         if (kind_of(t) == kind) return true;
     }
@@ -318,7 +327,6 @@ void ckpt_read_f64(struct ckpt *c, const struct ckpt_tensor *t, int64_t first, i
 
 struct load {
     struct ckpt *c;
-    struct fsdp *f;
     enum state_kind from;
     int loaded;
     struct dev *dev;
@@ -365,19 +373,41 @@ static void load_piece(void *arg, const struct piece *p)
     free(x);
 }
 
-void ckpt_load(struct ckpt *c, struct fsdp *f, enum state_kind kind, enum state_kind from)
+void ckpt_load_store(struct ckpt *c, const struct ckpt_store *s, enum state_kind kind,
+                     enum state_kind from)
 {
     err_push("loading %s of %s", ckpt_kind_name(from), c->path);
     size_t i;
     json_t *t;
-    json_array_foreach((json_t *)(uintptr_t)tensors_of(c), i, t)
+    json_array_foreach((json_t *)(uintptr_t)ckpt_tensors(c), i, t)
     {
         const char *name = json_string_value(json_object_get(t, "name"));
-        if (kind_of(t) == from && !fsdp_find(f, name))
+        if (kind_of(t) == from && !s->find(s->data, name))
             err_stop(RC_CONFIG, "%s: %s is in the checkpoint, but not in the model", c->path, name);
     }
-    struct load l = {.c = c, .f = f, .from = from, .dev = fsdp_device(f)};
-    fsdp_each_piece(f, kind, load_piece, &l);
-    if (kind == STATE_MASTER) fsdp_refresh_wire(f);
+    struct load l = {.c = c, .from = from, .dev = s->dev};
+    s->each_piece(s->data, kind, load_piece, &l);
+    if (s->changed) s->changed(s->data);
     err_pop();
+}
+
+static void fsdp_pieces(void *f, enum state_kind kind,
+                        void (*each)(void *arg, const struct piece *p), void *arg)
+{
+    fsdp_each_piece(f, kind, each, arg);
+}
+
+static const struct param *fsdp_named(void *f, const char *name) { return fsdp_find(f, name); }
+static void fsdp_changed(void *f) { fsdp_refresh_wire(f); }
+
+struct ckpt_store ckpt_store_fsdp(struct fsdp *f)
+{
+    return (struct ckpt_store){fsdp_device(f), f, fsdp_pieces, fsdp_named, fsdp_changed};
+}
+
+void ckpt_load(struct ckpt *c, struct fsdp *f, enum state_kind kind, enum state_kind from)
+{
+    struct ckpt_store s = ckpt_store_fsdp(f);
+    if (kind != STATE_MASTER) s.changed = NULL;
+    ckpt_load_store(c, &s, kind, from);
 }

@@ -12,7 +12,9 @@
 
 const char *ckpt_kind_name(enum state_kind kind)
 {
-    static const char *const names[STATE_KINDS] = {"model", "grad", "optim/m", "optim/v", "ema"};
+    static const char *const names[STATE_KINDS] = {"model",        "grad",         "optim/m",
+                                                   "optim/v",      "ema",          "lora",
+                                                   "optim/lora_m", "optim/lora_v", "lora_ema"};
     return names[kind];
 }
 
@@ -43,13 +45,18 @@ static void collect_piece(void *arg, const struct piece *p)
 
 struct ckpt_snapshot *ckpt_snapshot(struct fsdp *f, struct mesh *mesh, unsigned kinds)
 {
+    const struct ckpt_store store = ckpt_store_fsdp(f);
+    return ckpt_snapshot_store(&store, mesh->axis[AXIS_REPLICA]->rank == 0 ? kinds : 0);
+}
+
+struct ckpt_snapshot *ckpt_snapshot_store(const struct ckpt_store *store, unsigned kinds)
+{
     struct ckpt_snapshot *s = calloc(1, sizeof *s);
     CHECK(s, "out of memory");
-    if (mesh->axis[AXIS_REPLICA]->rank != 0) return s;
     for (int k = 0; k < STATE_KINDS; k++) {
         if (!(kinds & 1u << k)) continue;
-        struct collect c = {s, mesh->axis[AXIS_FSDP]->dev, (enum state_kind)k};
-        fsdp_each_piece(f, (enum state_kind)k, collect_piece, &c);
+        struct collect c = {s, store->dev, (enum state_kind)k};
+        store->each_piece(store->data, (enum state_kind)k, collect_piece, &c);
     }
     return s;
 }
@@ -83,10 +90,14 @@ static void write_pieces(const char *path, const struct ckpt_snapshot *s, struct
     for (int i = 0; i < s->num_pieces && !e->code; i++) {
         struct ckpt_piece *p = &s->piece[i];
         const size_t bytes = (size_t)p->count * dtype_size(p->dtype);
-        p->crc = io_crc32c(0, p->data, bytes);
+        char *made = p->data ? NULL : malloc(bytes), *data = p->data ? p->data : made;
+        CHECK(data, "out of memory");
+        if (made) s->fill(s->arg, p, made);
+        p->crc = io_crc32c(0, data, bytes);
         for (size_t at = 0; at < bytes && !e->code; at += CKPT_BLOCK)
-            io_pwrite(fd, (char *)p->data + at, bytes - at < CKPT_BLOCK ? bytes - at : CKPT_BLOCK,
+            io_pwrite(fd, data + at, bytes - at < CKPT_BLOCK ? bytes - at : CKPT_BLOCK,
                       p->offset + (off_t)at, path, e);
+        free(made);
     }
     if (!e->code) io_fsync(fd, path, e);
     close(fd);

@@ -3,8 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Buffer k of a unit: 0 holds what is gathered in T, 1 what is gathered in S. */
-enum { BUFFERS = 2, ALIGN_ELEMENTS = 8 };
+/* Buffer k of a unit: 0 holds what is gathered in T, 1 what is gathered in S; 2 and 3 the same of
+ * frozen parameters, which have nothing but the wire copy. */
+enum { FROZEN = 2, BUFFERS = 4, ALIGN_ELEMENTS = 8 };
 
 struct slot { /* gathered weights of one unit */
     int unit; /* -1: free */
@@ -13,7 +14,7 @@ struct slot { /* gathered weights of one unit */
 };
 struct ubuf {                   /* one flat buffer of one unit */
     int64_t count, padded;      /* elements; multiple of F * ALIGN_ELEMENTS */
-    int64_t decayed, trainable; /* ends of those runs: decayed, other trained, frozen */
+    int64_t decayed, trainable; /* ends of those runs: decayed, other trained */
     int shard;                  /* index into shards; -1: empty */
 };
 struct fsdp {
@@ -37,29 +38,25 @@ struct fsdp {
 
 static enum dtype wire_type(const struct fsdp *f, int k)
 {
-    return k == 0 ? f->dev->compute : dtype_state(f->dev->compute);
+    return k % FROZEN == 0 ? f->dev->compute : dtype_state(f->dev->compute);
 }
 
 static int buffer_of(const struct fsdp *f, const struct param *p)
 {
     const bool mixed = f->dev->compute != dtype_state(f->dev->compute);
-    return mixed && (p->flags & P_FULL_PRECISION) ? 1 : 0;
+    const int frozen = p->flags & P_TRAINABLE ? 0 : FROZEN;
+    return frozen + (mixed && (p->flags & P_FULL_PRECISION) ? 1 : 0);
 }
 
-static int class_of(const struct param *p)
-{
-    if (!(p->flags & P_TRAINABLE)) return 2;
-    return p->flags & P_DECAY ? 0 : 1;
-}
+static int class_of(const struct param *p) { return p->flags & P_DECAY ? 0 : 1; }
 
-/* Places the parameters of a unit: each property is one run of the buffer, declared order inside.
- */
+/* Places the parameters of a unit: each property is one run of a buffer, declared order inside. */
 static void place_params(struct fsdp *f, int u)
 {
     const int64_t unit = (int64_t)f->axis->size * ALIGN_ELEMENTS;
     for (int k = 0; k < BUFFERS; k++) {
         struct ubuf *b = &f->buf[u][k];
-        for (int cls = 0; cls < 3; cls++) {
+        for (int cls = 0; cls < 2; cls++) {
             for (int i = 0; i < f->unit[u].num_params; i++) {
                 struct param *p = &f->unit[u].param[i];
                 if (buffer_of(f, p) != k || class_of(p) != cls) continue;
@@ -67,8 +64,9 @@ static void place_params(struct fsdp *f, int u)
                 b->count += param_count(p);
             }
             if (cls == 0) b->decayed = b->count;
-            if (cls == 1) b->trainable = b->count;
         }
+        b->trainable = b->count;
+        if (k >= FROZEN) b->decayed = b->trainable = 0;
         b->padded = (b->count + unit - 1) / unit * unit;
         b->shard = b->count ? f->num_shards++ : -1;
     }
@@ -92,12 +90,14 @@ static void make_shard(struct fsdp *f, int u, int k)
     const int64_t n = b->padded / f->axis->size, first = n * f->axis->rank;
     struct shard *s = &f->shard[b->shard];
     *s = (struct shard){.unit = u,
-                        .full_precision = k == 1,
+                        .full_precision = k % FROZEN == 1,
+                        .frozen = k >= FROZEN,
                         .first = first,
                         .decay_end = clamp(b->decayed - first, n),
                         .frozen_from = clamp(b->trainable - first, n)};
-    s->master = zeros(f, S, n);
-    s->wire = wire_type(f, k) == S ? s->master : zeros(f, wire_type(f, k), n);
+    s->wire = zeros(f, wire_type(f, k), n);
+    s->master = s->frozen || wire_type(f, k) == S ? s->wire : zeros(f, S, n);
+    if (s->frozen) return;
     if (f->opts.optimizer) {
         s->grad = zeros(f, S, n);
         s->m = zeros(f, S, n);
@@ -127,9 +127,10 @@ static void make_slots(struct fsdp *f)
         for (int k = 0; k < BUFFERS; k++)
             if (most[k]) f->slot[i].w[k] = dev_tensor(f->dev, wire_type(f, k), 1, DIMS(most[k]));
     }
-    f->num_grads = !sharded(f) || !f->opts.optimizer ? 0 : f->opts.prefetch > 0 ? 2 : 1;
+    const bool trains = most[0] + most[1] > 0;
+    f->num_grads = !sharded(f) || !f->opts.optimizer || !trains ? 0 : f->opts.prefetch > 0 ? 2 : 1;
     for (int i = 0; i < f->num_grads; i++)
-        for (int k = 0; k < BUFFERS; k++)
+        for (int k = 0; k < FROZEN; k++)
             if (most[k])
                 f->grad[i].g[k] =
                     dev_tensor(f->dev, dtype_state(f->dev->compute), 1, DIMS(most[k]));
@@ -204,7 +205,7 @@ struct shard *fsdp_shards(struct fsdp *f, int *n)
 static struct tensor source(const struct fsdp *f, const struct shard *s)
 {
     if (separate_wire(s)) return s->wire;
-    return f->use_ema ? s->ema : s->master;
+    return f->use_ema && s->ema.data ? s->ema : s->master;
 }
 
 static struct tensor part(struct tensor t, int64_t first, int64_t count)
@@ -292,7 +293,7 @@ static void hook_enter(void *ctx, int unit, enum pass pass)
         if (next >= 0 && next < f->num_units) start_gather(f, next);
     }
     show_weights(f, unit, s->w);
-    if (pass == PASS_BACKWARD && f->opts.optimizer) {
+    if (pass == PASS_BACKWARD && f->num_grads) {
         f->turn = (f->turn + 1) % f->num_grads;
         struct grad_slot *gs = &f->grad[f->turn];
         for (int k = 0; k < BUFFERS; k++) {
@@ -325,8 +326,8 @@ static void hook_leave(void *ctx, int unit, enum pass pass)
     struct fsdp *f = ctx;
     hide(&f->unit[unit]);
     if (!sharded(f)) return;
-    if (pass == PASS_BACKWARD && f->opts.optimizer)
-        for (int k = 0; k < BUFFERS; k++) {
+    if (pass == PASS_BACKWARD && f->num_grads)
+        for (int k = 0; k < FROZEN; k++) {
             const struct ubuf *b = &f->buf[unit][k];
             if (b->count)
                 comm_reduce_scatter(f->axis, f->shard[b->shard].grad,
@@ -347,7 +348,8 @@ static void drop_gathered(struct fsdp *f)
 
 void fsdp_zero_grads(struct fsdp *f)
 {
-    for (int i = 0; i < f->num_shards; i++) f->dev->ops->fill(f->dev, f->shard[i].grad, 0);
+    for (int i = 0; i < f->num_shards; i++)
+        if (f->shard[i].grad.data) f->dev->ops->fill(f->dev, f->shard[i].grad, 0);
 }
 
 void fsdp_finish_backward(struct fsdp *f, bool last_micro)
@@ -360,7 +362,7 @@ void fsdp_finish_backward(struct fsdp *f, bool last_micro)
     struct comm *replicas = f->mesh->axis[AXIS_REPLICA];
     if (!last_micro || replicas->size == 1) return;
     for (int i = 0; i < f->num_shards; i++)
-        comm_all_reduce(replicas, f->shard[i].grad, "replicas", NULL);
+        if (f->shard[i].grad.data) comm_all_reduce(replicas, f->shard[i].grad, "replicas", NULL);
 }
 
 void fsdp_refresh_wire(struct fsdp *f)
@@ -401,11 +403,12 @@ void fsdp_each_piece(struct fsdp *f, enum state_kind kind,
     for (int i = 0; i < f->num_shards; i++) {
         const struct shard *s = &f->shard[i];
         const struct tensor all = state_of(s, kind);
+        if (!all.data && s->frozen) continue;
         CHECK(all.data, "this run keeps no state of kind %d", (int)kind);
         const struct unit *u = &f->unit[s->unit];
         for (int k = 0; k < u->num_params; k++) {
             const struct param *p = &u->param[k];
-            if (buffer_of(f, p) != (s->full_precision ? 1 : 0)) continue;
+            if (buffer_of(f, p) != (s->full_precision ? 1 : 0) + (s->frozen ? FROZEN : 0)) continue;
             int64_t from = p->offset, to = p->offset + param_count(p);
             if (from < s->first) from = s->first;
             if (to > s->first + all.dim[0]) to = s->first + all.dim[0];
@@ -449,8 +452,8 @@ void fsdp_init_params(struct fsdp *f, uint64_t seed)
 {
     struct init_arg a = {f, seed};
     fsdp_each_piece(f, STATE_MASTER, init_piece, &a);
-    for (int i = 0; f->opts.ema && i < f->num_shards; i++)
-        f->dev->ops->cast(f->dev, f->shard[i].ema, f->shard[i].master);
+    for (int i = 0; i < f->num_shards; i++)
+        if (f->shard[i].ema.data) f->dev->ops->cast(f->dev, f->shard[i].ema, f->shard[i].master);
     fsdp_refresh_wire(f);
 }
 

@@ -3,9 +3,11 @@
  * Every unit is two flat buffers: parameters gathered in the wire dtype (T), and those marked
  * P_FULL_PRECISION (S); when T = S there is one. Each is cut into F equal shards (padded with
  * zeros). A rank owns masters, gradients, AdamW moments and EMA of its shard in S, and the wire
- * copy that is gathered. enter: waits for this unit's gather and starts those of the next
- * `prefetch` units in the order of the pass; leave: forward releases the slot, backward starts the
- * reduce-scatter (sum, S) of the gradient into the shard. */
+ * copy that is gathered. Frozen parameters (no P_TRAINABLE when the store is made) lie in buffers
+ * of their own and have only the wire copy, which is their master; the parts of one fused linear
+ * are frozen together. enter: waits for this unit's
+ * gather and starts those of the next `prefetch` units in the order of the pass; leave: forward
+ * releases the slot, backward starts the reduce-scatter (sum, S) of the gradient into the shard. */
 #ifndef PARALLEL_FSDP_H
 #define PARALLEL_FSDP_H
 #include "core/param.h"
@@ -15,14 +17,15 @@ struct fsdp_opts {
     bool keep_after_forward; /* keep gathered weights until backward */
     bool optimizer, ema;     /* allocate gradients and moments; EMA */
 };
-/* One contiguous shard of one unit buffer. All [n] S except wire (T or S). */
+/* One contiguous shard of one unit buffer. All [n] S except wire (T or S). Frozen: master = wire,
+ * and nothing else. */
 struct shard {
     int unit;
-    bool full_precision;
+    bool full_precision, frozen;
     int64_t first; /* element of the unit buffer where this shard begins */
     struct tensor master, grad, m, v, ema, wire;
     int64_t decay_end;   /* elements [0, decay_end) of the shard are decayed */
-    int64_t frozen_from; /* elements from here on are frozen (or padding) */
+    int64_t frozen_from; /* elements from here on are frozen or padding */
 };
 struct fsdp;
 struct fsdp *fsdp_new(struct dev *dev, struct mesh *mesh, struct unit *units, int num_units,
@@ -39,14 +42,7 @@ void fsdp_refresh_wire(struct fsdp *f);
 /* Gathers run from the EMA instead of the masters until set back. */
 void fsdp_use_ema(struct fsdp *f, bool on);
 
-/* This rank's pieces of named tensors, for checkpoints and tests. */
-enum state_kind { STATE_MASTER, STATE_GRAD, STATE_M, STATE_V, STATE_EMA, STATE_KINDS };
-struct piece {
-    const struct param *param;
-    int64_t first, count; /* elements of the parameter's flattened tensor */
-    struct tensor data;   /* [count] on the device */
-};
-/* Calls f for every piece on this rank, in a fixed order. */
+/* Calls f for every piece on this rank, in a fixed order. Frozen parameters are masters only. */
 void fsdp_each_piece(struct fsdp *f, enum state_kind kind,
                      void (*each)(void *arg, const struct piece *p), void *arg);
 /* Whole tensor as doubles on the host of every rank (tests, inspect); collective. */

@@ -35,13 +35,20 @@ void fixture_open(struct fixture *f, struct comm *world, const struct fixture_op
     int most = o->t > o->h ? o->t : o->h;
     most = o->w > most ? o->w : most;
     f->dit = dit_new(f->dev, &o->model, o->recompute, o->recompute_blocks, most);
+    if (o->lora)
+        f->lora = lora_new(f->dev, f->dit, o->lora,
+                           (struct lora_opts){.optimizer = o->fsdp.optimizer, .ema = o->fsdp.ema});
     f->fsdp = fsdp_new(f->dev, &f->mesh, f->dit->unit, f->dit->num_units, o->fsdp);
     f->plan =
         plan_shape(f->dev, &f->mesh, &o->model, o->batch, o->t, o->h, o->w, (int)o->model.text_len);
     const size_t room = o->room ? (size_t)o->room : 1;
     arena_init(&f->keep, f->dev, room * (size_t)192 << 20, "keep");
     arena_init(&f->tmp, f->dev, room * (size_t)96 << 20, "tmp");
-    f->ctx = (struct ctx){f->dev, &f->mesh, fsdp_hooks(f->fsdp), &f->keep, &f->tmp};
+    f->ctx = (struct ctx){.dev = f->dev,
+                          .mesh = &f->mesh,
+                          .hooks = fsdp_hooks(f->fsdp),
+                          .keep = &f->keep,
+                          .tmp = &f->tmp};
 }
 
 void fixture_close(struct fixture *f)
@@ -50,6 +57,7 @@ void fixture_close(struct fixture *f)
     arena_free(&f->tmp);
     plan_free(f->plan);
     fsdp_free(f->fsdp);
+    lora_free(f->lora);
     dit_free(f->dit, f->dev);
     mesh_free(&f->mesh);
     dev_close(f->dev);

@@ -1,12 +1,13 @@
 /* A whole model on a device for tests: mesh, parameters, arenas, one shape plan. */
 #ifndef TESTS_FIXTURE_H
 #define TESTS_FIXTURE_H
-#include "model/dit.h"
+#include "model/lora.h"
 #include "parallel/fsdp.h"
 struct fixture {
     struct dev *dev;
     struct mesh mesh;
     struct dit *dit;
+    struct lora *lora; /* NULL: none */
     struct fsdp *fsdp;
     struct shape_plan *plan;
     struct arena keep, tmp;
@@ -21,6 +22,7 @@ struct fixture_opts {
     int batch, t, h, w;          /* token grid */
     struct mesh_degrees degrees; /* zeros: all ones, fsdp = world */
     struct fsdp_opts fsdp;
+    const struct lora_config *lora; /* NULL: none */
     int threads;
     int room; /* how many times the usual arenas; 0: once */
 };

@@ -66,3 +66,26 @@ double *problem_grads(struct fixture *f, int64_t *n)
         }
     return g;
 }
+
+void problem_fill_adapters(struct fixture *f)
+{
+    for (int i = 0; i < f->lora->num_params; i++) {
+        const struct param *p = &f->lora->param[i];
+        const int64_t n = param_count(p);
+        double *x = problem_draw(n, rng_hash(p->name));
+        for (int64_t k = 0; k < n; k++) x[k] /= sqrt((double)p->dim[1]);
+        lora_put(f->lora, STATE_LORA, p->name, x);
+        free(x);
+    }
+}
+
+double *problem_adapter_grads(struct fixture *f, int64_t *n)
+{
+    *n = lora_num_elements(f->lora);
+    double *g = calloc((size_t)*n, sizeof *g), *at = g;
+    for (int i = 0; i < f->lora->num_params; i++) {
+        lora_get(f->lora, STATE_GRAD, f->lora->param[i].name, at);
+        at += param_count(&f->lora->param[i]);
+    }
+    return g;
+}

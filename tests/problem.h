@@ -16,4 +16,8 @@ void problem_free(struct problem *p);
 void problem_fill_params(struct fixture *f);
 /* Gradients of all parameters, in unit order; malloc'ed; collective. */
 double *problem_grads(struct fixture *f, int64_t *n);
+/* The same for adapters: non-zero everywhere (without B there is no gradient of A), and all their
+ * gradients, in their order; malloc'ed. */
+void problem_fill_adapters(struct fixture *f);
+double *problem_adapter_grads(struct fixture *f, int64_t *n);
 #endif

@@ -1,4 +1,5 @@
 #include <dirent.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -521,6 +522,46 @@ static void test_damage(struct comm *world)
     printf("    %d damaged files: %d loaded, %d refused\n", loaded + refused, loaded, refused);
 }
 
+/* Lists of texts, which stand behind other members: default, file, two overrides. */
+static void test_texts(struct comm *world)
+{
+    (void)world;
+    struct with_texts {
+        int64_t before[40];
+        struct cfg_texts texts;
+        int64_t after[40];
+    };
+    const struct cfg_field schema[] = {{.key = "names",
+                                        .type = CFG_TEXTS,
+                                        .offset = offsetof(struct with_texts, texts),
+                                        .fallback = "[a, b]",
+                                        .help = ""}};
+    struct with_texts *c = calloc(1, sizeof *c);
+    struct cfg_origin origin[1];
+    char *report, *notices, *sets[] = {"names=[x, \"y.*\", z]", "names=[last]"};
+    const char yaml[] = "names: [one, two, three]\n";
+    CHECK(c, "out of memory");
+    memset(c->before, 7, sizeof c->before);
+    memset(c->after, 7, sizeof c->after);
+    for (int k = 0; k < 3; k++) {
+        const char *path = k ? write_yaml(yaml, sizeof yaml - 1) : NULL;
+        const int bad =
+            cfg_load(schema, 1, c, origin, path, sets, k == 2 ? 2 : 0, &report, &notices);
+        EXPECT(bad == 0, "%s", report);
+        const int n[] = {2, 3, 1};
+        const char *const last[] = {"b", "three", "last"};
+        EXPECT(c->texts.n == n[k] && strcmp(c->texts.v[n[k] - 1], last[k]) == 0, "%d texts",
+               c->texts.n);
+        for (int i = 0; i < 40; i++)
+            EXPECT(c->before[i] == 0x0707070707070707 && c->after[i] == 0x0707070707070707,
+                   "member %d was overwritten", i);
+        free(report);
+        free(notices);
+        cfg_free(schema, 1, c);
+    }
+    free(c);
+}
+
 int main(int argc, char **argv)
 {
     static const struct test tests[] = {
@@ -530,6 +571,7 @@ int main(int argc, char **argv)
         {"every configuration of the tree loads for its verb", test_tree, {0}, 0},
         {"the official 14B file loads for plan", test_official, {0}, 0},
         {"values, overrides and origins", test_values, {0}, 0},
+        {"lists of texts", test_texts, {0}, 0},
         {"wrong overrides are refused", test_override_errors, {0}, 0},
         {"the printed configuration reads back", test_round_trip, {0}, 0},
         {"a typo and a wrong type of every key are refused", test_every_key, {0}, 0},

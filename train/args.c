@@ -22,7 +22,9 @@ void args_parse(struct args *a, int argc, char **argv, const char *usage)
                  {"--check-comm", &a->check_comm},
                  {"--json", &a->json},
                  {"--verify", &a->verify},
-                 {"--forward", &a->forward}};
+                 {"--forward", &a->forward},
+                 {"--ema", &a->ema},
+                 {"--force-base", &a->force_base}};
     for (int i = 0; i < argc; i++) {
         if (argv[i][0] == '-') {
             bool known = false;

@@ -116,7 +116,11 @@ static void open_bench(struct block_bench *k, const struct bench *b, struct comm
                unit * 16 + unit * 3 * (size_t)(b->ffn / b->dim + 1) + text + (1 << 22), "keep");
     arena_init(&k->tmp, k->dev,
                unit * 10 + unit * 2 * (size_t)(b->ffn / b->dim + 1) + text + (1 << 22), "tmp");
-    k->ctx = (struct ctx){k->dev, &k->mesh, fsdp_hooks(k->fsdp), &k->keep, &k->tmp};
+    k->ctx = (struct ctx){.dev = k->dev,
+                          .mesh = &k->mesh,
+                          .hooks = fsdp_hooks(k->fsdp),
+                          .keep = &k->keep,
+                          .tmp = &k->tmp};
     k->x = random_tensor(k, T, R, b->dim, 1, 1);
     k->dy = random_tensor(k, T, R, b->dim, 2, 1);
     k->text = random_tensor(k, T, b->text, b->dim, 3, 1);

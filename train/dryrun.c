@@ -18,8 +18,9 @@ static void count_states(struct fsdp *f, struct dryrun_out *out)
     int n;
     const struct shard *s = fsdp_shards(f, &n);
     for (int i = 0; i < n; i++) {
-        out->master_bytes += tensor_bytes(s[i].master);
-        if (s[i].wire.data != s[i].master.data) out->wire_bytes += tensor_bytes(s[i].wire);
+        if (!s[i].frozen) out->master_bytes += tensor_bytes(s[i].master);
+        if (s[i].frozen || s[i].wire.data != s[i].master.data)
+            out->wire_bytes += tensor_bytes(s[i].wire);
         if (s[i].grad.data) out->grad_bytes += tensor_bytes(s[i].grad);
         if (s[i].m.data) out->moment_bytes += tensor_bytes(s[i].m) + tensor_bytes(s[i].v);
         if (s[i].ema.data) out->ema_bytes += tensor_bytes(s[i].ema);
@@ -79,20 +80,27 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     int most = in->t > in->h ? in->t : in->h;
     most = in->w > most ? in->w : most;
     struct dit *d = dit_new(dev, &in->model, in->recompute, in->recompute_blocks, most);
+    struct lora *lora = NULL;
+    if (in->lora && in->lora->rank)
+        lora = lora_new(dev, d, in->lora,
+                        (struct lora_opts){.optimizer = in->fsdp.optimizer, .ema = in->fsdp.ema});
     struct fsdp *f = fsdp_new(dev, &mesh, d->unit, d->num_units, in->fsdp);
     struct shape_plan *p =
         plan_shape(dev, &mesh, &in->model, in->batch, in->t, in->h, in->w, (int)in->model.text_len);
     out->params = dit_num_params(d);
     out->rows = dit_first_stage(p)->layout->rows;
     count_states(f, out);
-    out->other_bytes = dev->count.bytes_now - out->master_bytes - out->wire_bytes -
-                       out->grad_bytes - out->moment_bytes - out->ema_bytes - out->slot_bytes;
+    out->lora_bytes = lora ? lora_bytes(lora) : 0;
+    out->other_bytes = dev->count.bytes_now - out->lora_bytes - out->master_bytes -
+                       out->wire_bytes - out->grad_bytes - out->moment_bytes - out->ema_bytes -
+                       out->slot_bytes;
     struct arena keep, tmp;
     arena_init(&keep, dev, (size_t)1 << DRY_ARENA_SHIFT, "keep");
     arena_init(&tmp, dev, (size_t)1 << DRY_ARENA_SHIFT, "tmp");
-    struct ctx c = {dev, &mesh, fsdp_hooks(f), &keep, &tmp};
+    struct ctx c = {.dev = dev, .mesh = &mesh, .hooks = fsdp_hooks(f), .keep = &keep, .tmp = &tmp};
     pass(&c, d, p, in, out);
     if (in->train) fsdp_finish_backward(f, true);
+    if (in->train && lora) lora_reduce_grads(lora, mesh.axis[AXIS_WORLD]);
     for (int a = 0; a < AXIS_COUNT; a++) {
         const struct comm *x = mesh.axis[a];
         memcpy(out->comm[a], x->count, sizeof out->comm[a]);
@@ -112,6 +120,7 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     arena_free(&tmp);
     plan_free(p);
     fsdp_free(f);
+    lora_free(lora);
     dit_free(d, dev);
     mesh_free(&mesh);
     comm_free(world);

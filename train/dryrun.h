@@ -2,7 +2,7 @@
  * must be, and for `osp plan` what a step costs in memory, FLOPs and communication. */
 #ifndef TRAIN_DRYRUN_H
 #define TRAIN_DRYRUN_H
-#include "model/config.h"
+#include "model/lora.h"
 #include "parallel/fsdp.h"
 struct dryrun_in {
     struct model_config model;
@@ -12,7 +12,8 @@ struct dryrun_in {
     int ranks, rank;
     struct mesh_degrees degrees;
     struct fsdp_opts fsdp;
-    int batch, t, h, w; /* micro-batch of this rank; token grid */
+    const struct lora_config *lora; /* NULL or rank 0: none */
+    int batch, t, h, w;             /* micro-batch of this rank; token grid */
     bool train;
     /* called once an axis with the counts of the pass by place (valid during the call); or NULL */
     void (*on_comm)(void *arg, enum axis a, const struct comm_entry *entry, int n);
@@ -25,6 +26,7 @@ struct dryrun_out {
     int64_t params, params_here; /* of the model; masters on this rank */
     size_t keep_bytes, tmp_bytes;
     size_t master_bytes, moment_bytes, ema_bytes, grad_bytes, wire_bytes, slot_bytes, other_bytes;
+    size_t lora_bytes;                     /* all states of the adapters */
     struct dryrun_phase forward, backward; /* one micro-batch; backward includes recompute */
     struct comm_count comm[AXIS_COUNT][COMM_KINDS];
     int64_t rows; /* token rows on this rank per micro-batch */

@@ -79,6 +79,27 @@ static void print_clip(FILE *out, const json_t *meta)
     print_members(out, "clip      ", state, "clip", keys, sizeof keys / sizeof *keys);
 }
 
+/* Of an adapter checkpoint: what it is and what it was made for. */
+static void print_lora(FILE *out, const json_t *meta)
+{
+    static const char *const keys[] = {"rank", "alpha", "scale"};
+    const json_t *l = json_object_get(meta, "lora"), *b = json_object_get(meta, "base"),
+                 *targets = json_object_get(l, "targets");
+    if (!l) return;
+    print_members(out, "adapters  ", meta, "lora", keys, 3);
+    fprintf(out, "targets   ");
+    for (size_t i = 0; i < json_array_size(targets); i++)
+        fprintf(out, " %s", json_string_value(json_array_get(targets, i)));
+    char *path = member(meta, "base", "path"), *step = member(meta, "base", "step"),
+         *kind = member(meta, "base", "kind"), *hash = member(meta, "base", "sha256");
+    fprintf(out, "\nbase       %s, step %s, %s weights\n           SHA-256 %s\n", b ? path : "-",
+            step, kind, hash);
+    free(path);
+    free(step);
+    free(kind);
+    free(hash);
+}
+
 static void print_head(FILE *out, struct ckpt *c, const char *when, bool verified)
 {
     static const char *const layout[] = {"ranks", "fsdp_size", "skiparse_sp_size", "sp_size"};
@@ -90,6 +111,7 @@ static void print_head(FILE *out, struct ckpt *c, const char *when, bool verifie
             (long long)ckpt_step(c), when);
     print_members(out, "layout    ", meta, "layout", layout, 4);
     print_members(out, "run       ", meta, NULL, stage, 1);
+    print_lora(out, meta);
     print_sparsity(out, meta);
     print_members(out, "state     ", meta, "state", state, 5);
     print_clip(out, meta);

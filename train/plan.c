@@ -24,16 +24,21 @@ struct amount {
     const char *name;
     double value;
 };
-enum { MEMORY_KINDS = 10 };
+enum { MEMORY_KINDS = 11 };
 
 static void memory_of(const struct dryrun_out *o, struct amount m[MEMORY_KINDS])
 {
-    const struct amount all[MEMORY_KINDS] = {
-        {"masters", (double)o->master_bytes},   {"moments", (double)o->moment_bytes},
-        {"EMA", (double)o->ema_bytes},          {"gradients", (double)o->grad_bytes},
-        {"wire copies", (double)o->wire_bytes}, {"gather slots", (double)o->slot_bytes},
-        {"tables", (double)o->other_bytes},     {"activations kept", (double)o->keep_bytes},
-        {"temporaries", (double)o->tmp_bytes},  {"total", (double)plan_total_bytes(o)}};
+    const struct amount all[MEMORY_KINDS] = {{"masters", (double)o->master_bytes},
+                                             {"moments", (double)o->moment_bytes},
+                                             {"EMA", (double)o->ema_bytes},
+                                             {"gradients", (double)o->grad_bytes},
+                                             {"wire copies", (double)o->wire_bytes},
+                                             {"gather slots", (double)o->slot_bytes},
+                                             {"tables", (double)o->other_bytes},
+                                             {"adapters", (double)o->lora_bytes},
+                                             {"activations kept", (double)o->keep_bytes},
+                                             {"temporaries", (double)o->tmp_bytes},
+                                             {"total", (double)plan_total_bytes(o)}};
     memcpy(m, all, sizeof all);
 }
 
@@ -115,7 +120,8 @@ static void print_memory(FILE *out, const struct plan_cost *c)
     const bool large = m[MEMORY_KINDS - 1].value > 1e9;
     fprintf(out, "\nmemory of the largest rank, %s\n", large ? "GB" : "MB");
     for (int i = 0; i < MEMORY_KINDS; i++)
-        fprintf(out, "  %-18s %10.3f\n", m[i].name, (large ? 1e-9 : 1e-6) * m[i].value);
+        if (m[i].value > 0 || strcmp(m[i].name, "adapters"))
+            fprintf(out, "  %-18s %10.3f\n", m[i].name, (large ? 1e-9 : 1e-6) * m[i].value);
     const double gb = 1e-9 * m[MEMORY_KINDS - 1].value, share = gb / plan_chip.memory_gb;
     fprintf(out, "  %.0f %% of %.0f GB (%s)%s\n", 100 * share, plan_chip.memory_gb, plan_chip.name,
             share > 1      ? ": DOES NOT FIT"

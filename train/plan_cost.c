@@ -56,7 +56,7 @@ struct session_shape plan_latent(const struct settings *s, int dp)
 size_t plan_total_bytes(const struct dryrun_out *o)
 {
     return o->master_bytes + o->moment_bytes + o->ema_bytes + o->grad_bytes + o->wire_bytes +
-           o->slot_bytes + o->other_bytes + o->keep_bytes + o->tmp_bytes;
+           o->slot_bytes + o->lora_bytes + o->other_bytes + o->keep_bytes + o->tmp_bytes;
 }
 
 const char *plan_axis_name(enum axis a)

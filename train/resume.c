@@ -192,8 +192,12 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     require_structure(t, c);
     log_differences(c, l);
     ckpt_load(c, s->fsdp, STATE_MASTER, STATE_MASTER);
-    ckpt_load(c, s->fsdp, STATE_M, STATE_M);
-    ckpt_load(c, s->fsdp, STATE_V, STATE_V);
+    if (!json_object_get(ckpt_meta(c), "provenance")) {
+        ckpt_load(c, s->fsdp, STATE_M, STATE_M);
+        ckpt_load(c, s->fsdp, STATE_V, STATE_V);
+    } else {
+        log_info("%s is merged and holds no moments: they begin at 0", ckpt_path(c));
+    }
     if (s->set->ema_decay > 0) ckpt_load(c, s->fsdp, STATE_EMA, STATE_EMA);
     const double init_max = t->state.clip.init_max;
     take_state(&t->state, json_object_get(ckpt_meta(c), "state"));

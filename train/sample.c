@@ -13,6 +13,7 @@
 #include "model/flow.h"
 #include "model/sampler.h"
 #include "parallel/launch.h"
+#include "train/adapter.h"
 #include "train/args.h"
 #include "train/print_config.h"
 #include "train/compare.h"
@@ -33,6 +34,8 @@ struct sampling {
     struct prompts prompts;
     struct session *ses;
     struct stored_model model;
+    struct adapter_info lora; /* rank 0: none */
+    uint32_t lora_identity;
     const struct video_codec *codec;
     const struct text_codec *text_codec;
     struct sampler sampler;
@@ -75,6 +78,11 @@ static json_t *item_json(const struct sampling *s, int item)
     json_object_set_new(j, "save_fps", json_real(c->sample.save_fps));
     json_object_set_new(j, "weight_dtype", json_integer(c->weight_dtype));
     json_object_set_new(j, "codec", json_string(s->model.codec));
+    if (s->lora.config.rank) {
+        json_object_set_new(j, "lora", json_string(c->sample.lora));
+        json_object_set_new(j, "lora_crc", json_integer(s->lora_identity));
+        json_object_set_new(j, "lora_ema", json_boolean(c->sample.lora_ema));
+    }
     return j;
 }
 
@@ -310,11 +318,53 @@ static void require_size(const char *key, int64_t asked, int64_t stored)
                  key, (long long)asked, (long long)stored);
 }
 
+static enum state_kind base_kind(const struct settings *c)
+{
+    return c->sample.use_ema ? STATE_EMA : STATE_MASTER;
+}
+
+static enum state_kind adapter_kind(const struct settings *c)
+{
+    return c->sample.lora_ema ? STATE_LORA_EMA : STATE_LORA;
+}
+
+/* Reads what the adapters are, and that they belong to the weights of `base` in use. */
+static struct ckpt *open_adapter(struct sampling *s, struct comm *world, const struct ckpt *base)
+{
+    const struct settings *c = &s->l.s;
+    struct err e = {0};
+    struct ckpt *k = ckpt_open(world, c->sample.lora, true);
+    adapter_info_read(&s->lora, k, &e);
+    err_raise(&e);
+    s->lora_identity = ckpt_identity(k);
+    if (!ckpt_has(k, adapter_kind(c)))
+        err_stop(RC_CONFIG, "lora_ema: %s holds no averaged adapters; set lora_ema: false",
+                 ckpt_path(k));
+    if (s->lora.base.kind != base_kind(c) && !c->sample.lora_force_base)
+        err_stop(RC_CONFIG,
+                 "use_ema: %s was made for the %s weights of its base; set use_ema: %s, or "
+                 "lora_force_base: true",
+                 ckpt_path(k), s->lora.base.kind == STATE_EMA ? "averaged" : "raw",
+                 s->lora.base.kind == STATE_EMA ? "true" : "false");
+    struct adapter_base have = adapter_base_of(base, base_kind(c));
+    adapter_require_base(k, &s->lora, &have, c->sample.lora_force_base);
+    adapter_base_free(&have);
+    log_info("adapters of rank %lld, alpha %g: %s weights of %s (step %lld)",
+             (long long)s->lora.config.rank, s->lora.config.alpha,
+             c->sample.lora_ema ? "averaged" : "raw", ckpt_path(k), (long long)ckpt_step(k));
+    return k;
+}
+
 static void open_model(struct sampling *s, struct comm *world)
 {
     struct settings *c = &s->l.s;
     struct ckpt *k = ckpt_open(world, c->sample.checkpoint, true);
     struct err e = {0};
+    if (!ckpt_has(k, STATE_MASTER) && ckpt_has(k, STATE_LORA))
+        err_stop(
+            RC_CONFIG,
+            "checkpoint: %s holds adapters only; give it as lora, and their base as checkpoint",
+            ckpt_path(k));
     stored_model_read(&s->model, k, &e);
     err_raise(&e);
     require_size("num_frames", c->sample.num_frames, s->model.frames);
@@ -332,9 +382,14 @@ static void open_model(struct sampling *s, struct comm *world)
     err_raise(&e);
     c->model = s->model.config;
     log_info("model_config comes from %s; that of the YAML is not used", s->model.path);
+    struct ckpt *lora = c->sample.lora ? open_adapter(s, world, k) : NULL;
+    c->lora = s->lora.config;
     const int B = (int)c->sample.batch_size * (batched(s) ? 2 : 1);
     session_open(s->ses, c, world, (struct session_shape){B, z[1], z[2], z[3], z[0]}, false);
-    ckpt_load(k, s->ses->fsdp, STATE_MASTER, c->sample.use_ema ? STATE_EMA : STATE_MASTER);
+    c->lora = (struct lora_config){0}; /* the texts are those of s->lora */
+    ckpt_load(k, s->ses->fsdp, STATE_MASTER, base_kind(c));
+    if (lora) adapter_load(lora, s->ses->lora, STATE_LORA, adapter_kind(c));
+    ckpt_close(lora);
     ckpt_close(k);
 }
 
@@ -387,6 +442,7 @@ int verb_sample(int argc, char **argv)
     lock_release(&lock);
     prompts_free(&s.prompts);
     stored_model_free(&s.model);
+    adapter_info_free(&s.lora);
     settings_free(&s.l);
     args_free(&a);
     launch_end(world);

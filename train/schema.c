@@ -16,7 +16,8 @@ enum {
     P = 1 << SETTINGS_PLAN,
     TP = T | P,
     TSP = T | S | P,
-    ALL = T | D | S | P
+    ALL = T | D | S | P,
+    R = 0 /* of the verb that post-trains, when there is one */
 };
 struct row {
     unsigned verbs;
@@ -148,6 +149,12 @@ static const struct row sampling[] = {
              "file with a prompt per line, or the prompt itself"),
     ROW_TEXT(S, "negative_prompt", sample.negative_prompt, "\"\"", "what guidance leads away from"),
     ROW_BOOL(S, "use_ema", sample.use_ema, "true", "averaged weights when the checkpoint has them"),
+    ROW_TEXT(
+        S, "lora", sample.lora, "null",
+        "adapters of a LoRA run (run or checkpoint folder), used on the weights of checkpoint"),
+    ROW_BOOL(S, "lora_ema", sample.lora_ema, "true", "averaged adapters"),
+    ROW_BOOL(S, "lora_force_base", sample.lora_force_base, "false",
+             "use the adapters although they were made for other weights"),
     ROW_NULL0(S, "num_frames", sample.num_frames, "null",
               "frames of a sample; null: as the checkpoint was trained"),
     ROW_NULL0(S, "height", sample.height, "null", "pixels; null: as the checkpoint was trained"),
@@ -296,6 +303,20 @@ static const struct row data[] = {
     ROW_IGNORED(TP, B "timeout"),
 };
 
+/* For verbs that train adapters; none does yet. */
+#define L "lora_config."
+static const struct row adapters[] = {
+    ROW_INT(R, L "rank", lora.rank, "32", 1, 65536, "of the adapters"),
+    ROW_REAL(R, L "alpha", lora.alpha, "64", 1e-6, 1e6, "the adapters' term is times alpha / rank"),
+    {R,
+     {L "target_modules", CFG_TEXTS, AT(lora.targets),
+      "[self_attn.q, self_attn.k, self_attn.v, self_attn.o, cross_attn.q, cross_attn.k, "
+      "cross_attn.v, cross_attn.o]",
+      0, 0, NULL, "ends of module paths, or shell patterns for them", 0, 0}},
+    ROW_TEXT(R, L "lora_path", lora.path, "null", "adapter checkpoint to start from"),
+    ROW_ONLY(R, L "dropout", "0", "dropout in adapters is not built"),
+};
+
 static const struct row rest[] = {
     ROW_REAL(TP, "optimizer_config.lr", optimizer.lr, "1e-4", 0, 1e3, "peak learning rate"),
     ROW_REAL(TP, "optimizer_config.weight_decay", optimizer.weight_decay, "1e-2", 0, 1e3,
@@ -349,7 +370,7 @@ static const struct {
     const struct row *row;
     size_t n;
 } groups[] = {GROUP(general),   GROUP(sampling), GROUP(filtering), GROUP(model),
-              GROUP(scheduler), GROUP(data),     GROUP(rest)};
+              GROUP(scheduler), GROUP(data),     GROUP(adapters),  GROUP(rest)};
 enum { VERBS = 4, GROUPS = sizeof groups / sizeof groups[0], MAX_ROWS = 256 };
 static struct cfg_field tables[VERBS][MAX_ROWS];
 static int table_rows[VERBS];
@@ -377,6 +398,7 @@ static void build_verb(int verb)
             for (size_t i = 0; i < groups[g].n; i++) {
                 const struct row *r = &groups[g].row[i];
                 const bool own = r->verbs >> verb & 1;
+                if (!r->verbs) continue;
                 if (own == !!pass || (pass && has(table, n, r->f.key))) continue;
                 CHECK(n < MAX_ROWS, "MAX_ROWS is too small");
                 table[n++] = own ? r->f

@@ -59,6 +59,7 @@ struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
                                  .keep_after_forward = s->reshard_after_forward == 2,
                                  .optimizer = train,
                                  .ema = train && s->ema_decay > 0};
+    in.lora = &s->lora;
     return in;
 }
 
@@ -128,12 +129,19 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     int most = in.t > in.h ? in.t : in.h;
     most = in.w > most ? in.w : most;
     s->dit = dit_new(s->dev, &in.model, in.recompute, in.recompute_blocks, most);
+    if (in.lora->rank)
+        s->lora = lora_new(s->dev, s->dit, in.lora,
+                           (struct lora_opts){.optimizer = train, .ema = in.fsdp.ema});
     s->fsdp = fsdp_new(s->dev, &s->mesh, s->dit->unit, s->dit->num_units, in.fsdp);
     s->plan =
         plan_shape(s->dev, &s->mesh, &in.model, in.batch, in.t, in.h, in.w, (int)in.model.text_len);
     arena_init(&s->keep, s->dev, s->cost.keep_bytes + ((size_t)1 << 16), "keep");
     arena_init(&s->tmp, s->dev, s->cost.tmp_bytes + ((size_t)1 << 16), "tmp");
-    s->ctx = (struct ctx){s->dev, &s->mesh, fsdp_hooks(s->fsdp), &s->keep, &s->tmp};
+    s->ctx = (struct ctx){.dev = s->dev,
+                          .mesh = &s->mesh,
+                          .hooks = fsdp_hooks(s->fsdp),
+                          .keep = &s->keep,
+                          .tmp = &s->tmp};
     s->watchdog = launch_watchdog();
     watchdog_mesh(s->watchdog, &s->mesh);
     s->run = calloc(1, sizeof *s->run);
@@ -146,7 +154,12 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     log_info("model %.3f M parameters | activations %.1f MB, states %.1f MB per rank",
              1e-6 * (double)s->cost.params, 1e-6 * (double)(s->cost.keep_bytes + s->cost.tmp_bytes),
              1e-6 * (double)(s->cost.master_bytes + s->cost.moment_bytes + s->cost.ema_bytes +
-                             s->cost.grad_bytes + s->cost.wire_bytes + s->cost.slot_bytes));
+                             s->cost.grad_bytes + s->cost.wire_bytes + s->cost.slot_bytes +
+                             s->cost.lora_bytes));
+    if (s->lora)
+        log_info("%d adapters of rank %lld: %.3f M parameters, the rest is frozen",
+                 s->lora->num_params / 2, (long long)s->lora->rank,
+                 1e-6 * (double)lora_num_elements(s->lora));
 }
 
 void session_close(struct session *s)
@@ -157,6 +170,7 @@ void session_close(struct session *s)
     arena_free(&s->tmp);
     plan_free(s->plan);
     fsdp_free(s->fsdp);
+    lora_free(s->lora);
     dit_free(s->dit, s->dev);
     mesh_free(&s->mesh);
     s->world->dev = NULL;

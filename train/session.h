@@ -19,6 +19,7 @@ struct session {
     struct mesh mesh;
     struct dev *dev;
     struct dit *dit;
+    struct lora *lora; /* NULL: settings.lora.rank is 0 */
     struct fsdp *fsdp;
     struct shape_plan *plan;
     struct arena keep, tmp;

@@ -5,7 +5,7 @@
 #define TRAIN_SETTINGS_H
 #include "core/config.h"
 #include "core/tensor.h"
-#include "model/config.h"
+#include "model/lora.h"
 
 enum grad_clip { CLIP_ADAPTIVE, CLIP_FIXED, CLIP_ADAPTIVE_CAPPED };
 enum lr_kind { LR_CONSTANT, LR_COSINE };
@@ -62,6 +62,8 @@ struct sample_config { /* `osp sample` (docs/spec/sft.md 5.3) */
     char *prompt_txt;  /* file, a prompt per line, or the prompt itself */
     char *negative_prompt;
     bool use_ema;
+    char *lora; /* adapter checkpoint to use on the base; NULL: none */
+    bool lora_ema, lora_force_base;
     int64_t num_frames, height, width, batch_size, samples_per_prompt;
     double save_fps;
     bool batched_cfg;
@@ -100,6 +102,7 @@ struct settings {
     double stop_before_end_s, comm_deadline_s;
     char *resume; /* auto, never or a path */
     struct model_config model;
+    struct lora_config lora; /* rank 0: none */
     struct scheduler_config scheduler;
     struct data_config data;
     struct optimizer_config optimizer;

@@ -4,6 +4,7 @@
 int verb_train(int argc, char **argv);
 int verb_sample(int argc, char **argv);
 int verb_data(int argc, char **argv);
+int verb_convert(int argc, char **argv);
 int verb_inspect(int argc, char **argv);
 int verb_diff(int argc, char **argv);
 int verb_plan(int argc, char **argv);
