@@ -28,6 +28,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 PATCH, MERGE = 14, 2
 VIDEO_PAD = "<|video_pad|>"
 LIMIT_SELFTEST = {"fp32": 1e-4, "bf16": 0.1}  # VQ, MQ of two prompts: sums of other lengths
+LIMIT_AGAIN = {"fp32": 1e-5, "bf16": 0.02}    # the same clip twice: addresses may change sums
 
 
 def digest(paths):
@@ -131,6 +132,7 @@ class VideoAlign:
                               (key, have, want), EX_DATA)
 
     def prepare_torch(self, config):
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # sums do not depend on addresses
         try:
             import safetensors.torch
             import torch
@@ -212,16 +214,14 @@ class VideoAlign:
 
         def place(name):
             return have.get(rules.nested_name(name) if nested else name)
+        plain.pop("lm_head.weight", None)  # not used, and in the base tied to the embedding
         for name, t in list(plain.items()) + list(changes.items()):
             to = place(name)
-            if to is None and name == "lm_head.weight":
-                continue
             if to is None or tuple(to.shape) != tuple(t.shape):
                 raise Refused("the tensor %s %s of the checkpoint has no place in the model (%s)" %
                               (name, tuple(t.shape), to is not None and tuple(to.shape)), EX_DATA)
         for name, t in plain.items():
-            if place(name) is not None:
-                place(name).data.copy_(t)
+            place(name).data.copy_(t)
         for name, t in changes.items():
             place(name).data.add_(t)
         self.merged = len(changes)
@@ -243,7 +243,7 @@ class VideoAlign:
         first, other = (self.raw_scores(made, p)[0] for p in
                         ("a grey gradient that moves to the left", "two dogs in the snow at night"))
         again = self.raw_scores(made, "a grey gradient that moves to the left")[0]
-        if first != again:
+        if max(abs(a - b) for a, b in zip(first, again)) > LIMIT_AGAIN[self.dtype_name]:
             raise Refused("the self-test is not repeatable: %s, then %s" % (first, again), EX_SOFTWARE)
         worst = max(abs(a - b) for a, b in zip(first[:2], other[:2]))
         if not worst <= LIMIT_SELFTEST[self.dtype_name]:

@@ -643,13 +643,15 @@ static void surroundings(struct comm *world)
 {
     (void)world;
     char *script = io_path("%s/look.sh", test_dir()), *log = io_path("%s/reward_9.log", test_dir());
-    static const char text[] =
-        "#!/bin/sh\nls -l /proc/$$/fd | grep -c ' -> '\nreadlink /proc/$$/fd/0\n"
-        "grep -E '^(SigIgn|SigBlk|NoNewPrivs)' /proc/$$/status\nulimit -c\numask\n"
-        "env | grep -c '^OMPI_\\|^SECRET'\nenv | grep -E '^(EXTRA|HF_HUB_OFFLINE)='\n"
-        "ps -o pgid= -p $$ | grep -qw $$ && echo own group\nexit 1\n";
+    char *text =
+        io_path("ls /proc/$$/fd >%s/fds; tr '\\n' , <%s/fds; echo\nreadlink /proc/$$/fd/0\n"
+                "grep -E '^(SigIgn|SigBlk|NoNewPrivs)' /proc/$$/status\nulimit -c\numask\n"
+                "env | grep -c '^OMPI_\\|^SECRET'\nenv | grep -E '^(EXTRA|HF_HUB_OFFLINE)='\n"
+                "ps -o pgid= -p $$ | grep -qw $$ && echo own group\nexit 1\n",
+                test_dir(), test_dir());
     struct err e = {0};
     io_write_file(script, text, strlen(text), &e);
+    free(text);
     setenv("SECRET", "x", 1);
     struct spawner *p = reward_prepare(&e); /* a new one has this environment */
     struct reward_config c = config("x", 1);
@@ -669,7 +671,9 @@ static void surroundings(struct comm *world)
                strstr(said, "\n0077\n0\n") && strstr(said, "EXTRA=1") &&
                strstr(said, "HF_HUB_OFFLINE=1") && strstr(said, "own group"),
            "%s", said);
-    EXPECT(said[0] == '4' || said[0] == '5', "descriptors: %s", said); /* sh holds its script */
+    /* 10 and 11 are the shell's own */
+    EXPECT(strstr(said, "0,1,10,11,2,3,\n") == said || strstr(said, "0,1,10,2,3,\n") == said,
+           "descriptors: %s", said);
     free(said);
     free(command);
     free(script);
@@ -755,6 +759,116 @@ static void simple_scorer(struct comm *world)
     reward_close(r);
 }
 
+/* The last line a command wrote is its verdict. */
+static void run_python(const char *python, const char *which)
+{
+    char *cmd = io_path("%s tests/scorers.py %s 2>&1", python, which);
+    FILE *p = popen(cmd, "r");
+    char line[1024], tail[4096] = "";
+    while (p && fgets(line, sizeof line, p)) {
+        const size_t n = strlen(tail), more = strlen(line);
+        if (n + more >= sizeof tail) memmove(tail, tail + n / 2, n - n / 2 + 1);
+        if (strlen(tail) + more < sizeof tail) strcat(tail, line);
+    }
+    const int status = p ? pclose(p) : -1;
+    EXPECT(status == 0, "%s", cmd);
+    if (status) printf("%s", tail);
+    free(cmd);
+}
+
+static const char *python_with(const char *modules)
+{
+    static const char *const list[] = {"build/venv/bin/python", "build/venv-test/bin/python",
+                                       "python3"};
+    for (int i = 0; i < 3; i++) {
+        char *cmd = io_path("%s -c 'import %s' >/dev/null 2>&1", list[i], modules);
+        const int rc = system(cmd);
+        free(cmd);
+        if (rc == 0) return list[i];
+    }
+    return NULL;
+}
+
+static void python_rules(struct comm *world)
+{
+    (void)world;
+    const char *py = python_with("sys; sys.version_info >= (3, 9) or sys.exit(1)");
+    if (py)
+        run_python(py, "");
+    else
+        test_skip("no python3 (3.9 or newer)");
+}
+
+static const char *python_model(void)
+{
+    const char *py = python_with("torch, transformers, safetensors, tokenizers");
+    if (!py)
+        test_skip("no python with torch, transformers, safetensors (python3 -m venv build/venv && "
+                  "build/venv/bin/pip install torch==2.13.0 transformers safetensors)");
+    return py;
+}
+
+static void videoalign_model(struct comm *world)
+{
+    (void)world;
+    const char *py = python_model();
+    if (py) run_python(py, "Model");
+}
+
+/* The whole way: frames from here through a tiny VideoAlign and back. */
+static void videoalign_bridge(struct comm *world)
+{
+    (void)world;
+    const char *py = python_model();
+    if (!py) return;
+    const char *dir = test_dir();
+    char *make = io_path("%s tests/videoalign_tiny.py %s/tiny >%s/tiny.log 2>&1", py, dir, dir);
+    char *options =
+        io_path("videoalign_dir=%s/tiny/align\nbase_dir=%s/tiny/base\ntemplate=%s/tiny\n"
+                "device=cpu\ndtype=fp32\nthreads=2\n",
+                dir, dir, dir);
+    char *command = io_path("%s scripts/videoalign_scorer.py", py);
+    char *convert =
+        io_path("%s scripts/videoalign_convert.py %s/tiny/align/checkpoint-7 >/dev/null "
+                "2>&1",
+                py, dir);
+    struct reward_config c = config("x", 1);
+    struct err e = {0};
+    c.command = command;
+    c.options = options;
+    c.slot_bytes = 33 * 30 * 40 * 3;
+    c.start_s = c.request_s = 100;
+    c.ping_s = 2;
+    c.missed_pings = 10;
+    EXPECT(system(make) == 0, "%s", make);
+    struct reward *r = reward_open(spawner, &c, &e);
+    EXPECT(r && !reward_ready(r, &e) && e.code == RC_CONFIG && strstr(e.msg, "is a pickle") &&
+               strstr(e.msg, "videoalign_convert.py"),
+           "%s", e.msg);
+    reward_close(r);
+    EXPECT(system(convert) == 0, "%s", convert);
+    e.code = 0;
+    r = start(&c);
+    const struct reward_clip whole = {.frames = 33, .height = 30, .width = 40, .fps = 16};
+    struct reward_result d[2];
+    const char *prompt[] = {"a dog", "a <|TA_reward|> dog"};
+    for (uint64_t i = 0; r && i < 2; i++) {
+        struct reward_slot *s = reward_acquire(r, 10);
+        for (size_t k = 0; s && k < c.slot_bytes; k++) s->data[k] = (uint8_t)(k * 7);
+        EXPECT(s && reward_submit(r, s, i, prompt[i], &whole, &e), "%s", e.msg);
+    }
+    EXPECT(r && reward_flush(r, 200) == REWARD_OK && reward_poll(r, d, 2) == 2, "results");
+    EXPECT(r && d[0].valid && d[0].frames_used == 8 && d[0].tokens > 4 * 120 && d[0].norm[0] != 0,
+           "%s", d[0].reason);
+    EXPECT(r && !d[1].valid && d[1].attempts == 1 && strstr(d[1].reason, "control token"), "%s",
+           d[1].reason);
+    reward_close(r);
+    free(convert);
+    free(command);
+    free(options);
+    free(make);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 3 && !strcmp(argv[1], "--scorer")) fake_scorer(argv[2]);
@@ -781,6 +895,9 @@ int main(int argc, char **argv)
         {.name = "a scorer sees little of the trainer", .run = surroundings},
         {.name = "kill -9 of the trainer ends its scorers", .run = parent_killed},
         {.name = "the simple scorer scores", .run = simple_scorer},
+        {.name = "the scorers' rules, in Python", .run = python_rules},
+        {.name = "VideoAlign on a tiny random model", .run = videoalign_model, .flags = TEST_SLOW},
+        {.name = "VideoAlign through the bridge", .run = videoalign_bridge, .flags = TEST_SLOW},
     };
     const int rc = test_main(argc, argv, tests, sizeof tests / sizeof *tests);
     reward_release(spawner);
