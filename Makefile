@@ -101,7 +101,7 @@ TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows))
 TESTS   += $(EMULATED)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
-           $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o
+           $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
         check format tests campaign deps-tests
@@ -203,9 +203,9 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows
-SAN_ubsan := config data filter model ops ops_rows golden_ops
-SAN_tsan  := loader comm check_comm model train resume checkpoint sequence
+             ops_rows reward
+SAN_ubsan := config data filter model ops ops_rows golden_ops reward
+SAN_tsan  := reward loader comm check_comm model train resume checkpoint sequence
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
 	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \

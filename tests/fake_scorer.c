@@ -1,0 +1,188 @@
+#include "tests/fake_scorer.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "core/rng.h"
+#include "rl/reward_wire.h"
+#include "tests/process.h"
+
+static struct wire_buf in, out;
+static const uint8_t *memory;
+static const char *mode;
+
+static void flush(void)
+{
+    while (out.at < out.size) {
+        const ssize_t n = send(3, out.data + out.at, out.size - out.at, MSG_NOSIGNAL);
+        if (n <= 0) _exit(0);
+        out.at += (size_t)n;
+    }
+}
+
+static void lines(enum wire_type type, const char *text)
+{
+    wire_put(&out, type, 0, text, strlen(text));
+    flush();
+}
+
+/* The memory file comes with the first byte. */
+static void receive(struct wire_msg *m, int *fd)
+{
+    const char *wrong;
+    int got;
+    while ((got = wire_take(&in, m, &wrong)) == 0) {
+        uint8_t bytes[65536];
+        union {
+            struct cmsghdr head;
+            char bytes[CMSG_SPACE(sizeof(int))];
+        } extra;
+        struct iovec v = {bytes, sizeof bytes};
+        struct msghdr h = {.msg_iov = &v,
+                           .msg_iovlen = 1,
+                           .msg_control = extra.bytes,
+                           .msg_controllen = sizeof extra.bytes};
+        const ssize_t n = recvmsg(3, &h, 0);
+        if (n <= 0) _exit(0);
+        const struct cmsghdr *c = CMSG_FIRSTHDR(&h);
+        if (c && fd) memcpy(fd, CMSG_DATA(c), sizeof *fd);
+        wire_add(&in, bytes, (size_t)n);
+    }
+    if (got < 0) _exit(99);
+}
+
+void fake_scores(double raw[3], const char *prompt, const uint8_t *frames, uint64_t bytes)
+{
+    double sum = 0;
+    for (uint64_t i = 0; i < bytes; i++) sum += frames[i];
+    raw[0] = sum / (255.0 * (double)bytes);
+    raw[1] = wire_crc32(0, frames, bytes) / 4294967296.0;
+    raw[2] = (double)(rng_hash(prompt) >> 11) / 9007199254740992.0;
+}
+
+static void pongs_for_ever(void)
+{
+    for (;;) {
+        struct wire_msg m;
+        receive(&m, NULL);
+        if (m.type == WIRE_PING) wire_put(&out, WIRE_PONG, m.id, "", 0);
+        flush();
+    }
+}
+
+/* Things that never come to an answer. */
+static void spoil(const char *how)
+{
+    if (!strcmp(how, "crash")) abort();
+    if (!strcmp(how, "exit")) _exit(3);
+    if (!strcmp(how, "hang"))
+        for (;;) pause();
+    if (!strcmp(how, "stop")) raise(SIGSTOP);
+    if (!strcmp(how, "late")) pongs_for_ever();
+    if (!strcmp(how, "slow")) process_nap(0.3);
+    if (!strcmp(how, "garbage")) wire_add(&out, "HTTP/1.1 500 Internal Server Error\r\n", 36);
+    if (!strcmp(how, "unasked")) wire_put(&out, WIRE_PONG, 77, "", 0);
+    if (!strcmp(how, "config")) wire_put(&out, WIRE_CONFIG, 0, "", 0);
+    if (!strcmp(how, "nolines")) wire_put(&out, WIRE_PONG, 77, "x", 1);
+    if (!strcmp(how, "again")) wire_put(&out, WIRE_READY, 0, "dims=A,B,C\n", 11);
+    if (!strcmp(how, "fatal")) lines(WIRE_FATAL, "code=70\ntext=the device is lost\n");
+    if (!strcmp(how, "talk"))
+        for (int i = 0; i < 40000; i++) printf("%01000d\n", i); /* 40 MB into its log */
+    if (!strcmp(how, "flood"))
+        for (int i = 0; i < 100000; i++) {
+            wire_put(&out, WIRE_PONG, 1, "", 0);
+            flush();
+        }
+}
+
+static void answer(const struct wire_msg *m)
+{
+    struct wire_score s;
+    char prompt[WIRE_PROMPT + 1], how[32] = "", once[256] = "";
+    if (!wire_get_score(&s, m)) _exit(98);
+    memcpy(prompt, s.prompt, s.prompt_size);
+    prompt[s.prompt_size] = 0;
+    sscanf(prompt, "%31s %255s", how, once);
+    if (once[0] == '/' && open(once, O_CREAT | O_EXCL | O_WRONLY, 0600) < 0) how[0] = 0;
+    const uint64_t bytes = (uint64_t)s.frames * s.height * s.width * 3;
+    struct wire_result r = {.dims = 3, .crc = wire_crc32(0, memory + s.offset, bytes), .ms = 1};
+    spoil(how);
+    fake_scores(r.raw, prompt, memory + s.offset, bytes);
+    memcpy(r.norm, r.raw, sizeof r.norm);
+    r.frames_used = s.frames;
+    uint64_t id = m->id;
+    if (!strcmp(how, "nan")) r.raw[1] = NAN;
+    if (!strcmp(how, "inf")) r.norm[2] = INFINITY;
+    if (!strcmp(how, "huge")) r.raw[0] = 101;
+    if (!strcmp(how, "crc")) r.crc++;
+    if (!strcmp(how, "dims")) r.dims = 2;
+    if (!strcmp(how, "id")) id += 1000;
+    if (!strcmp(how, "bad")) r.status = WIRE_BAD_INPUT, strcpy(r.text, "not my kind of prompt");
+    if (!strcmp(how, "oom")) r.status = WIRE_NO_MEMORY;
+    wire_put_result(&out, id, &r);
+    if (!strcmp(how, "twice")) wire_put_result(&out, id, &r);
+    if (!strcmp(how, "flip")) out.data[out.at + 40] ^= 1;
+    if (!strcmp(how, "long")) out.data[out.at + 10] = 0xff;
+    if (!strcmp(how, "half")) {
+        out.size = out.at + 50;
+        flush();
+        _exit(0);
+    }
+    flush();
+    if (!strcmp(how, "after")) abort();
+}
+
+static void start(const char *nonce, int number)
+{
+    char text[256];
+    if (!strcmp(mode, "exit3")) _exit(3);
+    if (!strcmp(mode, "silent")) pause();
+    if (!strcmp(mode, "noise")) wire_add(&out, "hello\n", 6);
+    snprintf(text, sizeof text, "protocol=1\npid=%d\nnonce=%s\n", (int)getpid(),
+             strcmp(mode, "nonce") ? nonce : "0");
+    lines(WIRE_HELLO, text);
+    if (!strcmp(mode, "fatal")) {
+        lines(WIRE_FATAL, "code=66\ntext=/weights: no such folder\n");
+        _exit(66);
+    }
+    if (!strcmp(mode, "child") && fork() == 0) /* a process of its own that outlives it */
+        for (;;) pause();
+    snprintf(text, sizeof text, "dims=%s\nselftest=%s\nscorer=fake\npid=%d\n",
+             !strcmp(mode, "nodims") ? "A,,B" : "VQ,MQ,TA",
+             !strcmp(mode, "odd") && number ? "0.5,0.25,0.126002" : "0.5,0.25,0.125",
+             (int)getpid());
+    lines(WIRE_READY, text);
+    if (!strcmp(mode, "storm")) _exit(4);
+}
+
+_Noreturn void fake_scorer(const char *how)
+{
+    struct wire_msg m;
+    int fd = -1;
+    char nonce[32] = "", size[32] = "", number[16] = "";
+    mode = how;
+    receive(&m, &fd);
+    if (m.type != WIRE_CONFIG || !wire_lines(&m) || !wire_value(&m, "nonce", nonce, 32) ||
+        !wire_value(&m, "memory", size, 32) || !wire_value(&m, "worker", number, 16))
+        _exit(97);
+    void *p = mmap(NULL, strtoull(size, NULL, 10), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (p != MAP_FAILED) _exit(96); /* the trainer's memory is not ours to write */
+    p = mmap(NULL, strtoull(size, NULL, 10), PROT_READ, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) _exit(95);
+    memory = p;
+    start(nonce, atoi(number));
+    for (;;) {
+        receive(&m, NULL);
+        if (m.type == WIRE_BYE) _exit(0);
+        if (m.type == WIRE_PING && strcmp(mode, "deaf")) wire_put(&out, WIRE_PONG, m.id, "", 0);
+        if (m.type == WIRE_SCORE) answer(&m);
+        flush();
+    }
+}

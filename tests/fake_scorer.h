@@ -1,0 +1,10 @@
+/* A scorer in C for tests: the test program started again with "--scorer MODE" as its command. The
+ * first word of a prompt says how it misbehaves with that clip ("crash", "hang", ...), a second one
+ * names a file: then it does so only once, for whoever creates the file. */
+#ifndef TESTS_FAKE_SCORER_H
+#define TESTS_FAKE_SCORER_H
+#include <stdint.h>
+_Noreturn void fake_scorer(const char *mode);
+/* What it answers for a clip that it does not spoil. */
+void fake_scores(double raw[3], const char *prompt, const uint8_t *frames, uint64_t bytes);
+#endif
