@@ -3,7 +3,10 @@
 docs/speed.md). Same weights and inputs, outputs compared first, then runs in turn (A B A B), each in
 a process of its own so that the peak memory is its own.
 
-  scripts/bench_block.py [--threads N] [--rounds N] [--runs N] [--bf16-tokens N] [CASE-PART ...]
+  scripts/bench_block.py [--threads N] [--rounds N] [--runs N] [--bf16-tokens N] [--cpu-time]
+                         [CASE-PART ...]
+  --cpu-time: seconds of processor time of one thread in place of those of the clock: what to
+  compare where other work shares the cores.
 
 Needs `./osp`; without torch (or build/venv, see scripts/bench_cpu.py) it prints our numbers alone.
 """
@@ -19,6 +22,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, "build/venv/bin/python")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for PyTorch too, as we have them
 try:
     import torch
     import torch.nn.functional as F
@@ -32,7 +36,7 @@ DIM, FFN, HEADS, TEXT = 1536, 8960, 12, 512
 
 def read(folder, name, shape, dtype=None):
     x = torch.frombuffer(bytearray(open(f"{folder}/{name}.f32", "rb").read()), dtype=torch.float32)
-    return x.reshape(shape).to(dtype or torch.float32)
+    return x.reshape(shape).to(dtype or torch.float32, copy=True)  # in memory of PyTorch's own
 
 
 class Block:
@@ -96,7 +100,7 @@ class Block:
         return x + (self.linear("ffn.2", h) * m[5]).to(x.dtype)
 
 
-def run_block(folder, dtype, sequences, runs):
+def run_block(folder, dtype, sequences, runs, clock=time.perf_counter):
     """Seconds of each run, and the results of the last: y and all gradients."""
     block = Block(folder, dtype, sequences)
     x = read(folder, "x", (-1, DIM), dtype).requires_grad_()
@@ -107,20 +111,21 @@ def run_block(folder, dtype, sequences, runs):
     for _ in range(runs):
         for t in [x, text, e0, *block.p.values()]:
             t.grad = None
-        start = time.perf_counter()
+        start = clock()
         y = block.forward(x, text, e0)
         y.backward(dy)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return seconds, {"y": y.detach(), "dx": x.grad, **{"grad." + k: p.grad for k, p in block.p.items()}}
 
 
-def worker(folder, dtype, sequences, runs, threads):
+def worker(folder, dtype, sequences, runs, threads, cpu_time):
     """Child process: prints seconds and peak memory, or with runs = 0 the errors of both sides
     against PyTorch in f32 on the same numbers, as JSON."""
     torch.set_num_threads(threads)
     dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
     if runs:
-        seconds, _ = run_block(folder, dtype, sequences, runs)
+        clock = time.process_time if cpu_time else time.perf_counter
+        seconds, _ = run_block(folder, dtype, sequences, runs, clock)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return print(json.dumps({"seconds": seconds, "peak_rss_mb": peak}))
     _, exact = run_block(folder, torch.float32, sequences, 1)
@@ -143,34 +148,37 @@ def ours(case, args, runs, out=None):
     cmd = [os.path.join(ROOT, "osp"), "bench", f"runs={runs}", f"threads={args.threads}", *case]
     lines = subprocess.run(cmd + ([f"out={out}"] if out else []), check=True, capture_output=True, text=True)
     rows = [json.loads(x) for x in lines.stdout.splitlines()]
-    return [r["total_s"] for r in rows], max(r["peak_rss_mb"] for r in rows)
+    return [r["cpu_s" if args.cpu_time else "total_s"] for r in rows], max(r["peak_rss_mb"] for r in rows)
 
 
 def theirs(folder, dtype, sequences, runs, args):
     cmd = [sys.executable, os.path.abspath(__file__), "--worker", folder, dtype, str(sequences), str(runs),
-           str(args.threads)]
+           str(args.threads), str(int(args.cpu_time))]
     return json.loads(subprocess.run(cmd, check=True, capture_output=True, text=True).stdout)
 
 
 def main():
     if len(sys.argv) > 1 and sys.argv[1] == "--worker":
-        f, dtype, sequences, runs, threads = sys.argv[2:7]
-        return worker(f, dtype, int(sequences), int(runs), int(threads))
+        f, dtype = sys.argv[2:4]
+        return worker(f, dtype, *map(int, sys.argv[4:8]))
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--runs", type=int, default=3, help="runs of each in one turn; the first is not counted")
     p.add_argument("--bf16-tokens", type=int, default=4096,
                    help="4096 as in the table; 1024 where PyTorch has no fast bf16")
+    p.add_argument("--cpu-time", action="store_true", help="one thread, its processor time")
     p.add_argument("case", nargs="*")
     args = p.parse_args()
+    if args.cpu_time:
+        args.threads = 1
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     side = {4096: 64, 1024: 32}[args.bf16_tokens]
     square = [f"t=1", f"h={side}", f"w={side}"]
     cases = [("7 block f32 1536 full", "fp32", 1, ["dtype=fp32"], 1.0),
              (f"8 block bf16 {args.bf16_tokens} full", "bf16", 1, ["dtype=bf16", *square], 1.2),
              (f"8 block bf16 {args.bf16_tokens} sparse P=2", "bf16", 4, ["dtype=bf16", *square, "ratio=2"], 1.2)]
-    print(f"{args.threads} threads; {args.rounds} rounds of {args.runs} runs, in turn;"
+    print(f"{args.threads} threads{' (their processor time)' if args.cpu_time else ''}; {args.rounds} rounds of {args.runs} runs, in turn;"
           + (f" PyTorch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}" if torch else " no torch"))
     bad = 0
     for name, dtype, sequences, case, goal in cases:

@@ -2,7 +2,9 @@
 """CPU speed side by side with PyTorch: the same inputs, the outputs compared first, then runs in
 turn (A B A B). Prints the median, the range and the ratio of the medians for each case.
 
-  scripts/bench_cpu.py [--threads N] [--rounds N] [--runs N] [CASE-PART ...]
+  scripts/bench_cpu.py [--threads N] [--rounds N] [--runs N] [--cpu-time] [CASE-PART ...]
+  --cpu-time: seconds of processor time of one thread in place of those of the clock: what to
+  compare where other work shares the cores.
 
 Installs nothing. Without torch it says so and prints our numbers alone. For a venv with torch:
   python3 -m venv build/venv && build/venv/bin/pip install torch==2.13.0
@@ -21,6 +23,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BENCH = os.path.join(ROOT, "build/release/tests/bench/bench_ops")
 VENV = os.path.join(ROOT, "build/venv/bin/python")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for PyTorch too, as we have them
 try:
     import torch
     import torch.nn.functional as F
@@ -51,7 +54,7 @@ for name, row, goal, s, kind, dtype in (
 def load(folder, case, i, dtype, shape):
     raw = bytearray(open(os.path.join(folder, f"{case}.{i}.bin"), "rb").read())
     t = torch.frombuffer(raw, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
-    return t.reshape(shape)
+    return t.reshape(shape).clone()  # in memory of PyTorch's own
 
 
 def worst(got, want):
@@ -102,16 +105,17 @@ def ours_once(name, args, folder=None):
     cmd = [BENCH, "-t", str(args.threads), "-n", "1" if folder else str(args.runs)]
     cmd += (["-o", folder] if folder else []) + [name]
     line = json.loads(subprocess.run(cmd, check=True, capture_output=True, text=True).stdout)
-    return line["seconds"], line["device"]
+    return line["cpu_seconds" if args.cpu_time else "seconds"], line["device"]
 
 
-def torch_once(run, n):
+def torch_once(run, n, args):
+    clock = time.process_time if args.cpu_time else time.perf_counter
     seconds = []
     for i in range(n + 1):
-        t = time.perf_counter()
+        t = clock()
         run()
         if i:
-            seconds.append(time.perf_counter() - t)
+            seconds.append(clock() - t)
     return seconds
 
 
@@ -126,13 +130,16 @@ def main():
     p.add_argument("--rounds", type=int, default=3, help="times that A and B take turns")
     p.add_argument("--runs", type=int, default=3, help="runs of each in one turn")
     p.add_argument("case", nargs="*", help="only cases whose name contains this")
+    p.add_argument("--cpu-time", action="store_true", help="one thread, its processor time")
     args = p.parse_args()
+    if args.cpu_time:
+        args.threads = 1
     if subprocess.run(["make", "-s", BENCH[len(ROOT) + 1:]], cwd=ROOT).returncode:
         return "bench_ops does not build"
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     cpu = next((x.split(":")[1].strip() for x in open("/proc/cpuinfo") if "model name" in x),
                platform.machine())
-    print(f"CPU {cpu}, {args.threads} threads; {args.rounds} rounds of {args.runs} runs, in turn")
+    print(f"CPU {cpu}, {args.threads} threads{' (their processor time)' if args.cpu_time else ''}; {args.rounds} rounds of {args.runs} runs, in turn")
     if torch:
         torch.set_num_threads(args.threads)
         print(f"PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
@@ -156,7 +163,7 @@ def main():
             a += seconds
             if run:
                 slow = len(b) and max(b) > 5  # one run a turn is enough of what takes seconds
-                b += torch_once(run, 1 if slow else args.runs)
+                b += torch_once(run, 1 if slow else args.runs, args)
         med, low, high = rates(flops, a)
         text = f"{row:3} {name:34} {med:8.1f} ({low:5.1f}-{high:5.1f})"
         if run:

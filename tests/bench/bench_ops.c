@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "core/dev.h"
 #include "core/log.h"
@@ -153,12 +154,15 @@ static void bench_one(const struct bench *b)
                          : b->run == attn_skiparse ? pairs
                          : b->run == attn_both     ? 14 * pairs /* 2 products forward, 5 backward */
                                                    : 2 * (double)b->m * (double)b->n * (double)b->k;
-    double s[MAXRUNS];
+    double s[MAXRUNS], cpu[MAXRUNS];  /* by the clock, and of all threads */
     for (int r = -1; r < runs; r++) { /* the first run is not counted */
         const double t0 = log_seconds();
+        const clock_t c0 = clock();
         b->run(d, t, b);
         d->ops->sync(d);
-        if (r >= 0) s[r] = log_seconds() - t0;
+        if (r < 0) continue;
+        cpu[r] = (double)(clock() - c0) / CLOCKS_PER_SEC;
+        s[r] = log_seconds() - t0;
     }
     if (folder) dump(d, b, t, n);
     char what[256];
@@ -168,6 +172,8 @@ static void bench_one(const struct bench *b)
            "\"seconds\": [",
            b->name, b->row, flops / s[0] / 1e9, flops / s[runs / 2] / 1e9);
     for (int r = 0; r < runs; r++) printf("%s%.5f", r ? ", " : "", s[r]);
+    printf("], \"cpu_seconds\": [");
+    for (int r = 0; r < runs; r++) printf("%s%.5f", r ? ", " : "", cpu[r]);
     printf("], \"device\": \"%s\"}\n", what);
     fflush(stdout);
     for (int i = 0; i < n; i++) dev_free(d, t[i].data);
