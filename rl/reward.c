@@ -28,8 +28,7 @@ static void wake(struct reward *r)
 struct spawner *reward_prepare(struct err *e) { return spawner_start(e); }
 void reward_release(struct spawner *p) { spawner_stop(p); }
 
-/* ---- open and close ---------------------------------------------------------------------------
- */
+/* ---- open and close ---- */
 static double or_default(double v, double usual) { return v > 0 ? v : usual; }
 
 static bool config_fine(const struct reward_config *c, struct err *e)
@@ -184,8 +183,7 @@ void reward_close(struct reward *r)
     free_all(r);
 }
 
-/* ---- waiting ----------------------------------------------------------------------------------
- */
+/* ---- waiting ---- */
 /* With the lock held, until something has changed or the time has come. False: it has. */
 static bool wait_until(struct reward *r, double when)
 {
@@ -270,8 +268,7 @@ char *reward_identity(struct reward *r)
     return text;
 }
 
-/* ---- clips in ---------------------------------------------------------------------------------
- */
+/* ---- clips in ---- */
 static struct slot *free_one(struct reward *r)
 {
     for (int i = 0; i < r->num_slots; i++)
@@ -394,8 +391,7 @@ bool reward_submit(struct reward *r, struct reward_slot *p, uint64_t id, const c
     return !used;
 }
 
-/* ---- results out ------------------------------------------------------------------------------
- */
+/* ---- results out ---- */
 int reward_poll(struct reward *r, struct reward_result *out, int max)
 {
     pthread_mutex_lock(&r->lock);

@@ -12,8 +12,7 @@
 
 enum { IN_FLIGHT = 2 /* per worker: the next clip is there already */ };
 
-/* ---- results ----------------------------------------------------------------------------------
- */
+/* ---- results ---- */
 static void say(char *to, size_t size, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 static void say(char *to, size_t size, const char *fmt, ...)
 {
@@ -144,8 +143,7 @@ static void on_lost(struct reward *r, struct worker *w)
     }
 }
 
-/* ---- what a scorer says of itself -------------------------------------------------------------
- */
+/* ---- what a scorer says of itself ---- */
 static int split_names(char *text, char name[REWARD_DIMS][REWARD_NAME])
 {
     int n = 0;
@@ -216,8 +214,7 @@ static void on_ready(struct reward *r, struct worker *w, double now)
     }
 }
 
-/* ---- the supervisor ---------------------------------------------------------------------------
- */
+/* ---- the supervisor ---- */
 /* Not counting times in which this process did not run: a stopped trainer has not waited. */
 static double clock_now(struct reward *r)
 {

@@ -33,8 +33,7 @@ struct spawner {
     uint64_t serial; /* of the newest start */
 };
 
-/* ---- the process: static memory only ----------------------------------------------------------
- */
+/* ---- the process: static memory only ---- */
 static struct child {
     pid_t pid; /* 0: free */
     uint64_t serial;
@@ -310,8 +309,7 @@ static _Noreturn void spawner_main(int socket, pid_t trainer)
     leave();
 }
 
-/* ---- the trainer's side -----------------------------------------------------------------------
- */
+/* ---- the trainer's side ---- */
 struct spawner *spawner_start(struct err *e)
 {
     int pair[2];

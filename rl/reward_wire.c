@@ -6,8 +6,7 @@
 
 #include "core/err.h"
 
-/* ---- CRC-32, eight bytes at a time ------------------------------------------------------------
- */
+/* ---- CRC-32, eight bytes at a time ---- */
 static uint32_t crc_table[8][256];
 static pthread_once_t crc_once = PTHREAD_ONCE_INIT;
 
@@ -43,8 +42,7 @@ uint32_t wire_crc32(uint32_t crc, const void *data, size_t n)
     return ~c;
 }
 
-/* ---- bytes ------------------------------------------------------------------------------------
- */
+/* ---- bytes ---- */
 void wire_add(struct wire_buf *b, const void *p, size_t n)
 {
     if (b->at == b->size) b->at = b->size = 0;
@@ -113,8 +111,7 @@ static double take_f64(struct reader *r)
     return v;
 }
 
-/* ---- messages ---------------------------------------------------------------------------------
- */
+/* ---- messages ---- */
 static const char magic[4] = {'O', 'S', 'P', 'R'};
 
 void wire_put(struct wire_buf *b, enum wire_type type, uint64_t id, const void *payload, size_t n)
@@ -167,8 +164,7 @@ int wire_take(struct wire_buf *b, struct wire_msg *m, const char **wrong)
     return 1;
 }
 
-/* ---- SCORE and RESULT -------------------------------------------------------------------------
- */
+/* ---- SCORE and RESULT ---- */
 enum {
     SCORE_FIXED = 4 + 4 + 8 + 12 + 4 + 8 + 4 + 4 + 4 + 4,
     RESULT_FIXED = 4 + 4 + 4 + 4 + 12 + 4
@@ -267,8 +263,7 @@ bool wire_get_result(struct wire_result *s, const struct wire_msg *m)
     return true;
 }
 
-/* ---- text -------------------------------------------------------------------------------------
- */
+/* ---- text ---- */
 /* Bytes of the character at s, 0 when it is none or a control character. */
 static size_t character(const uint8_t *s, size_t n)
 {

@@ -61,8 +61,7 @@ void worker_fail(struct worker *w, double now, bool for_good, const char *fmt, .
     enter(w, WORKER_ENDING, now);
 }
 
-/* ---- start ------------------------------------------------------------------------------------
- */
+/* ---- start ---- */
 static bool send_config(struct worker *w)
 {
     const struct worker_rules *u = w->rules;
@@ -119,8 +118,7 @@ static void begin(struct worker *w, double now)
     if (!w->serial && w->state == WORKER_ENDING) worker_ended(w, now, 0, 0);
 }
 
-/* ---- end --------------------------------------------------------------------------------------
- */
+/* ---- end ---- */
 static void how_it_ended(int status, char *text, size_t size)
 {
     if (WIFEXITED(status))
@@ -167,8 +165,7 @@ bool worker_ended(struct worker *w, double now, uint64_t serial, int status)
     return true;
 }
 
-/* ---- messages ---------------------------------------------------------------------------------
- */
+/* ---- messages ---- */
 static bool flush_out(struct worker *w)
 {
     while (w->out.at < w->out.size) {
@@ -290,8 +287,7 @@ void worker_bye(struct worker *w)
     shutdown(w->fd, SHUT_WR);
 }
 
-/* ---- clock ------------------------------------------------------------------------------------
- */
+/* ---- clock ---- */
 /* Why it is overdue, or false. */
 static bool overdue(const struct worker *w, double now, char *why, size_t size)
 {
