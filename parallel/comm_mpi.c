@@ -97,23 +97,47 @@ static void reduce_scatter(struct comm *c, struct tensor dst, struct tensor src,
     settle(c, w, out);
 }
 
+/* Every rank sums one part of the piece, from all ranks in rank order, and the parts are gathered:
+ * 2 (size-1)/size of it leave a rank, and the order of the sum is fixed. */
+static void sum_piece(struct comm *c, struct tensor x, char *all, int *count, int *first)
+{
+    const int n = count_of(tensor_count(x)), part = (n + c->size - 1) / c->size, me = c->rank;
+    const size_t size = dtype_size(x.dtype);
+    int *at = first + c->size, *mine = count + c->size;
+    const void **from = malloc((size_t)c->size * sizeof *from);
+    CHECK(from, "out of memory");
+    for (int r = 0; r < c->size; r++) {
+        first[r] = r * part < n ? r * part : n;
+        count[r] = n - first[r] < part ? n - first[r] : part;
+    }
+    for (int r = 0; r < c->size; r++) {
+        mine[r] = count[me];
+        at[r] = r * count[me];
+        from[r] = all + (size_t)at[r] * size;
+    }
+    MPI_Alltoallv(x.data, count, first, type_of(x.dtype), all, mine, at, type_of(x.dtype), mpi(c));
+    reduce_parts(
+        tensor_make((char *)x.data + (size_t)first[me] * size, x.dtype, 1, DIMS(count[me])), from,
+        c->size, false);
+    MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, x.data, count, first, type_of(x.dtype),
+                   mpi(c));
+    free(from);
+}
+
 static void all_reduce(struct comm *c, struct tensor x, struct work *out)
 {
     (void)out; /* small values and replica sums: done on return */
-    const int64_t n = tensor_count(x), step = 1 << 20;
+    const int64_t n = tensor_count(x), step = 1 << 22;
     const size_t size = dtype_size(x.dtype);
-    char *all = malloc((size_t)(n < step ? n : step) * size * (size_t)c->size + 1);
-    const void **part = malloc((size_t)c->size * sizeof *part);
-    CHECK(all && part, "out of memory");
+    char *all = malloc(((size_t)(n < step ? n : step) + (size_t)c->size) * size + 1);
+    int *count = calloc((size_t)c->size * 4, sizeof *count);
+    CHECK(all && count, "out of memory");
     for (int64_t i = 0; i < n; i += step) {
         const int64_t len = n - i < step ? n - i : step;
-        struct tensor piece = tensor_make((char *)x.data + (size_t)i * size, x.dtype, 1, &len);
-        MPI_Allgather(piece.data, (int)len, type_of(x.dtype), all, (int)len, type_of(x.dtype),
-                      mpi(c));
-        for (int r = 0; r < c->size; r++) part[r] = all + (size_t)r * (size_t)len * size;
-        reduce_parts(piece, part, c->size, false);
+        sum_piece(c, tensor_make((char *)x.data + (size_t)i * size, x.dtype, 1, &len), all, count,
+                  count + 2 * c->size);
     }
-    free(part);
+    free(count);
     free(all);
 }
 

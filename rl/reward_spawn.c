@@ -39,6 +39,8 @@ static struct child {
     uint64_t serial;
     int out, log; /* what it prints, and where that goes; -1: closed */
     long logged;
+    bool ended; /* the process itself; others of its group may live */
+    int status;
 } children[SPAWN_MAX];
 static struct order order;
 
@@ -174,7 +176,7 @@ static void run_scorer(int control, int socket)
     setpgid(pid, pid); /* both sides, so that a kill right now finds the group */
     const int log = open(order.text, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     struct stat st;
-    children[i] = (struct child){pid, order.serial, out[0], log, 0};
+    children[i] = (struct child){.pid = pid, .serial = order.serial, .out = out[0], .log = log};
     if (log >= 0 && fstat(log, &st) == 0) children[i].logged = st.st_size;
 }
 
@@ -205,23 +207,41 @@ static void kill_group(pid_t pid)
     kill(pid, SIGKILL);
 }
 
-/* The group dies before the pid is given back, so that nobody else can have its number. */
+/* True: nothing of its group is left. Its orphans have become children of this process. */
+static bool group_gone(const struct child *c)
+{
+    pid_t pid;
+    while ((pid = waitpid(-c->pid, NULL, WNOHANG)) > 0) continue;
+    if (pid == 0) kill(-c->pid, SIGKILL); /* a group keeps its number while it lives */
+    return pid < 0 && errno == ECHILD;
+}
+
 static void reap(int control)
 {
     for (int i = 0; i < SPAWN_MAX; i++) {
         struct child *c = &children[i];
         siginfo_t info = {0};
-        if (!c->pid || waitid(P_PID, (id_t)c->pid, &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
-            info.si_pid != c->pid)
-            continue;
-        int status = 0;
-        kill(-c->pid, SIGKILL);
-        waitpid(c->pid, &status, 0);
+        if (!c->pid) continue;
+        if (!c->ended && waitid(P_PID, (id_t)c->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+            info.si_pid == c->pid) {
+            kill(-c->pid, SIGKILL); /* before the number is given back */
+            c->ended = waitpid(c->pid, &c->status, 0) == c->pid;
+        }
+        if (!c->ended || !group_gone(c)) continue;
         copy_output(c);
         if (c->out >= 0) close(c->out);
         if (c->log >= 0) close(c->log);
         c->pid = 0;
-        tell_end(control, c->serial, status);
+        tell_end(control, c->serial, c->status);
+    }
+    for (;;) { /* orphans that had left their group */
+        siginfo_t info = {0};
+        bool leader = false;
+        if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) != 0 || !info.si_pid) return;
+        for (int i = 0; i < SPAWN_MAX; i++)
+            leader |= children[i].pid == info.si_pid && !children[i].ended;
+        if (leader) return; /* its turn is in the next round */
+        waitpid(info.si_pid, NULL, 0);
     }
 }
 
@@ -229,8 +249,11 @@ static _Noreturn void leave(void)
 {
     for (int i = 0; i < SPAWN_MAX; i++)
         if (children[i].pid) kill_group(children[i].pid);
-    for (int i = 0; i < SPAWN_MAX; i++)
-        if (children[i].pid) waitpid(children[i].pid, NULL, 0);
+    for (int round = 0, left = 1; left && round < 500; round++) { /* 5 s, if the kernel holds one */
+        left = 0;
+        for (int i = 0; i < SPAWN_MAX; i++) left += children[i].pid && !group_gone(&children[i]);
+        if (left) nanosleep(&(struct timespec){0, 10000000}, NULL);
+    }
     _exit(0);
 }
 
@@ -288,6 +311,7 @@ static _Noreturn void spawner_main(int socket, pid_t trainer)
     control = SCORER_FD;
     fcntl(control, F_SETFD, FD_CLOEXEC);
     rename_process();
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
     sigset_t block;
     sigemptyset(&block);
     for (int i = 0; i < 5; i++)

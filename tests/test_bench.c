@@ -44,6 +44,10 @@ static void test_counts(struct comm *world)
                row_says(said, "  SSP 4 x Ulysses 2", " 78.57 %") &&
                row_says(said, "  SSP 4 x Ulysses 2", "    3 "),
            "%s", said);
+    /* ranks that the heads do not allow, sizes that do not divide */
+    EXPECT(bench("", "ranks=8", said) == 0 && strstr(said, "SSP 4 x Ulysses 2"), "%s", said);
+    EXPECT(bench("", "ranks=7 heads=7 dim=77 t=1 h=5 w=5 ratio=3", said) == 0, "%s", said);
+    EXPECT(bench("", "ranks=5 heads=4 t=1 h=5 w=5", said) == 0, "%s", said);
     EXPECT(bench("", "ranks=6 ratio=3 h=18 w=18 t=2", said) == 0 &&
                row_says(said, "  SSP 3 x Ulysses 2", " %"),
            "%s", said);
@@ -67,7 +71,7 @@ static void test_mistakes(struct comm *world)
         const char *rest, *text;
     } bad[] = {
         {"", "start it with mpirun -n N, or say ranks=N"},
-        {"ranks=5", "12 heads must divide dim 1536 and be a multiple of the 5 ranks"},
+        {"ranks=4 heads=7", "7 heads do not divide dim 1536"},
         {"ranks=4 runs=1000", "runs must be at most 100"},
         {"ranks=4 ratio=1", "ratio at least 2"},
         {"ranks=4 dtype=int8", "cannot use \"dtype=int8\""},

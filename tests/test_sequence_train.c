@@ -78,7 +78,7 @@ static void test_curve_f32(struct comm *w)
         test_skip("no cpu device");
         return;
     }
-    compare("device=cpu", "weight_dtype=fp32", MOST, 1e-4);
+    compare("device=cpu", "weight_dtype=fp32", MOST, 1e-6);
 }
 
 /* 5 steps on one layout, 5 on another, against 10 on one rank. */

@@ -35,8 +35,12 @@ static struct part part_of(const struct scheme *s, int rank)
     return (struct part){s->ssp, rank / s->sp % s->ssp, s->sp, rank % s->sp};
 }
 
+static int gcd(int a, int b) { return b ? gcd(b, a % b) : a; }
+
 /* Elements that leave a rank, by formula: chunk (i,j) leaves the SSP rank that owns class i when
- * class j is another's; q, k, v and o leave but for the rank's own share of heads. */
+ * class j is another's. Attention over U ranks with a = gcd(heads, U) head groups: q goes to a - 1
+ * ranks and o comes from as many, k and v go to all U - 1, each time 1/a of the row. (o is counted
+ * at the rank that has the row; the sums over the ranks are equal.) */
 static double formula(const struct bench *b, const struct scheme *s, int rank)
 {
     const struct grid g = grid_of(b);
@@ -59,7 +63,8 @@ static double formula(const struct bench *b, const struct scheme *s, int rank)
         }
         return most * (double)b->dim * (s->ssp * s->sp - 1);
     }
-    return (double)b->dim * (moved + 4 * rows * (s->sp - 1) / s->sp);
+    const int a = gcd((int)b->heads, s->sp);
+    return moved * (double)b->dim + rows * (double)(b->dim / a) * (2 * (a - 1) + 2 * (s->sp - 1));
 }
 
 /* Buffers and exchanges of a block on this rank. */
@@ -180,8 +185,10 @@ static void measure(struct comm *world, struct dev *dev, const struct bench *b,
         comm_max_f64(world, &second[i], 1, "time");
     }
     qsort(second, (size_t)b->runs, sizeof *second, by_value);
-    double sum[2] = {sent, formula(b, s, world->rank)}, most[2] = {sent, (double)c.token->rows},
-           least = -(double)c.token->rows;
+    const int64_t rows[2] = {c.token->rows, c.group->rows};
+    double sum[2] = {sent, formula(b, s, world->rank)},
+           most[2] = {sent, (double)(rows[0] > rows[1] ? rows[0] : rows[1])},
+           least = -(double)(rows[0] < rows[1] ? rows[0] : rows[1]);
     if (real) {
         comm_sum_f64(world, sum, 2, "sent");
         comm_max_f64(world, most, 2, "sent");
@@ -242,7 +249,7 @@ static int verify(const struct bench *b, const struct scheme *s, const struct re
     }
     const int64_t PP = b->ratio * b->ratio;
     if (s->kind == SSP && s->sp == 1 && s->ssp == ranks && b->h % PP == 0 && b->w % PP == 0 &&
-        4 * r->sent != first->sent) {
+        b->heads % ranks == 0 && 4 * r->sent != first->sent) {
         printf("  DIFFERS: on a grid of whole units SSP sends a quarter of Ulysses\n");
         bad++;
     }
@@ -256,10 +263,9 @@ static void check_arguments(const struct bench *b, const struct comm *world, int
                  world->size);
     if (ranks < 2)
         err_stop(RC_USAGE, "bench comm: start it with mpirun -n N, or say ranks=N to count only");
-    if (b->dim % b->heads || b->heads % ranks)
-        err_stop(RC_USAGE,
-                 "bench comm: %lld heads must divide dim %lld and be a multiple of the %d ranks",
-                 (long long)b->heads, (long long)b->dim, ranks);
+    if (b->dim % b->heads)
+        err_stop(RC_USAGE, "bench comm: %lld heads do not divide dim %lld", (long long)b->heads,
+                 (long long)b->dim);
     if (b->runs > MAX_RUNS || b->ratio < 2)
         err_stop(RC_USAGE, "bench comm: runs must be at most %d, ratio at least 2", MAX_RUNS);
 }

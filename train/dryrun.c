@@ -88,7 +88,12 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     struct shape_plan *p =
         plan_shape(dev, &mesh, &in->model, in->batch, in->t, in->h, in->w, (int)in->model.text_len);
     out->params = dit_num_params(d);
-    out->rows = dit_first_stage(p)->layout->rows;
+    out->rows = out->rows_least = out->rows_most = dit_first_stage(p)->layout->rows;
+    for (int i = 0; i <= p->num_layers; i++) { /* stages that blocks run in */
+        const int64_t rows = p->stage[p->at[i]].layout->rows;
+        out->rows_least = rows < out->rows_least ? rows : out->rows_least;
+        out->rows_most = rows > out->rows_most ? rows : out->rows_most;
+    }
     count_states(f, out);
     out->lora_bytes = lora ? lora_bytes(lora) : 0;
     out->other_bytes = dev->count.bytes_now - out->lora_bytes - out->master_bytes -

@@ -29,7 +29,8 @@ struct dryrun_out {
     size_t lora_bytes;                     /* all states of the adapters */
     struct dryrun_phase forward, backward; /* one micro-batch; backward includes recompute */
     struct comm_count comm[AXIS_COUNT][COMM_KINDS];
-    int64_t rows; /* token rows on this rank per micro-batch */
+    int64_t rows;                  /* token rows on this rank per micro-batch, first stage */
+    int64_t rows_least, rows_most; /* over its stages */
 };
 void dryrun(const struct dryrun_in *in, struct dryrun_out *out);
 /* Forward and backward FLOPs without any recompute, of the whole micro-batch over all ranks of a

@@ -118,8 +118,8 @@ static struct group walk_group(const struct settings *s, int size, bool train, s
         g.flops += all_flops(&o);
         g.matrix_s = fmax(g.matrix_s, plan_matrix_seconds(&o.forward, &o.backward));
         g.row_bytes = fmax(g.row_bytes, o.forward.row_bytes + o.backward.row_bytes);
-        c->rows_most = r == 0 || o.rows > c->rows_most ? o.rows : c->rows_most;
-        c->rows_least = r == 0 || o.rows < c->rows_least ? o.rows : c->rows_least;
+        c->rows_most = r == 0 || o.rows_most > c->rows_most ? o.rows_most : c->rows_most;
+        c->rows_least = r == 0 || o.rows_least < c->rows_least ? o.rows_least : c->rows_least;
         if (r == 0 || plan_total_bytes(&o) > plan_total_bytes(&c->rank)) c->rank = o;
     }
     return g;
