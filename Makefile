@@ -205,7 +205,7 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
              ops_rows reward reward_wire
 SAN_ubsan := config data filter model ops ops_rows golden_ops reward reward_wire
-SAN_tsan  := loader comm check_comm model resume sequence
+SAN_tsan  := reward loader comm check_comm model resume sequence
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
 	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
