@@ -91,11 +91,15 @@ static void close_from(unsigned first)
     for (int fd = (int)first; fd < 65536; fd++) close(fd);
 }
 
+/* By the system call: the C library refuses the signals it keeps for its threads (32, 33), and
+ * some launchers hand those down ignored. */
 static void default_signals(void)
 {
-    struct sigaction a = {.sa_handler = SIG_DFL};
-    sigemptyset(&a.sa_mask);
-    for (int sig = 1; sig < NSIG; sig++) sigaction(sig, &a, NULL);
+    static const struct {
+        unsigned long handler, flags, restorer, mask;
+    } by_default = {0};
+    for (int sig = 1; sig < NSIG; sig++)
+        syscall(SYS_rt_sigaction, sig, &by_default, NULL, sizeof by_default.mask);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
