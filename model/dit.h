@@ -50,4 +50,7 @@ void dit_forward(struct ctx *c, const struct dit *d, const struct shape_plan *p,
 /* dout [R', 4*out_dim] T. dxt, dtext (T): gradients of the inputs; data NULL: not wanted. */
 void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struct tensor dout,
                   struct tensor dxt, struct tensor dtext);
+/* The backward pass that follows is over the leading p->batch samples alone, p the plan of the same
+ * shape with that batch: for rows whose gradient is zero. */
+void dit_narrow(struct dit_run *run, const struct shape_plan *p);
 #endif

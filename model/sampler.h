@@ -2,14 +2,10 @@
  * guidance in S, the model in T. Works on the rows of this rank; any layout. */
 #ifndef MODEL_SAMPLER_H
 #define MODEL_SAMPLER_H
-#include "model/dit.h"
+#include "model/guided.h"
 struct sampler {
-    struct ctx *ctx;
-    const struct dit *dit;
-    const struct shape_plan *plan; /* batch: samples, twice with batched guidance */
-    struct redist *back;           /* rows of the last stage to those of the first; NULL: same */
-    int samples;                   /* per pass */
-    bool batched;                  /* conditional and unconditional rows in one pass */
+    struct guided *guided; /* both branches of guidance, or one after the other */
+    bool batched;
 };
 struct sampler_job {
     const double *sigma; /* [steps+1], 1 to 0 */
@@ -21,8 +17,10 @@ struct sampler_job {
     void (*progress)(void *arg, int step);
     void *arg;
 };
-void sampler_init(struct sampler *s, struct ctx *c, const struct dit *d, const struct shape_plan *p,
-                  struct comm *ssp, bool batched);
+/* samples per pass; t, h, w: token grid. batched: conditional and unconditional rows in one pass.
+ */
+void sampler_init(struct sampler *s, struct ctx *c, const struct dit *d, int samples, int t, int h,
+                  int w, bool batched);
 void sampler_free(struct sampler *s);
 /* latent [samples, C, T, H, W] S: the clean latent; elements of other ranks' tokens are 0. Lives in
  * the keep arena, which the caller marks and releases. */

@@ -33,11 +33,11 @@ int print_config(enum settings_verb verb, const struct args *a)
 
 int verb_print_config(int argc, char **argv)
 {
-    static const char *const names[] = {"train", "data", "sample", "plan"};
+    static const char *const names[] = {"train", "data", "sample", "plan", "rl"};
     static const enum settings_verb verbs[] = {SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE,
-                                               SETTINGS_PLAN};
+                                               SETTINGS_PLAN, SETTINGS_RL};
     enum settings_verb verb = SETTINGS_TRAIN;
-    for (int i = 0; argc > 0 && i < 4; i++)
+    for (int i = 0; argc > 0 && i < 5; i++)
         if (strcmp(argv[0], names[i]) == 0) {
             verb = verbs[i];
             argc--;

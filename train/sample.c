@@ -406,8 +406,9 @@ static void prepare(struct sampling *s, struct comm *world)
     s->sigma = calloc((size_t)steps + 1, sizeof *s->sigma);
     CHECK(s->sigma, "out of memory");
     flow_sampling_sigmas(s->sigma, steps, c->scheduler.shift);
-    sampler_init(&s->sampler, &s->ses->ctx, s->ses->dit, s->ses->plan, s->ses->mesh.axis[AXIS_SSP],
-                 batched(s));
+    const struct session_shape *z = &s->ses->shape;
+    sampler_init(&s->sampler, &s->ses->ctx, s->ses->dit, (int)c->sample.batch_size, (int)z->t,
+                 (int)z->h / 2, (int)z->w / 2, batched(s));
     find_todo(s, world);
     if (c->sample.compare)
         s->compare = compare_open(c->sample.compare, &s->prompts, s->items, s->manifest);

@@ -14,10 +14,11 @@ enum {
     D = 1 << SETTINGS_DATA,
     S = 1 << SETTINGS_SAMPLE,
     P = 1 << SETTINGS_PLAN,
+    R = 1 << SETTINGS_RL,
     TP = T | P,
-    TSP = T | S | P,
-    ALL = T | D | S | P,
-    R = 0 /* of the verb that post-trains, when there is one */
+    TPR = T | P | R,
+    TSPR = T | S | P | R,
+    ALL = T | D | S | P | R
 };
 struct row {
     unsigned verbs;
@@ -85,60 +86,61 @@ WORDS(datasets, "wan_t2v", "t2v_random");
 WORDS(lr_kinds, "constant", "cosine");
 
 static const struct row general[] = {
-    ROW_ENUM(TSP, "model_name", model_name, "osp_next", model_names, "the kind of model"),
-    ROW_INT(TSP, "seed", seed, "42", 0, 9007199254740992.0, "of everything that is random"),
-    ROW_TEXT(TSP, "output_dir", output_dir, "./output", "folder for everything that is written"),
+    ROW_ENUM(TSPR, "model_name", model_name, "osp_next", model_names, "the kind of model"),
+    ROW_INT(TSPR, "seed", seed, "42", 0, 9007199254740992.0, "of everything that is random"),
+    ROW_TEXT(TSPR, "output_dir", output_dir, "./output", "folder for everything that is written"),
     ROW_INT(TP, "training_iteration", training_iteration, "1000000", 1, BIG, "optimizer steps"),
-    ROW_REAL(T | P, "max_seconds", max_seconds, "0", 0, BIG,
+    ROW_REAL(TPR, "max_seconds", max_seconds, "0", 0, BIG,
              "stop after so long by the clock, with a checkpoint; 0: never"),
-    {TSP,
+    {TSPR,
      {"fsdp_size", CFG_INT, AT(fsdp_size), "auto", 1, BIG, auto_word,
       "ranks that share one copy of the model; auto: all", FSDP_AUTO, 0}},
-    ROW_NULL0(TSP, "ddp_size", ddp_size, "null",
+    ROW_NULL0(TSPR, "ddp_size", ddp_size, "null",
               "copies of the model; null: ranks / fsdp_size, and no other number is right"),
-    ROW_BOOL(TSP, "use_sequence_parallel", use_sequence_parallel, "false",
+    ROW_BOOL(TSPR, "use_sequence_parallel", use_sequence_parallel, "false",
              "split sequences by heads (Ulysses)"),
-    ROW_INT(TSP, "sp_size", sp_size, "1", 1, 4096, "ranks per sequence, when switched on"),
-    ROW_BOOL(TSP, "use_skiparse_sequence_parallel", use_skiparse_sequence_parallel, "false",
+    ROW_INT(TSPR, "sp_size", sp_size, "1", 1, 4096, "ranks per sequence, when switched on"),
+    ROW_BOOL(TSPR, "use_skiparse_sequence_parallel", use_skiparse_sequence_parallel, "false",
              "split by sub-sequences (SSP)"),
-    ROW_INT(TSP, "skiparse_sp_size", skiparse_sp_size, "1", 1, 4096,
+    ROW_INT(TSPR, "skiparse_sp_size", skiparse_sp_size, "1", 1, 4096,
             "ranks per sample, when switched on"),
-    ROW_ENUM(TSP, "reshard_after_forward", reshard_after_forward, "null", reshards,
+    ROW_ENUM(TSPR, "reshard_after_forward", reshard_after_forward, "null", reshards,
              "drop gathered weights after forward; null: as true (the official null keeps those of "
              "the root, which changes no result); false: keep all until backward"),
-    ROW_INT(TSP, "explicit_prefetching_num_blocks", explicit_prefetching_num_blocks, "0", 0, 64,
+    ROW_INT(TSPR, "explicit_prefetching_num_blocks", explicit_prefetching_num_blocks, "0", 0, 64,
             "blocks whose weights are gathered ahead; 0: none, each gather is waited for (the "
             "official 0 still overlaps about one, which changes no result)"),
-    ROW_BOOL(TP, "gradient_checkpointing", gradient_checkpointing, "false",
+    ROW_BOOL(TPR, "gradient_checkpointing", gradient_checkpointing, "false",
              "official name of recompute: all"),
-    {TP,
+    {TPR,
      {"recompute", CFG_WORD_OR_INTS, AT(recompute), "null", 0, 127, recomputes,
       "what the backward pass computes again, or the blocks that recompute all; null: as "
       "gradient_checkpointing says",
       0, AT(recompute_blocks)}},
-    ROW_INT(TP, "gradient_accumulation_steps", gradient_accumulation_steps, "1", 1, 65536,
+    ROW_INT(TPR, "gradient_accumulation_steps", gradient_accumulation_steps, "1", 1, 65536,
             "micro-steps per optimizer step (follows from global_batch_size when that is given)"),
-    ROW_REAL(TP, "init_max_grad_norm", init_max_grad_norm, "1.0", 0, BIG,
+    ROW_REAL(TPR, "init_max_grad_norm", init_max_grad_norm, "1.0", 0, BIG,
              "gradient norm limit: the first one when adaptive"),
-    ROW_ENUM(TP, "grad_clip", grad_clip, "adaptive", clips, "how the limit moves"),
+    ROW_ENUM(TPR, "grad_clip", grad_clip, "adaptive", clips, "how the limit moves"),
     ROW_BOOL(TP, "grad_scale_ref", grad_scale_ref, "false",
              "scale gradients as the reference does under sequence parallelism"),
-    ROW_INT(TP, "max_skipped_steps", max_skipped_steps, "10", 0, BIG,
+    ROW_INT(TPR, "max_skipped_steps", max_skipped_steps, "10", 0, BIG,
             "steps with a non-finite loss or norm before the run stops"),
     ROW_INT(TP, "log_interval", log_interval, "1", 1, BIG, "steps between log lines"),
     ROW_INT(TP, "save_interval", save_interval, "1000", 1, BIG, "steps between checkpoints"),
-    ROW_TEXT(TP, "resume", resume, "auto", "auto (newest valid checkpoint), never, or a path"),
-    ROW_ENUM(TSP, "weight_dtype", weight_dtype, "bfloat16", dtypes, "type of the computation"),
-    ROW_ENUM(TSP, "device", device, "auto", devices, "where the computation runs"),
-    ROW_REAL(TP, "ema_decay", ema_decay, "0.9999", 0, 1, "average of the weights; 0: none"),
-    ROW_INT(TP, "ema_update_interval", ema_update_interval, "1", 1, BIG, "steps between updates"),
+    ROW_TEXT(TPR, "resume", resume, "auto", "auto (newest valid checkpoint), never, or a path"),
+    ROW_ENUM(TSPR, "weight_dtype", weight_dtype, "bfloat16", dtypes, "type of the computation"),
+    ROW_ENUM(TSPR, "device", device, "auto", devices, "where the computation runs"),
+    ROW_REAL(TPR, "ema_decay", ema_decay, "0.9999", 0, 1, "average of the weights; 0: none"),
+    ROW_INT(TPR, "ema_update_interval", ema_update_interval, "1", 1, BIG, "steps between updates"),
     ROW_BOOL(TP, "ema_warmup", ema_warmup, "false", "decay min(d, (1+n)/(10+n)) at update n"),
-    ROW_BOOL(TSP, "check_comm", check_comm, "false", "compare every collective across ranks first"),
-    ROW_REAL(TSP, "comm_deadline_s", comm_deadline_s, "600", 0, BIG,
+    ROW_BOOL(TSPR, "check_comm", check_comm, "false",
+             "compare every collective across ranks first"),
+    ROW_REAL(TSPR, "comm_deadline_s", comm_deadline_s, "600", 0, BIG,
              "seconds until a collective counts as hung; 0: never"),
-    ROW_REAL(TP, "stop_before_end_s", stop_before_end_s, "120", 0, BIG,
+    ROW_REAL(TPR, "stop_before_end_s", stop_before_end_s, "120", 0, BIG,
              "checkpoint and stop so long before the time limit of the job"),
-    ROW_IGNORED(TSP, "deterministic_training"),
+    ROW_IGNORED(TSPR, "deterministic_training"),
     ROW_BOOL(TP, "smoke", smoke, "false", "allow t2v_random: a run on noise that trains nothing"),
 };
 
@@ -203,57 +205,59 @@ static const struct row filtering[] = {
 
 #define M "model_config."
 static const struct row model[] = {
-    ROW_INT(TSP, M "dim", model.dim, "2048", 2, 1 << 20, "width"),
-    ROW_INT(TSP, M "ffn_dim", model.ffn_dim, "8192", 1, 1 << 22, "width inside the MLP"),
-    ROW_INT(TSP, M "freq_dim", model.freq_dim, "256", 2, 65536, "width of the time features"),
-    ROW_INT(TSP, M "in_dim", model.in_dim, "16", 1, 4096, "latent channels"),
-    ROW_INT(TSP, M "out_dim", model.out_dim, "16", 1, 4096, "latent channels"),
-    ROW_INT(TSP, M "num_heads", model.num_heads, "16", 1, 4096, "attention heads"),
-    ROW_INT(TSP, M "num_layers", model.num_layers, "32", 1, 128, "blocks"),
-    ROW_INT(TSP, M "text_len", model.text_len, "512", 1, 65536, "text vectors the model sees"),
-    ROW_INT(TSP, M "text_dim", model.text_dim, "4096", 1, 65536, "length of a text vector"),
-    ROW_REAL(TSP, M "eps", model.eps, "1e-6", 1e-30, 1, "of the norms"),
-    ROW_ONLY(TSP, M "qk_norm", "true", "the model has no form without it"),
-    ROW_ONLY(TSP, M "cross_attn_norm", "true", "the model has no form without it"),
-    ROW_ENUM(TSP, M "skiparse_model_type", model.skiparse_model_type, "full", skiparse_types,
+    ROW_INT(TSPR, M "dim", model.dim, "2048", 2, 1 << 20, "width"),
+    ROW_INT(TSPR, M "ffn_dim", model.ffn_dim, "8192", 1, 1 << 22, "width inside the MLP"),
+    ROW_INT(TSPR, M "freq_dim", model.freq_dim, "256", 2, 65536, "width of the time features"),
+    ROW_INT(TSPR, M "in_dim", model.in_dim, "16", 1, 4096, "latent channels"),
+    ROW_INT(TSPR, M "out_dim", model.out_dim, "16", 1, 4096, "latent channels"),
+    ROW_INT(TSPR, M "num_heads", model.num_heads, "16", 1, 4096, "attention heads"),
+    ROW_INT(TSPR, M "num_layers", model.num_layers, "32", 1, 128, "blocks"),
+    ROW_INT(TSPR, M "text_len", model.text_len, "512", 1, 65536, "text vectors the model sees"),
+    ROW_INT(TSPR, M "text_dim", model.text_dim, "4096", 1, 65536, "length of a text vector"),
+    ROW_REAL(TSPR, M "eps", model.eps, "1e-6", 1e-30, 1, "of the norms"),
+    ROW_ONLY(TSPR, M "qk_norm", "true", "the model has no form without it"),
+    ROW_ONLY(TSPR, M "cross_attn_norm", "true", "the model has no form without it"),
+    ROW_ENUM(TSPR, M "skiparse_model_type", model.skiparse_model_type, "full", skiparse_types,
              "which blocks are sparse"),
-    ROW_INT(TSP, M "sparse_ratio", model.sparse_ratio, "1", 1, 64, "P: in 2d, 1/P^2 of the keys"),
-    ROW_INT(TSP, M "num_full_blocks", model.num_full_blocks, "0", 0, 128,
+    ROW_INT(TSPR, M "sparse_ratio", model.sparse_ratio, "1", 1, 64, "P: in 2d, 1/P^2 of the keys"),
+    ROW_INT(TSPR, M "num_full_blocks", model.num_full_blocks, "0", 0, 128,
             "dual_end: full blocks, half at each end"),
-    ROW_ENUM(TSP, M "skiparse_dim", model.skiparse_dim, "2d", skiparse_dims, "sparse in 1d or 2d"),
-    ROW_BOOL(TSP, M "skiparse_strict", model.skiparse_strict, "true",
+    ROW_ENUM(TSPR, M "skiparse_dim", model.skiparse_dim, "2d", skiparse_dims, "sparse in 1d or 2d"),
+    ROW_BOOL(TSPR, M "skiparse_strict", model.skiparse_strict, "true",
              "the official rules on num_full_blocks"),
-    {TSP,
+    {TSPR,
      {M "full_block_indices", CFG_INTS, AT(model.full_block_indices), "[]", 0, 127, NULL,
       "the full blocks, one by one", 0, 0}},
-    ROW_ENUM(TSP, M "pad_mode", model.pad_mode, "none", pad_modes,
+    ROW_ENUM(TSPR, M "pad_mode", model.pad_mode, "none", pad_modes,
              "ref: pad the grid as the reference does"),
-    ROW_BOOL(TSP, M "timestep_bf16_round", model.timestep_bf16_round, "false",
+    ROW_BOOL(TSPR, M "timestep_bf16_round", model.timestep_bf16_round, "false",
              "round time to bf16: true for the released weights"),
-    ROW_TEXT(TSP, M "pretrained_model_dir_or_checkpoint", model.pretrained, "null",
+    ROW_TEXT(TSPR, M "pretrained_model_dir_or_checkpoint", model.pretrained, "null",
              "weights to start from"),
-    ROW_ONLY(TSP, M "patch_size", "[1, 2, 2]", "the kernels are written for it"),
-    ROW_ONLY(TSP, M "window_size", "[-1, -1]", "windowed attention is not built"),
-    ROW_ONLY(TSP, M "model_type", "t2v", "only text to video is built"),
-    ROW_ONLY(TSP, M "quant", "null", "quantised training is not built"),
-    ROW_ONLY(TSP, M "quant_attn", "null", "quantised attention is not built"),
-    ROW_IGNORED(TSP, M "scale_max_forward"),
-    ROW_IGNORED(TSP, M "scale_max_backward"),
-    ROW_ONLY(TSP, M "lock_main_parameters", "false", "training a part of the model is not built"),
-    ROW_IGNORED(TSP, M "training_with_full"),
+    ROW_ONLY(TSPR, M "patch_size", "[1, 2, 2]", "the kernels are written for it"),
+    ROW_ONLY(TSPR, M "window_size", "[-1, -1]", "windowed attention is not built"),
+    ROW_ONLY(TSPR, M "model_type", "t2v", "only text to video is built"),
+    ROW_ONLY(TSPR, M "quant", "null", "quantised training is not built"),
+    ROW_ONLY(TSPR, M "quant_attn", "null", "quantised attention is not built"),
+    ROW_IGNORED(TSPR, M "scale_max_forward"),
+    ROW_IGNORED(TSPR, M "scale_max_backward"),
+    ROW_ONLY(TSPR, M "lock_main_parameters", "false", "training a part of the model is not built"),
+    ROW_IGNORED(TSPR, M "training_with_full"),
 };
 
 #define C "scheduler_config."
 static const struct row scheduler[] = {
-    ROW_ENUM(TSP, C "scheduler_name", scheduler.scheduler_name, "flow_matching", schedulers, ""),
-    ROW_REAL(TSP, C "shift", scheduler.shift, "1.0", 1e-6, 1e6,
+    ROW_ENUM(T | S | P, C "scheduler_name", scheduler.scheduler_name, "flow_matching", schedulers,
+             ""),
+    ROW_REAL(T | S | P, C "shift", scheduler.shift, "1.0", 1e-6, 1e6,
              "of the noise level, when it is not dynamic"),
-    ROW_BOOL(TSP, C "use_dynamic_shifting", scheduler.use_dynamic_shifting, "false",
+    ROW_BOOL(T | S | P, C "use_dynamic_shifting", scheduler.use_dynamic_shifting, "false",
              "shift by the number of tokens"),
-    ROW_INT(TSP, C "base_image_seq", scheduler.base_image_seq, "256", 1, BIG, "dynamic shift"),
-    ROW_INT(TSP, C "max_image_seq", scheduler.max_image_seq, "4096", 1, BIG, "dynamic shift"),
-    ROW_REAL(TSP, C "base_shift", scheduler.base_shift, "0.5", -BIG, BIG, "dynamic shift"),
-    ROW_REAL(TSP, C "max_shift", scheduler.max_shift, "1.15", -BIG, BIG, "dynamic shift"),
+    ROW_INT(T | S | P, C "base_image_seq", scheduler.base_image_seq, "256", 1, BIG,
+            "dynamic shift"),
+    ROW_INT(T | S | P, C "max_image_seq", scheduler.max_image_seq, "4096", 1, BIG, "dynamic shift"),
+    ROW_REAL(T | S | P, C "base_shift", scheduler.base_shift, "0.5", -BIG, BIG, "dynamic shift"),
+    ROW_REAL(T | S | P, C "max_shift", scheduler.max_shift, "1.15", -BIG, BIG, "dynamic shift"),
     ROW_BOOL(TP, C "use_logitnorm_time_sampling", scheduler.use_logitnorm_time_sampling, "false",
              "draw noise levels from a logit-normal law"),
     ROW_REAL(TP, C "logit_mean", scheduler.logit_mean, "0", -BIG, BIG, "of that law"),
@@ -303,7 +307,6 @@ static const struct row data[] = {
     ROW_IGNORED(TP, B "timeout"),
 };
 
-/* For verbs that train adapters; none does yet. */
 #define L "lora_config."
 static const struct row adapters[] = {
     ROW_INT(R, L "rank", lora.rank, "32", 1, 65536, "of the adapters"),
@@ -318,13 +321,14 @@ static const struct row adapters[] = {
 };
 
 static const struct row rest[] = {
+    ROW_REAL(R, "optimizer_config.lr", optimizer.lr, "5e-4", 0, 1e3, "learning rate"),
     ROW_REAL(TP, "optimizer_config.lr", optimizer.lr, "1e-4", 0, 1e3, "peak learning rate"),
-    ROW_REAL(TP, "optimizer_config.weight_decay", optimizer.weight_decay, "1e-2", 0, 1e3,
+    ROW_REAL(TPR, "optimizer_config.weight_decay", optimizer.weight_decay, "1e-2", 0, 1e3,
              "decoupled"),
-    {TP,
+    {TPR,
      {"optimizer_config.betas", CFG_REALS, AT(optimizer.betas), "[0.9, 0.999]", 0, 1, NULL,
       "two decays", 0, 0}},
-    ROW_REAL(TP, "optimizer_config.eps", optimizer.eps, "1e-15", 1e-300, 1, "of the division"),
+    ROW_REAL(TPR, "optimizer_config.eps", optimizer.eps, "1e-15", 1e-300, 1, "of the division"),
     ROW_ENUM(TP, "lr_schedule.kind", lr_schedule.kind, "constant", lr_kinds, "after the warm-up"),
     ROW_INT(TP, "lr_schedule.warmup_steps", lr_schedule.warmup_steps, "0", 0, BIG, "linear"),
     ROW_REAL(TP, "lr_schedule.min_lr_ratio", lr_schedule.min_lr_ratio, "0", 0, 1,
@@ -336,22 +340,22 @@ static const struct row rest[] = {
         TP, "validation.window", validation.window, "0", 0, 0.9,
         "share of every clip, at its end, that is never trained on; clips that share frames of "
         "one file count as one"),
-    ROW_INT(TP, "checkpoint.keep_last", checkpoint.keep_last, "3", 1, BIG, "newest that stay"),
-    ROW_INT(TP, "checkpoint.keep_every", checkpoint.keep_every, "0", 0, BIG,
+    ROW_INT(TPR, "checkpoint.keep_last", checkpoint.keep_last, "3", 1, BIG, "newest that stay"),
+    ROW_INT(TPR, "checkpoint.keep_every", checkpoint.keep_every, "0", 0, BIG,
             "steps whose multiples stay for good; 0: none"),
     ROW_INT(TP, "plan.ranks", plan.ranks, "8", 1, 1 << 20, "ranks to plan for"),
     ROW_REAL(TP, "plan.nvlink_gbps", plan.nvlink_gbps, "350", 1e-3, 1e6,
              "GB/s inside a node, each way"),
     ROW_REAL(TP, "plan.ib_gbps", plan.ib_gbps, "46", 1e-3, 1e6, "GB/s between nodes, each way"),
-    ROW_IGNORED(TSP, "save_with_dcp_api"),
-    ROW_IGNORED(TSP, "model_cpu_offload"),
-    ROW_IGNORED(TSP, "encoder_cpu_offload"),
-    ROW_ONLY(TSP, "profiling", "false",
+    ROW_IGNORED(TSPR, "save_with_dcp_api"),
+    ROW_IGNORED(TSPR, "model_cpu_offload"),
+    ROW_IGNORED(TSPR, "encoder_cpu_offload"),
+    ROW_ONLY(TSPR, "profiling", "false",
              "a trace that ends the run after a few steps is not built; set false, metrics.jsonl "
              "and osp bench have the times"),
-    ROW_IGNORED(TSP, "wandb_config"),
-    ROW_IGNORED(TSP, "vae_config"),
-    ROW_IGNORED(TSP, "text_encoder_config"),
+    ROW_IGNORED(TSPR, "wandb_config"),
+    ROW_IGNORED(TSPR, "vae_config"),
+    ROW_IGNORED(TSPR, "text_encoder_config"),
     ROW_IGNORED(S, "pipeline_name"),
     ROW_IGNORED(S, "text_tokenizer_path"),
     ROW_IGNORED(D, "save_absolute_path"),
@@ -361,6 +365,8 @@ static const struct row rest[] = {
     ROW_OLD(ALL, "use_skiparse_context_parallel", "was renamed to use_skiparse_sequence_parallel"),
 };
 
+#include "train/schema_rl.inc"
+
 /* ---- one table per verb -----------------------------------------------------------------------*/
 #define GROUP(g)                      \
     {                                 \
@@ -369,22 +375,27 @@ static const struct row rest[] = {
 static const struct {
     const struct row *row;
     size_t n;
-} groups[] = {GROUP(general),   GROUP(sampling), GROUP(filtering), GROUP(model),
-              GROUP(scheduler), GROUP(data),     GROUP(adapters),  GROUP(rest)};
-enum { VERBS = 4, GROUPS = sizeof groups / sizeof groups[0], MAX_ROWS = 256 };
+} groups[] = {GROUP(general), GROUP(sampling), GROUP(filtering), GROUP(model), GROUP(scheduler),
+              GROUP(data),    GROUP(adapters), GROUP(policy),    GROUP(rest)};
+enum { VERBS = 5, GROUPS = sizeof groups / sizeof groups[0], MAX_ROWS = 384 };
 static struct cfg_field tables[VERBS][MAX_ROWS];
 static int table_rows[VERBS];
-static const char *const verb_names[VERBS] = {"osp train", "osp data", "osp sample", "osp plan"};
+static const char *const verb_names[VERBS] = {"osp train", "osp data", "osp sample", "osp plan",
+                                              "osp rl"};
 static const char *foreign[1 << VERBS]; /* reason, by the verbs that do have the key */
 
 /* As a key or as a section ("checkpoint" is a path for sample and a section for train). */
 static bool has(const struct cfg_field *table, int n, const char *key)
 {
     const size_t len = strlen(key);
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        const size_t own = strlen(table[i].key);
         if (strncmp(table[i].key, key, len) == 0 &&
             (table[i].key[len] == 0 || table[i].key[len] == '.'))
             return true;
+        if (table[i].type == CFG_IGNORED && strncmp(table[i].key, key, own) == 0 && key[own] == '.')
+            return true; /* a whole section that means nothing here */
+    }
     return false;
 }
 

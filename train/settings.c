@@ -272,13 +272,48 @@ static void rule_sampling(struct rules *r)
     if (!p->prompt_txt) blame(r, "prompt_txt", "must be a file or a prompt");
 }
 
+/* ---- post-training ----------------------------------------------------------------------------*/
+static void rule_reward(struct rules *r)
+{
+    const struct reward_settings *w = &r->s->reward;
+    if (w->command && (w->videoalign_dir || w->model_dir))
+        blame(r, "reward.command", "and reward.videoalign_dir name two scorers; give one");
+    else if (!w->command && !w->videoalign_dir)
+        blame(r, "reward.command",
+              "is null, and so is reward.videoalign_dir: nothing scores the samples; "
+              "\"python3 scripts/simple_scorer.py\" needs no weights");
+    else if (!w->command && !w->model_dir)
+        blame(r, "reward.model_dir", "must name the folder of Qwen2-VL-2B-Instruct");
+}
+
+static void rule_rollout(struct rules *r)
+{
+    const struct rl_config *c = &r->s->rl;
+    if (!r->s->model.pretrained)
+        blame(r, "model_config.pretrained_model_dir_or_checkpoint",
+              "must name the checkpoint to start from: a run folder of osp train, or an iter_ "
+              "folder");
+    if (c->kl_beta > 0 && c->algo == ALGO_NFT)
+        blame(r, "rl_config.kl_beta", "means nothing with rl.algo: nft, which has nft.kl");
+    if (c->eval_epochs && !c->eval_prompt_file)
+        blame(r, "rl_config.eval_prompt_file", "is needed for rl_config.eval_freq %lld",
+              ll(c->eval_epochs));
+    if (c->best_of % 2 || c->best_of > c->members)
+        blame(r, "rl_config.best_of", "%lld must be even and at most num_image_per_prompt %lld",
+              ll(c->best_of), ll(c->members));
+    if (r->s->recompute == -1)
+        blame(r, "recompute",
+              "a list of blocks is not for osp rl; give all, attention, gemm or none");
+}
+
 /* A rule runs when none of the keys that it looks at was refused; a name that ends in a dot is a
  * whole section. */
 enum {
     T = 1 << SETTINGS_TRAIN,
     D = 1 << SETTINGS_DATA,
     S = 1 << SETTINGS_SAMPLE,
-    P = 1 << SETTINGS_PLAN
+    P = 1 << SETTINGS_PLAN,
+    R = 1 << SETTINGS_RL
 };
 #define DATA "data_config.dataset_config."
 static const struct {
@@ -296,7 +331,9 @@ static const struct {
     {T | P, rule_recompute, {"gradient_checkpointing", "recompute", "model_config.num_layers"}},
     {T | P, rule_batches, {"data_config.batch_size", "data_config.global_batch_size"}},
     {T | P, rule_training, {"validation.", "output_dir", "resume"}},
-    {T | P,
+    {R, rule_reward, {"reward."}},
+    {R, rule_rollout, {"rl_config.", "rl.", "model_config.", "recompute"}},
+    {T | P | R,
      rule_optimizer,
      {"optimizer_config.", "lr_schedule.", "ema_decay", "training_iteration",
       "init_max_grad_norm"}},

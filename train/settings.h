@@ -6,6 +6,7 @@
 #include "core/config.h"
 #include "core/tensor.h"
 #include "model/lora.h"
+#include "rl/config.h"
 
 enum grad_clip { CLIP_ADAPTIVE, CLIP_FIXED, CLIP_ADAPTIVE_CAPPED };
 enum lr_kind { LR_CONSTANT, LR_COSINE };
@@ -112,9 +113,12 @@ struct settings {
     struct data_job job;
     struct sample_config sample;
     struct plan_config plan;
+    struct rl_config rl;           /* `osp rl` (docs/spec/rl.md 4) */
+    struct reward_settings reward; /* its scorers */
+    int init_from;                 /* its base: 0 the averaged weights, 1 the raw ones */
 };
 
-enum settings_verb { SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE, SETTINGS_PLAN };
+enum settings_verb { SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE, SETTINGS_PLAN, SETTINGS_RL };
 struct loaded_settings {
     struct settings s;
     enum settings_verb verb;

@@ -1,0 +1,41 @@
+/* The model as a policy: passes for rollouts and for updates, prompts as rows, whole-sample sums.
+ * Works on any layout: states are rows of the first stage of the plan, a share of every sample on
+ * each rank of the sequence axis. Has no session, so that the dry run can walk the same code. */
+#ifndef RL_POLICY_H
+#define RL_POLICY_H
+#include "model/guided.h"
+#include "rl/algo.h"
+struct prompt_rows { /* text rows of a prompt; -1: the negative prompt */
+    void (*fill)(void *arg, int64_t prompt, float *rows /* [text_len, text_dim] */);
+    void *arg;
+};
+struct policy {
+    struct ctx *ctx;
+    const struct dit *dit;
+    struct comm *seq;
+    const struct rl_config *cfg; /* resolved */
+    struct groups_config groups;
+    struct prompt_rows prompts;
+    struct guided *roll, *train; /* of sample_batch and train_batch samples */
+    int64_t elements;            /* D of a latent */
+    double quantum;              /* of sums over a sample */
+    int latent[4];               /* C, T, H, W */
+};
+/* latent: C, T, H, W. The policy keeps pointers to ctx, dit, cfg. */
+void policy_open(struct policy *p, struct ctx *c, const struct dit *d, const struct rl_config *cfg,
+                 struct groups_config groups, struct prompt_rows prompts, const int latent[4]);
+void policy_close(struct policy *p);
+bool policy_guided(const struct policy *p);
+bool policy_has_reference(const struct policy *p);
+/* [n*text_len, text_dim] T in the keep arena. */
+struct tensor policy_text(struct policy *p, const int64_t *prompt, int n);
+/* The negative prompt n times; data NULL without guidance. */
+struct tensor policy_null_text(struct policy *p, int n);
+/* One guided pass at x; v in the keep arena. */
+struct tensor policy_velocity(struct policy *p, struct guided *g, struct tensor x,
+                              struct tensor text, struct tensor null, const double *sigma,
+                              bool train);
+/* x rows of S on this rank to whole latents on the host of all ranks of the sequence axis:
+ * out [samples * D]. */
+void policy_latents(struct policy *p, struct guided *g, struct tensor x, float *out);
+#endif
