@@ -97,8 +97,8 @@ OBJS := $(SRCS:%.c=$(BUILD)/%.o)
 LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
-# test_ops and test_ops_rows once more, on the kernels of the cuda device as host code
-EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows))
+# the tests of ops once more, on the kernels of the cuda device as host code
+EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_policy))
 TESTS   += $(EMULATED)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o
@@ -203,8 +203,8 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows reward reward_wire
-SAN_ubsan := config data filter model ops ops_rows golden_ops reward reward_wire
+             ops_rows ops_policy reward reward_wire
+SAN_ubsan := config data filter model ops ops_rows ops_policy golden_ops reward reward_wire
 SAN_tsan  := reward loader comm check_comm model resume sequence
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)

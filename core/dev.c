@@ -1,6 +1,7 @@
 #include "core/dev.h"
 
 #include <dlfcn.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -152,6 +153,13 @@ void dev_describe(struct dev *d, char *out, size_t size)
         b->describe(d, out, size);
     else
         snprintf(out, size, "%s", d->ops->name);
+}
+
+void dev_check_quantum(double quantum)
+{
+    int exponent;
+    CHECK(quantum > 0 && frexp(quantum, &exponent) == 0.5, "quantum %g is not a power of two",
+          quantum);
 }
 
 void dev_poison(struct dev *d, void *p, size_t bytes)

@@ -111,28 +111,30 @@ struct flow_args { /* x_t = s*noise + (1-s)*z in PATCH_IN order, target = noise 
 };
 
 /* Sampler steps and policy objectives (docs/spec/rl.md 1.5, 1.12, 5.5, 5.6). Rows of one layout;
- * v = u + guidance * (c - u), evaluated in S; u.data NULL: v = c. Rows with pos < 0 are padding:
- * they get 0 and count nothing. */
-struct solver_step_args {          /* next = cx*x + cv*v + ch*h + std*normal; then h = x - sigma*v */
-    struct tensor next, x;         /* [rows, 4C] S in PATCH_IN order; next may be x */
-    struct tensor h;               /* the same, or data NULL */
-    struct tensor c, u;            /* [rows, 4C] T in PATCH_OUT order */
-    struct tensor pos;             /* [rows, 3] i16 */
-    int t, height, width;          /* of the latent: element = ((ch*t + f)*height + y)*width + x */
+ * v = u + guidance * (c - u), not rounded to T; u.data NULL: v = c. Rows with pos < 0 are padding:
+ * their outputs are 0 and they count nothing. */
+struct solver_step_args {  /* next = cx*x + cv*v + ch*h + std*normal; then h = x - sigma*v */
+    struct tensor next, x; /* [rows, 4C] S in PATCH_IN order; next may be x */
+    struct tensor h;       /* the same, or data NULL; read only where ch is not 0 */
+    struct tensor c, u;    /* [rows, 4C] T in PATCH_OUT order */
+    struct tensor pos;     /* [rows, 3] i16 */
+    int t, height, width;  /* of the latent: element = ((ch*t + f)*height + y)*width + x */
     double guidance, cx, cv, ch, sigma, std;
-    const struct rng_key *noise;   /* [B] host: index = element of [C,T,H,W]; NULL: none drawn */
-    int batch;                     /* B */
+    const struct rng_key *noise; /* [B] host: index = element of [C,T,H,W]; NULL: none drawn */
+    int batch;                   /* B */
 };
-struct transition_args { /* from x to next; mean = cx*x + cv*v, variance V, per sample of the batch */
-    struct tensor x, next;              /* [rows, 4C] S in PATCH_IN order */
-    struct tensor c, u, ref_c, ref_u;   /* [rows, 4C] T in PATCH_OUT order; ref_c.data NULL: none */
+struct transition_args { /* from x to next; mean = cx*x + cv*v, variance V, per sample of the batch
+                          */
+    struct tensor x, next;            /* [rows, 4C] S in PATCH_IN order */
+    struct tensor c, u, ref_c, ref_u; /* [rows, 4C] T in PATCH_OUT order; ref_c.data NULL: no
+                                         reference; with one, ref_u is there when u is */
     struct tensor pos;
     double guidance;
     int batch;
-    const double *cx, *cv, *half_inv_v; /* [B] host; 1 / (2V) */
+    const double *cx, *cv, *half_inv_v; /* [B] host; 1 / (2V), read by transition_sums only */
     double quantum; /* sums of a row are rounded to multiples of it, see transition_sums */
 };
-struct nft_args { /* v+ = beta*v + (1-beta)*old, v- = (1+beta)*old - beta*v */
+struct nft_args {              /* v+ = beta*v + (1-beta)*old, v- = (1+beta)*old - beta*v */
     struct tensor target;      /* [rows, 4C] S in PATCH_OUT order: noise - clean */
     struct tensor v, old, ref; /* [rows, 4C] T in PATCH_OUT order; ref.data NULL: none */
     struct tensor pos;
@@ -192,21 +194,25 @@ struct dev_ops {
      * u.data NULL: no guidance, += dsigma * c */
     void (*sample_step)(struct dev *, struct tensor x, struct tensor c, struct tensor u,
                         double guidance, double dsigma);
+    /* No term of a zero factor is added, so that std = 0 or ch = 0 is bit-equal to no noise and no
+     * history. */
     void (*solver_step)(struct dev *, const struct solver_step_args *);
     /* sum [B,2] f64 += over the rows of sample b: (next-mean)^2/(2V), (mean-ref_mean)^2/(2V) (0
-     * without reference). Each row is summed in f64 in a fixed order and rounded to a multiple of
-     * quantum (a power of two), so that the sums are exact, whatever the layout and the batch, as
-     * long as they stay below 2^52 quanta. */
+     * without reference). Each row is summed in f64 in the order of its features and rounded to a
+     * multiple of quantum (a power of two; not finite: as it is), so that the sums are exact,
+     * whatever the layout and the batch, as long as they stay below 2^52 quanta. */
     void (*transition_sums)(struct dev *, struct tensor sum, const struct transition_args *);
-    /* g = policy[b]*(next-mean) + kl[b]*(v-ref_v); dc = gc*g, du = gu*g (data NULL: not wanted);
-     * dc, du [rows, 4C] T in PATCH_OUT order */
+    /* g = policy[b]*(next-mean) + kl[b]*(v-ref_v), the second term only with a reference (kl may
+     * be NULL without); dc = gc*g, du = gu*g (data NULL: not wanted); dc, du [rows, 4C] T in
+     * PATCH_OUT order; policy, kl [B] host */
     void (*transition_grad)(struct dev *, struct tensor dc, struct tensor du,
                             const struct transition_args *, const double *policy, const double *kl,
                             double gc, double gu);
     /* sum [B,5] f64 +=: |target - v+|, (target - v+)^2, |target - v-|, (target - v-)^2,
-     * (v - ref)^2; rounded by row as in transition_sums */
+     * (v - ref)^2 (0 without reference); rounded by row as in transition_sums */
     void (*nft_sums)(struct dev *, struct tensor sum, const struct nft_args *);
-    /* dv = plus[b]*(target - v+) + minus[b]*(target - v-) + kl[b]*(v - ref) */
+    /* dv = plus[b]*(target - v+) + minus[b]*(target - v-) + kl[b]*(v - ref), the last term only
+     * with a reference; dv [rows, 4C] T in PATCH_OUT order; plus, minus, kl [B] host */
     void (*nft_grad)(struct dev *, struct tensor dv, const struct nft_args *, const double *plus,
                      const double *minus, const double *kl);
     /* flat arrays */
@@ -252,6 +258,8 @@ void dev_describe(struct dev *d, char *out, size_t size);
 
 static inline void *dev_alloc(struct dev *d, size_t bytes) { return d->ops->alloc(d, bytes); }
 static inline void dev_free(struct dev *d, void *p) { d->ops->free(d, p); }
+/* Stops unless quantum is a power of two. */
+void dev_check_quantum(double quantum);
 void dev_poison(struct dev *d, void *p, size_t bytes);
 struct tensor dev_tensor(struct dev *d, enum dtype t, int ndim, const int64_t *dim); /* allocates */
 /* Host array of the same dtype to a contiguous tensor, and back. */

@@ -105,6 +105,16 @@ void cpu_rng_normal(struct dev *d, struct tensor x, struct rng_stream s, uint64_
 void cpu_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first, double lo,
                      double hi);
 
+/* policy.c */
+void cpu_solver_step(struct dev *d, const struct solver_step_args *a);
+void cpu_transition_sums(struct dev *d, struct tensor sum, const struct transition_args *a);
+void cpu_transition_grad(struct dev *d, struct tensor dc, struct tensor du,
+                         const struct transition_args *a, const double *policy, const double *kl,
+                         double gc, double gu);
+void cpu_nft_sums(struct dev *d, struct tensor sum, const struct nft_args *a);
+void cpu_nft_grad(struct dev *d, struct tensor dv, const struct nft_args *a, const double *plus,
+                  const double *minus, const double *kl);
+
 /* cpu.c */
 void *cpu_alloc(struct dev *d, size_t bytes);
 void cpu_free(struct dev *d, void *p);

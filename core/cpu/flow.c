@@ -1,59 +1,14 @@
 /* Latents, noise and the flow loss. Numbers are drawn in double and rounded to float, as
  * core/rng.h says; everything here is small beside the blocks, so it is written once, in plain C.
  */
-#include "core/cpu/cpu.h"
+#include "core/cpu/latent.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-#include "core/bf16.h"
-
-enum { ROWS = 64, FLAT = 8192 };
-
-static inline double get(struct tensor t, int64_t i)
-{
-    return t.dtype == DT_F32    ? (double)((const float *)t.data)[i]
-           : t.dtype == DT_BF16 ? (double)bf16_to(((const uint16_t *)t.data)[i])
-                                : ((const double *)t.data)[i];
-}
-
-static inline void set(struct tensor t, int64_t i, double v)
-{
-    if (t.dtype == DT_F32)
-        ((float *)t.data)[i] = (float)v;
-    else if (t.dtype == DT_BF16)
-        ((uint16_t *)t.data)[i] = bf16_from((float)v);
-    else
-        ((double *)t.data)[i] = v;
-}
-
-static void check(struct tensor t, const char *what)
-{
-    CHECK(t.dtype == DT_F32 || t.dtype == DT_BF16 || t.dtype == DT_F64, "%s: %s", what,
-          dtype_name(t.dtype));
-}
-
-static int64_t end_row(int64_t task, int64_t rows)
-{
-    return (task + 1) * ROWS < rows ? (task + 1) * ROWS : rows;
-}
-static int64_t row_tasks(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
+enum { FLAT = 8192 };
 
 /* ---- numbers ------------------------------------------------------------------------------- */
-
-/* Normals index and index + 1, index even: they share one radius and one angle. */
-static void normal_pair(struct rng_stream s, uint64_t index, float out[2])
-{
-    const uint64_t q = index / 4;
-    const uint32_t counter[4] = {(uint32_t)q, (uint32_t)(q >> 32), 0, 0};
-    uint32_t w[4];
-    philox(w, counter, s.k0, s.k1);
-    const uint32_t *u = w + index % 4;
-    const double r = sqrt(-2 * log(((double)u[0] + 0.5) * 0x1p-32));
-    const double angle = 2 * M_PI * (((double)u[1] + 0.5) * 0x1p-32);
-    out[0] = (float)(r * cos(angle));
-    out[1] = (float)(r * sin(angle));
-}
 
 struct draw {
     struct tensor x;
@@ -82,7 +37,7 @@ static void normal_task(void *arg, int64_t task, void *scratch)
 
 void cpu_rng_normal(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first, double std)
 {
-    check(x, "rng");
+    expect_float(x, "rng");
     struct draw a = {x, s, first, std, 0};
     par_run(d, (tensor_count(x) + FLAT - 1) / FLAT, 0, normal_task, &a);
 }
@@ -101,7 +56,7 @@ static void uniform_task(void *arg, int64_t task, void *scratch)
 void cpu_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first, double lo,
                      double hi)
 {
-    check(x, "rng");
+    expect_float(x, "rng");
     struct draw a = {x, s, first, lo, hi};
     par_run(d, (tensor_count(x) + FLAT - 1) / FLAT, 0, uniform_task, &a);
 }
@@ -109,7 +64,7 @@ void cpu_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint64
 void cpu_sinusoid(struct dev *d, struct tensor out, const double *t)
 {
     (void)d;
-    check(out, "sinusoid");
+    expect_float(out, "sinusoid");
     const int64_t half = out.dim[1] / 2;
     for (int64_t b = 0; b < out.dim[0]; b++)
         for (int64_t i = 0; i < half; i++) {
@@ -132,10 +87,6 @@ static int64_t corner(struct tensor x, struct tensor pos, int64_t rows, int64_t 
     if (p[0] < 0) return -1;
     const int64_t b = r / (rows / x.dim[0]);
     return ((b * x.dim[1] * x.dim[2] + p[0]) * x.dim[3] + 2 * p[1]) * x.dim[4] + 2 * p[2];
-}
-static int64_t feature(enum patch_order order, int64_t channels, int64_t ch, int64_t yx)
-{
-    return order == PATCH_IN ? ch * 4 + yx : yx * channels + ch;
 }
 
 static void patch_task(void *arg, int64_t task, void *scratch)
@@ -170,8 +121,8 @@ static void unpatch_task(void *arg, int64_t task, void *scratch)
 
 static void check_patch(struct tensor rows, struct tensor x, struct tensor pos)
 {
-    check(rows, "patch rows");
-    check(x, "latents");
+    expect_float(rows, "patch rows");
+    expect_float(x, "latents");
     CHECK(x.ndim == 5 && tensor_contiguous(x) && rows.dim[1] == 4 * x.dim[1] &&
               pos.dtype == DT_I16 && rows.dim[0] % x.dim[0] == 0,
           "patches: [%lld,%lld] rows of %lld channels", (long long)rows.dim[0],
@@ -207,15 +158,7 @@ static void flow_row(const struct flow_args *a, int64_t r, int64_t b, struct rng
         for (int64_t yx = 0; yx < 4; yx += 2) {
             const int64_t i = from + ch * plane + yx / 2 * W;
             float n[2] = {0, 0};
-            if (from >= 0) {
-                const uint64_t index = (uint64_t)(i - b * sample);
-                if (index % 2 == 0) {
-                    normal_pair(s, index, n);
-                } else {
-                    n[0] = (float)rng_normal_at(s, index);
-                    n[1] = (float)rng_normal_at(s, index + 1);
-                }
-            }
+            if (from >= 0) normal_two(s, (uint64_t)(i - b * sample), n);
             for (int64_t x = 0; x < 2; x++) {
                 const double z = from < 0 ? 0 : get(a->z, i + x), e = (double)n[x];
                 set(a->xt, xt + feature(PATCH_IN, C, ch, yx + x), sigma * e + (1 - sigma) * z);
@@ -236,7 +179,7 @@ static void flow_task(void *arg, int64_t task, void *scratch)
 void cpu_flow_rows(struct dev *d, const struct flow_args *a)
 {
     check_patch(a->xt, a->z, a->pos);
-    check(a->target, "flow target");
+    expect_float(a->target, "flow target");
     par_run(d, row_tasks(a->xt.dim[0]), 0, flow_task, (void *)(uintptr_t)a);
 }
 
@@ -267,8 +210,8 @@ static void loss_task(void *arg, int64_t task, void *scratch)
 void cpu_flow_loss(struct dev *d, struct tensor sum, struct tensor dout, struct tensor pred,
                    struct tensor target, struct tensor pos, double scale)
 {
-    check(pred, "flow loss");
-    check(target, "flow loss");
+    expect_float(pred, "flow loss");
+    expect_float(target, "flow loss");
     CHECK(sum.dtype == DT_F64 && pos.dtype == DT_I16 && pred.dim[0] % sum.dim[0] == 0,
           "flow loss: sum is f64, pos i16");
     struct loss a = {dout, pred, target, pos, scale, NULL, pred.dim[0] / sum.dim[0], 0};
@@ -307,8 +250,8 @@ static void step_task(void *arg, int64_t task, void *scratch)
 void cpu_sample_step(struct dev *d, struct tensor x, struct tensor c, struct tensor u,
                      double guidance, double dsigma)
 {
-    check(x, "sample step");
-    check(c, "sample step");
+    expect_float(x, "sample step");
+    expect_float(c, "sample step");
     struct step a = {x, c, u, guidance, dsigma};
     par_run(d, row_tasks(x.dim[0]), 0, step_task, &a);
 }

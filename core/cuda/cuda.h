@@ -225,6 +225,15 @@ void cuda_rng_normal(struct dev *d, struct tensor x, struct rng_stream s, uint64
 void cuda_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first,
                       double lo, double hi);
 
+void cuda_solver_step(struct dev *d, const struct solver_step_args *a);
+void cuda_transition_sums(struct dev *d, struct tensor sum, const struct transition_args *a);
+void cuda_transition_grad(struct dev *d, struct tensor dc, struct tensor du,
+                          const struct transition_args *a, const double *policy, const double *kl,
+                          double gc, double gu);
+void cuda_nft_sums(struct dev *d, struct tensor sum, const struct nft_args *a);
+void cuda_nft_grad(struct dev *d, struct tensor dv, const struct nft_args *a, const double *plus,
+                   const double *minus, const double *kl);
+
 void cuda_adamw(struct dev *d, const struct adamw_args *a);
 void cuda_sumsq(struct dev *d, struct tensor sum, struct tensor x);
 void cuda_axpy(struct dev *d, struct tensor y, double a, struct tensor x);

@@ -221,6 +221,71 @@ static void null_sample_step(struct dev *d, struct tensor x, struct tensor c, st
     touch(d, c);
     touch(d, u);
 }
+static void touch_rows(struct dev *d, struct tensor x, const struct tensor *t, int n,
+                       struct tensor pos, int batch, const char *what)
+{
+    CHECK(batch > 0 && x.dim[0] % batch == 0 && x.dim[1] % 4 == 0 && pos.dim[0] == x.dim[0],
+          "%s: [%lld,%lld] rows of %d samples", what, (long long)x.dim[0], (long long)x.dim[1],
+          batch);
+    for (int i = 0; i < n; i++) {
+        if (t[i].data) same_shape(t[i], x, what);
+        touch(d, t[i]);
+    }
+}
+static void expect_sum(struct tensor sum, int batch, int64_t n, double quantum, const char *what)
+{
+    CHECK(sum.dtype == DT_F64 && sum.dim[0] == batch && tensor_width(sum) == n,
+          "%s: sum is f64 [%d,%lld]", what, batch, (long long)n);
+    dev_check_quantum(quantum);
+}
+static void null_solver_step(struct dev *d, const struct solver_step_args *a)
+{
+    const struct tensor t[] = {a->next, a->x, a->h, a->h, a->c, a->u}; /* h: read and written */
+    touch_rows(d, a->x, t, 6, a->pos, a->batch, "solver step");
+    CHECK(a->ch == 0 || a->h.data, "solver step without the history it needs");
+}
+static void touch_transition(struct dev *d, const struct transition_args *a)
+{
+    const struct tensor t[] = {a->x, a->next, a->c, a->u, a->ref_c, a->ref_u};
+    touch_rows(d, a->x, t, 6, a->pos, a->batch, "transition");
+    CHECK(!a->ref_c.data || !a->ref_u.data == !a->u.data, "transition: one of two is guided");
+}
+static void null_transition_sums(struct dev *d, struct tensor sum, const struct transition_args *a)
+{
+    expect_sum(sum, a->batch, 2, a->quantum, "transition");
+    touch_transition(d, a);
+}
+static void null_transition_grad(struct dev *d, struct tensor dc, struct tensor du,
+                                 const struct transition_args *a, const double *policy,
+                                 const double *kl, double gc, double gu)
+{
+    (void)policy;
+    (void)kl;
+    (void)gc;
+    (void)gu;
+    const struct tensor t[] = {dc, du};
+    touch_transition(d, a);
+    touch_rows(d, a->x, t, 2, a->pos, a->batch, "transition gradient");
+}
+static void touch_nft(struct dev *d, const struct nft_args *a)
+{
+    const struct tensor t[] = {a->target, a->v, a->old, a->ref};
+    touch_rows(d, a->v, t, 4, a->pos, a->batch, "nft");
+}
+static void null_nft_sums(struct dev *d, struct tensor sum, const struct nft_args *a)
+{
+    expect_sum(sum, a->batch, 5, a->quantum, "nft");
+    touch_nft(d, a);
+}
+static void null_nft_grad(struct dev *d, struct tensor dv, const struct nft_args *a,
+                          const double *plus, const double *minus, const double *kl)
+{
+    (void)plus;
+    (void)minus;
+    (void)kl;
+    touch_nft(d, a);
+    touch_rows(d, a->v, &dv, 1, a->pos, a->batch, "nft gradient");
+}
 static void null_adamw(struct dev *d, const struct adamw_args *a)
 {
     touch(d, a->p);
@@ -295,6 +360,11 @@ static const struct dev_ops table = {
     .flow_rows = null_flow_rows,
     .flow_loss = null_flow_loss,
     .sample_step = null_sample_step,
+    .solver_step = null_solver_step,
+    .transition_sums = null_transition_sums,
+    .transition_grad = null_transition_grad,
+    .nft_sums = null_nft_sums,
+    .nft_grad = null_nft_grad,
     .adamw = null_adamw,
     .sumsq = null_sumsq,
     .axpy = null_axpy,
