@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/err.h"
+#include "rl/verb.h"
 #include "train/verbs.h"
 
 static const struct {
@@ -12,6 +13,7 @@ static const struct {
 } verbs[] = {
     {"train", verb_train, "train CONFIG [key=value ...]",
      "supervised fine-tuning; resumes by itself"},
+    {"rl", verb_rl, "rl CONFIG [key=value ...]", "post-training of adapters against a reward"},
     {"sample", verb_sample, "sample CONFIG [key=value ...]",
      "prompts to mp4 files and a contact sheet"},
     {"data", verb_data, "data CONFIG [key=value ...]",

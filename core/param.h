@@ -41,6 +41,7 @@ enum state_kind {
     STATE_LORA_M,
     STATE_LORA_V,
     STATE_LORA_EMA,
+    STATE_LORA_OLD, /* of DiffusionNFT: what samples */
     STATE_KINDS
 };
 /* A rank's piece of a named tensor, for checkpoints and tests. */

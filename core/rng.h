@@ -20,7 +20,8 @@ enum rng_use {
     RNG_WORD,    /* hash text codec: item: FNV-1a of the word */
     RNG_VALID,   /* held-out noise: item: validation sample, step: sigma bucket */
     RNG_SAMPLE,  /* sampling noise: item: prompt number, step: sample of the prompt */
-    RNG_TEST
+    RNG_TEST,
+    RNG_UPDATE /* post-training: order of units (item: epoch), of steps (item: sample) */
 };
 struct rng_key {
     uint64_t seed;

@@ -47,6 +47,8 @@ struct lora *lora_new(struct dev *dev, struct dit *d, const struct lora_config *
         l->v = zeros(l, S);
     }
     if (o.ema) l->ema = zeros(l, S);
+    if (o.old) l->old = zeros(l, S);
+    l->in_use = STATE_LORA;
     l->store.w = l->wire;
     l->store.g = l->grad;
     return l;
@@ -55,7 +57,7 @@ struct lora *lora_new(struct dev *dev, struct dit *d, const struct lora_config *
 void lora_free(struct lora *l)
 {
     if (!l) return;
-    const struct tensor all[] = {l->w, l->grad, l->m, l->v, l->ema};
+    const struct tensor all[] = {l->w, l->grad, l->m, l->v, l->ema, l->old};
     if (separate_wire(l)) dev_free(l->dev, l->wire.data);
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].data) dev_free(l->dev, all[i].data);
@@ -77,6 +79,8 @@ static struct tensor state_of(const struct lora *l, enum state_kind kind)
         return l->v;
     case STATE_LORA_EMA:
         return l->ema;
+    case STATE_LORA_OLD:
+        return l->old;
     default:
         CHECK(false, "adapters have no state of kind %d", (int)kind);
         return l->w;
@@ -125,21 +129,28 @@ void lora_init_params(struct lora *l, uint64_t seed)
         if (rest[i].data) l->dev->ops->fill(l->dev, rest[i], 0);
     lora_each_piece(l, STATE_LORA, 0, 1, init_piece, &a);
     if (l->ema.data) l->dev->ops->cast(l->dev, l->ema, l->w);
+    if (l->old.data) l->dev->ops->cast(l->dev, l->old, l->w);
     lora_refresh(l);
 }
 
 void lora_refresh(struct lora *l)
 {
-    const struct tensor from = l->use_ema ? l->ema : l->w;
+    const struct tensor from = state_of(l, l->in_use);
     if (separate_wire(l)) l->dev->ops->cast(l->dev, l->wire, from);
     l->store.w = separate_wire(l) ? l->wire : from;
 }
 
-void lora_use_ema(struct lora *l, bool on)
+void lora_use(struct lora *l, enum state_kind kind)
 {
-    CHECK(!on || l->ema.data, "the adapters have no EMA");
-    l->use_ema = on;
+    CHECK(state_of(l, kind).data, "the adapters have no state of kind %d", (int)kind);
+    l->in_use = kind;
     lora_refresh(l);
+}
+
+void lora_follow(struct lora *l, double keep)
+{
+    l->dev->ops->scale(l->dev, l->old, keep);
+    l->dev->ops->axpy(l->dev, l->old, 1 - keep, l->w);
 }
 
 void lora_zero_grads(struct lora *l) { l->dev->ops->fill(l->dev, l->grad, 0); }
@@ -163,7 +174,7 @@ double lora_grad_norm(struct lora *l, struct arena *tmp)
 
 void lora_update(struct lora *l, const struct lora_step *s)
 {
-    CHECK(!l->use_ema, "a step while the EMA is in use");
+    CHECK(l->in_use == STATE_LORA, "a step while other adapters are in use");
     struct adamw_args a = {.p = l->w,
                            .m = l->m,
                            .v = l->v,
@@ -216,7 +227,7 @@ int64_t lora_num_elements(const struct lora *l)
 
 size_t lora_bytes(const struct lora *l)
 {
-    const struct tensor all[] = {l->w, l->grad, l->m, l->v, l->ema};
+    const struct tensor all[] = {l->w, l->grad, l->m, l->v, l->ema, l->old};
     size_t n = separate_wire(l) ? tensor_bytes(l->wire) : 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].data) n += tensor_bytes(all[i]);

@@ -24,6 +24,7 @@ struct lora_config lora_make_config(int64_t rank, double alpha, const char *cons
 
 struct lora_opts {
     bool optimizer, ema; /* allocate gradients and moments; EMA */
+    bool old;            /* a second set of weights that follows the first (DiffusionNFT) */
 };
 struct lora {
     struct dev *dev;
@@ -35,8 +36,8 @@ struct lora {
      * offset: element of the flat buffers. */
     struct param *param;
     int64_t count; /* elements of a flat buffer, with gaps that stay 0 */
-    struct tensor w, grad, m, v, ema, wire;
-    bool use_ema;
+    struct tensor w, grad, m, v, ema, old, wire;
+    enum state_kind in_use;     /* what products read: STATE_LORA, its EMA, or the old ones */
     struct adapter_store store; /* what the adapters see */
 };
 /* Attaches adapters to d and freezes d's own parameters; before fsdp_new. Stops with RC_CONFIG and
@@ -48,8 +49,10 @@ void lora_free(struct lora *l); /* after it, d must not run */
 /* A = normal(0, 1/r) by parameter name, B = 0, EMA the same, moments 0. */
 void lora_init_params(struct lora *l, uint64_t seed);
 void lora_refresh(struct lora *l); /* after weights or EMA were written from outside */
-/* Products read the EMA instead of the weights until set back. */
-void lora_use_ema(struct lora *l, bool on);
+/* Products read STATE_LORA_EMA or STATE_LORA_OLD instead of STATE_LORA until set back. */
+void lora_use(struct lora *l, enum state_kind kind);
+/* old = keep * old + (1 - keep) * weights */
+void lora_follow(struct lora *l, double keep);
 void lora_zero_grads(struct lora *l);
 /* The sum over all ranks: once per optimizer step, after its last backward pass. */
 void lora_reduce_grads(struct lora *l, struct comm *world);

@@ -4,7 +4,7 @@
 #   parallel core                   model   core; of parallel only comm mesh layout redist ulysses
 #   optim, data   core, parallel
 #   train    all but rl (settings.h nests every configuration, rl's too)
-#   rl       all; of train only settings.h setup.h metrics.h
+#   rl       all; of train what a run is made of, none of its verbs
 #   tests    all;  osp.c  all
 set -u
 cd "${1:-$(dirname "$0")/..}" || exit 2
@@ -41,7 +41,7 @@ function bad(why) { print place ": " why; n++ }
     if (from == "model") ok = name ~ /^parallel\/(comm|mesh|layout|redist|ulysses)\.h$/
     if (from == "optim" || from == "data") ok = to == "parallel"
     if (from == "train") ok = (to ~ /^(parallel|model|optim|data)$/) || file == "train/settings.h"
-    if (from == "rl") ok = (to ~ /^(parallel|model|optim|data)$/) || name ~ /^train\/(settings|setup|metrics)\.h$/
+    if (from == "rl") ok = (to ~ /^(parallel|model|optim|data)$/) || name ~ /^train\/(adapter|args|metrics|print_config|prompts|session|settings|stored_model)\.h$/
     if (!ok) bad(from " may not include \"" name "\"")
 }
 END { if (n) { print "check_layers: " n " wrong include" (n > 1 ? "s" : ""); exit 1 } }' || exit 1

@@ -545,7 +545,7 @@ static void test_merge(struct comm *world)
         const struct merge_job job = {
             .base = base, .adapter = dir, .out = out[ema], .ema = ema == 1};
         merge_adapter(&job);
-        lora_use_ema(f.lora, ema == 1);
+        lora_use(f.lora, ema == 1 ? STATE_LORA_EMA : STATE_LORA);
         double *v = output_of(&f, &n), *w = merged_output(world, out[ema], STATE_MASTER),
                *x = merged_output(world, out[ema], STATE_EMA),
                *plain = merged_output(world, base, STATE_EMA);

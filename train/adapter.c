@@ -123,20 +123,33 @@ static json_t *base_json(const struct adapter_base *b)
                      ckpt_kind_name(b->kind), "sha256", b->sha256);
 }
 
-void adapter_save(struct lora *l, const struct lora_config *cfg, struct mesh *mesh,
-                  const struct ckpt_place *place, const struct adapter_base *base,
-                  const struct adapter_state *s, unsigned kinds, json_t *meta, struct err *e)
+struct ckpt_snapshot *adapter_snapshot(struct lora *l, struct mesh *mesh, unsigned kinds)
 {
-    struct comm *world = mesh->axis[AXIS_WORLD];
+    const struct comm *world = mesh->axis[AXIS_WORLD];
     struct share p = {l, world->rank, world->size};
     const struct ckpt_store store = store_of(&p);
-    struct ckpt_snapshot *snap = ckpt_snapshot_store(&store, kinds);
+    return ckpt_snapshot_store(&store, kinds);
+}
+
+void adapter_write(struct lora *l, const struct lora_config *cfg, struct mesh *mesh,
+                   const struct ckpt_place *place, const struct ckpt_snapshot *snap,
+                   const struct adapter_base *base, const struct adapter_state *s, json_t *meta,
+                   struct err *e)
+{
     json_t *parts[] = {lora_json(l, cfg), base_json(base), state_json(s)};
     CHECK(parts[0] && parts[1] && parts[2], "the description of the adapters cannot be built");
     json_object_set_new(meta, "lora", parts[0]);
     json_object_set_new(meta, "base", parts[1]);
     json_object_set_new(meta, "state", parts[2]);
-    ckpt_write(world, place, snap, meta, e);
+    ckpt_write(mesh->axis[AXIS_WORLD], place, snap, meta, e);
+}
+
+void adapter_save(struct lora *l, const struct lora_config *cfg, struct mesh *mesh,
+                  const struct ckpt_place *place, const struct adapter_base *base,
+                  const struct adapter_state *s, unsigned kinds, json_t *meta, struct err *e)
+{
+    struct ckpt_snapshot *snap = adapter_snapshot(l, mesh, kinds);
+    adapter_write(l, cfg, mesh, place, snap, base, s, meta, e);
     ckpt_snapshot_free(snap);
 }
 

@@ -46,9 +46,16 @@ struct adapter_base {
 struct adapter_base adapter_base_of(const struct ckpt *c, enum state_kind kind);
 void adapter_base_free(struct adapter_base *b);
 
-/* Collective. Every rank writes its part of the adapters. meta: rank 0's JSON object with "step"
- * and what the caller wants back; "lora", "base" and "state" are added to it. kinds: bits of
- * STATE_LORA.... e as in ckpt_write. */
+/* This rank's part of the adapters, copied to the host. kinds: bits of STATE_LORA.... */
+struct ckpt_snapshot *adapter_snapshot(struct lora *l, struct mesh *mesh, unsigned kinds);
+/* Collective. Writes a snapshot of all ranks with the state s it was taken in. meta: rank 0's JSON
+ * object with "step" and what the caller wants back; "lora", "base" and "state" are added to it.
+ * e as in ckpt_write. */
+void adapter_write(struct lora *l, const struct lora_config *cfg, struct mesh *mesh,
+                   const struct ckpt_place *place, const struct ckpt_snapshot *snap,
+                   const struct adapter_base *base, const struct adapter_state *s, json_t *meta,
+                   struct err *e);
+/* Both at once. */
 void adapter_save(struct lora *l, const struct lora_config *cfg, struct mesh *mesh,
                   const struct ckpt_place *place, const struct adapter_base *base,
                   const struct adapter_state *s, unsigned kinds, json_t *meta, struct err *e);

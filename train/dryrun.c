@@ -83,7 +83,9 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     struct lora *lora = NULL;
     if (in->lora && in->lora->rank)
         lora = lora_new(dev, d, in->lora,
-                        (struct lora_opts){.optimizer = in->fsdp.optimizer, .ema = in->fsdp.ema});
+                        (struct lora_opts){.optimizer = in->fsdp.optimizer,
+                                           .ema = in->fsdp.ema,
+                                           .old = in->lora_old});
     struct fsdp *f = fsdp_new(dev, &mesh, d->unit, d->num_units, in->fsdp);
     struct shape_plan *p =
         plan_shape(dev, &mesh, &in->model, in->batch, in->t, in->h, in->w, (int)in->model.text_len);
@@ -103,7 +105,10 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     arena_init(&keep, dev, (size_t)1 << DRY_ARENA_SHIFT, "keep");
     arena_init(&tmp, dev, (size_t)1 << DRY_ARENA_SHIFT, "tmp");
     struct ctx c = {.dev = dev, .mesh = &mesh, .hooks = fsdp_hooks(f), .keep = &keep, .tmp = &tmp};
-    pass(&c, d, p, in, out);
+    if (in->body)
+        in->body(in->body_arg, &c, d);
+    else
+        pass(&c, d, p, in, out);
     if (in->train) fsdp_finish_backward(f, true);
     if (in->train && lora) lora_reduce_grads(lora, mesh.axis[AXIS_WORLD]);
     for (int a = 0; a < AXIS_COUNT; a++) {
@@ -111,7 +116,7 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
         memcpy(out->comm[a], x->count, sizeof out->comm[a]);
         if (in->on_comm) in->on_comm(in->on_comm_arg, (enum axis)a, x->entry, x->num_entries);
     }
-    if (in->train) { /* validation runs forward only, in the same arenas */
+    if (in->train && !in->body) { /* validation runs forward only, in the same arenas */
         struct dryrun_in forward = *in;
         struct dryrun_out unused;
         forward.train = false;
@@ -144,6 +149,7 @@ void dryrun_model_flops(const struct dryrun_in *in, struct dryrun_phase *forward
     one.train = true;
     one.fsdp.optimizer = true;
     one.on_comm = NULL;
+    one.body = NULL;
     struct dryrun_out out;
     dryrun(&one, &out);
     *forward = out.forward;

@@ -18,6 +18,10 @@ struct dryrun_in {
     /* called once an axis with the counts of the pass by place (valid during the call); or NULL */
     void (*on_comm)(void *arg, enum axis a, const struct comm_entry *entry, int n);
     void *on_comm_arg;
+    /* walks another program than a training step, on the same null device; NULL: a step */
+    void (*body)(void *arg, struct ctx *c, struct dit *d);
+    void *body_arg;
+    bool lora_old;
 };
 struct dryrun_phase {
     double gemm_flops, attn_flops, row_bytes; /* this rank */

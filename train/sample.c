@@ -385,7 +385,9 @@ static void open_model(struct sampling *s, struct comm *world)
     struct ckpt *lora = c->sample.lora ? open_adapter(s, world, k) : NULL;
     c->lora = s->lora.config;
     const int B = (int)c->sample.batch_size * (batched(s) ? 2 : 1);
-    session_open(s->ses, c, world, (struct session_shape){B, z[1], z[2], z[3], z[0]}, false);
+    const struct session_shape shape = {
+        .batch = B, .t = z[1], .h = z[2], .w = z[3], .channels = z[0]};
+    session_open(s->ses, c, world, shape, false);
     c->lora = (struct lora_config){0}; /* the texts are those of s->lora */
     ckpt_load(k, s->ses->fsdp, STATE_MASTER, base_kind(c));
     if (lora) adapter_load(lora, s->ses->lora, STATE_LORA, adapter_kind(c));

@@ -60,6 +60,9 @@ struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
                                  .optimizer = train,
                                  .ema = train && s->ema_decay > 0};
     in.lora = &s->lora;
+    in.body = shape.body;
+    in.body_arg = shape.body_arg;
+    in.lora_old = shape.lora_old;
     return in;
 }
 
@@ -130,8 +133,9 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     most = in.w > most ? in.w : most;
     s->dit = dit_new(s->dev, &in.model, in.recompute, in.recompute_blocks, most);
     if (in.lora->rank)
-        s->lora = lora_new(s->dev, s->dit, in.lora,
-                           (struct lora_opts){.optimizer = train, .ema = in.fsdp.ema});
+        s->lora = lora_new(
+            s->dev, s->dit, in.lora,
+            (struct lora_opts){.optimizer = train, .ema = in.fsdp.ema, .old = in.lora_old});
     s->fsdp = fsdp_new(s->dev, &s->mesh, s->dit->unit, s->dit->num_units, in.fsdp);
     s->plan =
         plan_shape(s->dev, &s->mesh, &in.model, in.batch, in.t, in.h, in.w, (int)in.model.text_len);

@@ -12,6 +12,10 @@ struct session_shape {
     int batch;
     int64_t t, h, w; /* latent, before patching */
     int64_t channels;
+    /* what runs, for the size of the arenas (dryrun.h); NULL: a training step, or a pass forward */
+    void (*body)(void *arg, struct ctx *c, struct dit *d);
+    void *body_arg;
+    bool lora_old; /* adapters with old weights */
 };
 struct session {
     const struct settings *set;

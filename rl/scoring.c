@@ -1,0 +1,280 @@
+#include "rl/scoring.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/log.h"
+#include "rl/frames.h"
+
+static bool scores(const struct mesh *m) { return m->axis[AXIS_SEQ]->rank == 0; }
+
+static char *text(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static char *text(const char *fmt, ...)
+{
+    va_list ap;
+    char *out;
+    va_start(ap, fmt);
+    const int n = vasprintf(&out, fmt, ap);
+    va_end(ap);
+    CHECK(n >= 0, "out of memory");
+    return out;
+}
+
+/* ---- opening ----------------------------------------------------------------------------------*/
+static void describe(struct scoring *s)
+{
+    const struct reward_settings *r = s->opts.reward;
+    const bool official = r->profile == 0;
+    s->command = r->command ? text("%s", r->command) : text("python3 scripts/videoalign_scorer.py");
+    if (r->command)
+        s->options = text("source_fps=%g\n", s->opts.fps);
+    else
+        s->options = text("videoalign_dir=%s\nbase_dir=%s\ntemplate=%s\nprofile=%s\n%s%s%s",
+                          r->videoalign_dir, r->model_dir,
+                          r->template_dir ? r->template_dir : r->videoalign_dir,
+                          official ? "official" : "true_fps", r->device ? "device=" : "",
+                          r->device ? r->device : "", r->device ? "\n" : "");
+}
+
+/* VideoAlign looks at few frames only; other scorers get all. */
+static void choose_frames(struct scoring *s)
+{
+    const int total = (int)s->opts.frames;
+    s->index = calloc((size_t)total + 1, sizeof *s->index);
+    CHECK(s->index, "out of memory");
+    if (s->opts.reward->command) {
+        for (int i = 0; i < total; i++) s->index[s->num_index++] = i;
+        return;
+    }
+    const double fps = s->opts.reward->profile == 0 ? 8 : s->opts.fps;
+    s->num_index = frames_pick(total, fps, 2.0, s->index, total);
+}
+
+static struct reward *start(struct scoring *s, struct spawner *p, struct err *e)
+{
+    const struct reward_settings *w = s->opts.reward;
+    struct comm *dp = s->mesh->axis[AXIS_DP];
+    const struct reward_config c = {.command = s->command,
+                                    .workers = (int)w->workers,
+                                    .slot_bytes =
+                                        (size_t)(s->num_index * s->opts.height * s->opts.width * 3),
+                                    .log_dir = s->opts.log_dir,
+                                    .first_log = dp->rank * (int)w->workers,
+                                    .rank = dp->rank,
+                                    .ranks = dp->size,
+                                    .options = s->options,
+                                    .start_s = w->start_s,
+                                    .request_s = w->request_s};
+    struct reward *r = reward_open(p, &c, e);
+    if (r && !reward_ready(r, e)) {
+        reward_close(r);
+        r = NULL;
+    }
+    return r;
+}
+
+/* The first failure of any rank, told by all. */
+static void raise_first(struct comm *world, const struct err *mine)
+{
+    struct err *all = calloc((size_t)world->size, sizeof *all);
+    CHECK(all, "out of memory");
+    comm_gather_bytes(world, all, mine, sizeof *mine, "scorers");
+    struct err first = {0};
+    for (int r = 0; r < world->size && !first.code; r++) first = all[r];
+    free(all);
+    err_raise(&first);
+}
+
+static void share_identity(struct scoring *s, struct comm *world)
+{
+    char said[8192] = "";
+    if (s->reward) {
+        s->dims = reward_dims(s->reward, s->name);
+        char *id = reward_identity(s->reward);
+        snprintf(said, sizeof said, "%s", id);
+        free(id);
+    }
+    comm_broadcast_bytes(world, &s->dims, sizeof s->dims, 0, "scorers");
+    comm_broadcast_bytes(world, s->name, sizeof s->name, 0, "scorers");
+    char first[8192];
+    memcpy(first, said, sizeof said);
+    comm_broadcast_bytes(world, first, sizeof first, 0, "scorers");
+    struct err e = {0};
+    if (s->reward && strcmp(first, said))
+        err_set(&e, RC_CONFIG, "the scorers of this rank differ from those of rank 0:\n%s\n%s",
+                said, first);
+    raise_first(world, &e);
+    s->identity = strdup(first);
+    CHECK(s->identity, "out of memory");
+}
+
+struct scoring *scoring_open(struct spawner *p, struct mesh *mesh, struct scoring_opts o)
+{
+    struct scoring *s = calloc(1, sizeof *s);
+    CHECK(s, "out of memory");
+    struct comm *world = mesh->axis[AXIS_WORLD];
+    s->mesh = mesh;
+    s->opts = o;
+    describe(s);
+    choose_frames(s);
+    struct err e = {0};
+    if (scores(mesh)) {
+        s->reward = start(s, p, &e);
+        s->rgb = malloc((size_t)(3 * o.frames * o.height * o.width));
+        CHECK(s->rgb, "out of memory");
+    }
+    raise_first(world, &e);
+    share_identity(s, world);
+    return s;
+}
+
+void scoring_close(struct scoring *s)
+{
+    if (!s) return;
+    if (s->reward) reward_close(s->reward);
+    free(s->identity);
+    free(s->command);
+    free(s->options);
+    free(s->row);
+    free(s->rgb);
+    free(s->index);
+    free(s);
+}
+
+/* ---- submitting -------------------------------------------------------------------------------*/
+static struct score_row *add_row(struct scoring *s, struct group_entry entry)
+{
+    if (s->num_rows == s->room) {
+        s->room = s->room ? 2 * s->room : 64;
+        s->row = realloc(s->row, (size_t)s->room * sizeof *s->row);
+        CHECK(s->row, "out of memory");
+    }
+    struct score_row *r = &s->row[s->num_rows++];
+    memset(r, 0, sizeof *r); /* rows travel as bytes */
+    r->entry = entry;
+    snprintf(r->reason, sizeof r->reason, "no result yet");
+    return r;
+}
+
+/* [3,F,H,W] to [n][H][W][3], the chosen frames. */
+static void interleave(uint8_t *to, const uint8_t *from, const int *index, int n, int64_t frames,
+                       int64_t plane)
+{
+    for (int k = 0; k < n; k++)
+        for (int64_t i = 0; i < plane; i++)
+            for (int64_t c = 0; c < 3; c++)
+                to[(k * plane + i) * 3 + c] = from[(c * frames + index[k]) * plane + i];
+}
+
+static struct reward_slot *wait_slot(struct scoring *s)
+{
+    struct reward_slot *slot = NULL;
+    while (!slot && reward_state(s->reward) == REWARD_OK) slot = reward_acquire(s->reward, 1);
+    return slot;
+}
+
+void scoring_submit(struct scoring *s, struct group_entry entry, const char *prompt,
+                    const float *latent)
+{
+    if (!s->reward) return;
+    const struct scoring_opts *o = &s->opts;
+    struct score_row *row = add_row(s, entry);
+    o->codec->decode(s->rgb, latent, o->frames, o->height, o->width);
+    const double t0 = log_seconds();
+    struct reward_slot *slot = wait_slot(s);
+    s->wait_s += log_seconds() - t0;
+    if (!slot) {
+        snprintf(row->reason, sizeof row->reason, "no scorer is left");
+        return;
+    }
+    interleave(slot->data, s->rgb, s->index, s->num_index, o->frames, o->height * o->width);
+    const struct reward_clip clip = {.frames = s->num_index,
+                                     .height = (int)o->height,
+                                     .width = (int)o->width,
+                                     .fps = o->reward->profile == 0 && !o->reward->command ? 8
+                                                                                           : o->fps,
+                                     .total = (int)o->frames,
+                                     .index = s->index};
+    struct err e = {0};
+    if (reward_submit(s->reward, slot, (uint64_t)entry.sample, prompt, &clip, &e)) return;
+    reward_drop(s->reward, slot);
+    snprintf(row->reason, sizeof row->reason, "%.120s", e.msg);
+}
+
+const uint8_t *scoring_clip(const struct scoring *s) { return s->rgb; }
+
+/* ---- collecting -------------------------------------------------------------------------------*/
+static void take(struct scoring *s, const struct reward_result *r)
+{
+    for (int i = 0; i < s->num_rows; i++) {
+        struct score_row *row = &s->row[i];
+        if ((uint64_t)row->entry.sample != r->id) continue;
+        row->valid = r->valid;
+        memcpy(row->raw, r->raw, sizeof row->raw);
+        memcpy(row->norm, r->norm, sizeof row->norm);
+        snprintf(row->reason, sizeof row->reason, "%.120s", r->reason);
+    }
+}
+
+static void poll_all(struct scoring *s)
+{
+    struct reward_result r[16];
+    int n;
+    do {
+        n = reward_poll(s->reward, r, 16);
+        for (int i = 0; i < n; i++) take(s, &r[i]);
+    } while (n == 16);
+}
+
+enum scoring_state scoring_collect(struct scoring *s, double seconds, bool stop)
+{
+    double x[3] = {0, 0, stop};
+    if (s->reward) {
+        const double t0 = log_seconds();
+        const enum reward_state state = reward_flush(s->reward, seconds);
+        s->wait_s += log_seconds() - t0;
+        poll_all(s);
+        x[0] = state == REWARD_LATE;
+        x[1] = state == REWARD_DEAD;
+    }
+    comm_max_f64(s->mesh->axis[AXIS_WORLD], x, 3, "scores");
+    return x[2] > 0   ? SCORING_STOP
+           : x[1] > 0 ? SCORING_DEAD
+           : x[0] > 0 ? SCORING_WAITS
+                      : SCORING_DONE;
+}
+
+void scoring_give_up(struct scoring *s, const char *reason)
+{
+    if (!s->reward) return;
+    reward_give_up(s->reward, reason);
+    poll_all(s);
+}
+
+static int by_sample(const void *a, const void *b)
+{
+    const int64_t x = ((const struct score_row *)a)->entry.sample,
+                  y = ((const struct score_row *)b)->entry.sample;
+    return (x > y) - (x < y);
+}
+
+struct score_row *scoring_table(struct scoring *s, int64_t *n)
+{
+    struct comm *seq = s->mesh->axis[AXIS_SEQ], *dp = s->mesh->axis[AXIS_DP];
+    int local = s->num_rows;
+    comm_broadcast_bytes(seq, &local, sizeof local, 0, "scores");
+    const size_t bytes = (size_t)local * sizeof(struct score_row);
+    struct score_row *mine = calloc((size_t)local + 1, sizeof *mine),
+                     *all = calloc((size_t)(local * dp->size) + 1, sizeof *all);
+    CHECK(mine && all, "out of memory");
+    if (s->reward) memcpy(mine, s->row, bytes);
+    comm_broadcast_bytes(seq, mine, bytes, 0, "scores");
+    comm_gather_bytes(dp, all, mine, bytes, "scores");
+    free(mine);
+    *n = (int64_t)local * dp->size;
+    qsort(all, (size_t)*n, sizeof *all, by_sample);
+    s->num_rows = 0;
+    return all;
+}

@@ -1,0 +1,185 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/fault.h"
+#include "core/io.h"
+#include "core/log.h"
+#include "rl/run.h"
+
+unsigned run_kinds(const struct rl_run *r)
+{
+    unsigned kinds = 1u << STATE_LORA | 1u << STATE_LORA_M | 1u << STATE_LORA_V;
+    if (r->set->ema_decay > 0) kinds |= 1u << STATE_LORA_EMA;
+    if (r->set->rl.algo == ALGO_NFT) kinds |= 1u << STATE_LORA_OLD;
+    return kinds;
+}
+
+static uint64_t prompts_hash(const struct prompts *p)
+{
+    uint64_t h = 0;
+    for (int i = 0; i < p->n; i++) h = h * 1099511628211u + rng_hash(p->text[i]);
+    return h >> 1; /* JSON integers are signed */
+}
+
+/* What a checkpoint and a run must share to be the same run. */
+static json_t *identity_of(const struct rl_run *r)
+{
+    const struct rl_config *c = &r->set->rl;
+    json_t *j = json_pack(
+        "{s:s, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "rl.algo", algo_name(c->algo),
+        "seed", (json_int_t)r->set->seed, "rl.shift", c->shift, "rl_config.guidance_scale",
+        c->guidance, "rl_config.num_inference_steps", (json_int_t)c->steps,
+        "rl_config.num_image_per_prompt", (json_int_t)c->members, "rl_config.num_batches_per_epoch",
+        (json_int_t)c->batches, "samples of a rollout batch over all data ranks",
+        (json_int_t)(c->sample_batch * r->ses->mesh.dp),
+        "samples of an optimizer step over all data ranks",
+        (json_int_t)(c->train_batch * r->set->gradient_accumulation_steps * r->ses->mesh.dp),
+        "prompts", (json_int_t)prompts_hash(&r->prompts), "scorer", r->scoring->identity);
+    CHECK(j, "the description of the run cannot be built");
+    return j;
+}
+
+static json_t *meta_of(const struct rl_run *r)
+{
+    const struct mesh_degrees *m = &r->ses->mesh.degrees;
+    char *text = settings_text(r->l, false);
+    json_t *meta = json_pack("{s:I, s:s, s:o, s:{s:I, s:f}, s:s, s:{s:i, s:i, s:i, s:i}}", "step",
+                             (json_int_t)r->state.epoch, "stage", "rl", "identity", identity_of(r),
+                             "rl", "epoch", (json_int_t)r->state.epoch, "seconds", r->state.seconds,
+                             "config", text, "layout", "ranks", r->world->size, "fsdp_size",
+                             m->fsdp, "skiparse_sp_size", m->ssp, "sp_size", m->sp);
+    CHECK(meta, "the checkpoint's description cannot be built");
+    free(text);
+    return meta;
+}
+
+void run_save(struct rl_run *r, const struct ckpt_snapshot *snap, const struct adapter_state *state)
+{
+    if (r->saved_epoch == r->state.epoch) return;
+    const double t0 = log_seconds();
+    err_push("saving epoch %lld", (long long)r->state.epoch);
+    fault_hit("save");
+    struct session *s = r->ses;
+    struct ckpt_snapshot *now = NULL;
+    if (!snap) snap = now = adapter_snapshot(s->lora, &s->mesh, run_kinds(r));
+    char *dir = io_path("%s/checkpoints", r->set->output_dir);
+    const struct ckpt_place place = {dir, r->set->checkpoint.keep_last,
+                                     r->set->checkpoint.keep_every};
+    json_t *meta = meta_of(r);
+    struct err e = {0};
+    watchdog_files(s->watchdog, true);
+    adapter_write(s->lora, &r->set->lora, &s->mesh, &place, snap, &r->base, state, meta, &e);
+    watchdog_files(s->watchdog, false);
+    if (e.code) err_stop(RC_IO, "%s; the checkpoint before it is untouched", e.msg);
+    log_info("saved %s/iter_%09lld (%.2f s)", dir, (long long)r->state.epoch, log_seconds() - t0);
+    r->saved_epoch = r->state.epoch;
+    if (now) ckpt_snapshot_free(now);
+    json_decref(meta);
+    free(dir);
+    err_pop();
+}
+
+/* ---- resuming ---------------------------------------------------------------------------------*/
+static void require_identity(const struct rl_run *r, const struct ckpt *c)
+{
+    json_t *now = identity_of(r), *then = json_object_get(ckpt_meta(c), "identity");
+    char text[2048] = "";
+    const char *key;
+    json_t *v;
+    json_object_foreach(now, key, v)
+    {
+        json_t *w = json_object_get(then, key);
+        if (w && json_equal(v, w)) continue;
+        char *a = w ? json_dumps(w, JSON_ENCODE_ANY | JSON_COMPACT) : strdup("nothing");
+        char *b = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        const size_t used = strlen(text);
+        snprintf(text + used, sizeof text - used, "\n  %s: %s in the checkpoint, %s now", key, a,
+                 b);
+        free(a);
+        free(b);
+    }
+    json_decref(now);
+    if (text[0])
+        err_stop(RC_CONFIG, "%s does not belong to this configuration; use another output_dir:%s",
+                 ckpt_path(c), text);
+}
+
+static void require_adapters(const struct rl_run *r, const struct ckpt *c, struct adapter_info *i)
+{
+    struct err e = {0};
+    adapter_info_read(i, c, &e);
+    err_raise(&e);
+    adapter_require_base(c, i, &r->base, false);
+    const struct lora_config *have = &r->set->lora;
+    if (i->config.rank != have->rank || i->config.alpha != have->alpha)
+        err_stop(RC_CONFIG,
+                 "%s has adapters of rank %lld and alpha %g, the configuration says %lld "
+                 "and %g (lora_config)",
+                 ckpt_path(c), (long long)i->config.rank, i->config.alpha, (long long)have->rank,
+                 have->alpha);
+}
+
+static void load_states(struct rl_run *r, struct ckpt *c, unsigned kinds)
+{
+    static const enum state_kind all[] = {STATE_LORA_M, STATE_LORA_V, STATE_LORA_EMA,
+                                          STATE_LORA_OLD, STATE_LORA};
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+        if (kinds >> all[k] & 1) adapter_load(c, r->ses->lora, all[k], all[k]);
+}
+
+/* Weights of another run to begin with: no moments, no state. */
+static void start_from(struct rl_run *r, const char *path)
+{
+    struct ckpt *c = ckpt_open(r->world, path, true);
+    struct adapter_info i = {0};
+    require_adapters(r, c, &i);
+    adapter_load(c, r->ses->lora, STATE_LORA, STATE_LORA);
+    if (r->set->ema_decay > 0) adapter_load(c, r->ses->lora, STATE_LORA_EMA, STATE_LORA);
+    if (r->set->rl.algo == ALGO_NFT) adapter_load(c, r->ses->lora, STATE_LORA_OLD, STATE_LORA);
+    log_info("adapters start from %s (epoch %lld)", ckpt_path(c), (long long)ckpt_step(c));
+    adapter_info_free(&i);
+    ckpt_close(c);
+}
+
+bool run_resume(struct rl_run *r)
+{
+    struct session *s = r->ses;
+    const char *how = r->set->resume ? r->set->resume : "auto";
+    char *dir = io_path("%s/checkpoints", r->set->output_dir);
+    struct ckpt *c = NULL;
+    const double init_max = r->state.adapter.clip.init_max;
+    watchdog_files(s->watchdog, true);
+    if (strcmp(how, "auto") == 0)
+        c = ckpt_latest(r->world, dir);
+    else if (strcmp(how, "never"))
+        c = ckpt_open(r->world, how, true);
+    else if (ckpt_newest_step(r->world, dir) > 0)
+        err_stop(RC_CONFIG,
+                 "resume: never, but %s holds checkpoints; choose another output_dir, or "
+                 "move them away",
+                 dir);
+    watchdog_files(s->watchdog, false);
+    free(dir);
+    r->saved_epoch = -1;
+    if (!c) {
+        if (r->set->lora.path) start_from(r, r->set->lora.path);
+        return false;
+    }
+    err_push("resuming from %s", ckpt_path(c));
+    struct adapter_info i = {0};
+    require_identity(r, c);
+    require_adapters(r, c, &i);
+    load_states(r, c, run_kinds(r));
+    r->state.adapter = i.state;
+    r->state.adapter.clip.init_max = init_max;
+    const json_t *rl = json_object_get(ckpt_meta(c), "rl");
+    r->state.epoch = json_integer_value(json_object_get(rl, "epoch"));
+    r->state.seconds = json_number_value(json_object_get(rl, "seconds"));
+    if (strcmp(how, "auto") == 0) r->saved_epoch = r->state.epoch; /* it lies in this folder */
+    log_info("resumed from %s at epoch %lld", ckpt_path(c), (long long)r->state.epoch);
+    adapter_info_free(&i);
+    ckpt_close(c);
+    err_pop();
+    return true;
+}
