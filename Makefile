@@ -203,8 +203,8 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows ops_policy reward reward_wire
-SAN_ubsan := config data filter model ops ops_rows ops_policy golden_ops reward reward_wire
+             ops_rows ops_policy policy_math reward reward_wire
+SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire
 SAN_tsan  := reward loader comm check_comm model resume sequence
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)

@@ -7,6 +7,12 @@
 
 static bool padding(struct tensor pos, int64_t r) { return ((const int16_t *)pos.data)[3 * r] < 0; }
 
+static void clear_row(struct tensor t, int64_t r)
+{
+    if (!t.data) return;
+    for (int64_t f = 0; f < t.dim[1]; f++) set(t, r * tensor_ld(t) + f, 0);
+}
+
 static double velocity(struct tensor c, struct tensor u, double guidance, int64_t r, int64_t f)
 {
     const double v = get(c, r * tensor_ld(c) + f);
@@ -59,12 +65,6 @@ static void solver_row(const struct solver_step_args *a, int64_t r, struct rng_s
             for (int64_t dx = 0; dx < 2; dx++)
                 solver_element(a, r, feature(PATCH_IN, channels, ch, 2 * dy + dx), (double)n[dx]);
         }
-}
-
-static void clear_row(struct tensor t, int64_t r)
-{
-    if (!t.data) return;
-    for (int64_t f = 0; f < t.dim[1]; f++) set(t, r * tensor_ld(t) + f, 0);
 }
 
 static void solver_task(void *arg, int64_t task, void *scratch)
@@ -193,14 +193,18 @@ static void policy_task(void *arg, int64_t task, void *scratch)
     const int64_t rows = a->x.dim[0], width = a->x.dim[1];
     for (int64_t r = task * ROWS; r < end_row(task, rows); r++) {
         const int64_t b = r / (rows / a->batch);
-        const bool pad = padding(a->pos, r);
+        if (padding(a->pos, r)) {
+            clear_row(g->dc, r);
+            clear_row(g->du, r);
+            continue;
+        }
         for (int64_t f = 0; f < width; f++) {
-            double e[2] = {0, 0};
-            if (!pad) transition_errors(a, r, b, f, e);
+            double e[2];
+            transition_errors(a, r, b, f, e);
             const double v = g->policy[b] * e[0] + (a->ref_c.data ? g->kl[b] * e[1] : 0);
             const int64_t to = feature(PATCH_OUT, width / 4, f / 4, f % 4);
-            if (g->dc.data) set(g->dc, r * tensor_ld(g->dc) + to, pad ? 0 : g->gc * v);
-            if (g->du.data) set(g->du, r * tensor_ld(g->du) + to, pad ? 0 : g->gu * v);
+            if (g->dc.data) set(g->dc, r * tensor_ld(g->dc) + to, g->gc * v);
+            if (g->du.data) set(g->du, r * tensor_ld(g->du) + to, g->gu * v);
         }
     }
 }
@@ -271,13 +275,15 @@ static void nft_task(void *arg, int64_t task, void *scratch)
     const int64_t rows = g->a->v.dim[0];
     for (int64_t r = task * ROWS; r < end_row(task, rows); r++) {
         const int64_t b = r / (rows / g->a->batch);
-        const bool pad = padding(g->a->pos, r);
+        if (padding(g->a->pos, r)) {
+            clear_row(g->dv, r);
+            continue;
+        }
         for (int64_t f = 0; f < g->a->v.dim[1]; f++) {
-            double e[3] = {0, 0, 0};
-            if (!pad) nft_errors(g->a, r, f, e);
+            double e[3];
+            nft_errors(g->a, r, f, e);
             const double v = g->plus[b] * e[0] + g->minus[b] * e[1];
-            set(g->dv, r * tensor_ld(g->dv) + f,
-                pad ? 0 : v + (g->a->ref.data ? g->kl[b] * e[2] : 0));
+            set(g->dv, r * tensor_ld(g->dv) + f, v + (g->a->ref.data ? g->kl[b] * e[2] : 0));
         }
     }
 }

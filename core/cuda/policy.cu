@@ -137,12 +137,13 @@ struct TransitionGrad {
     {
         const int64_t r = first + i / t.x.width, f = i % t.x.width;
         const int64_t to = f % 4 * (t.x.width / 4) + f / 4;
-        double e[2] = {0, 0};
-        const bool pad = pos[3 * r] < 0;
-        if (!pad) t.errors(r, f, e);
-        const double g = policy * e[0] + kl * e[1];
-        if (dc.p) put(dc, r, to, pad ? 0 : (float)(gc * g));
-        if (du.p) put(du, r, to, pad ? 0 : (float)(gu * g));
+        double e[2], g = 0;
+        if (pos[3 * r] >= 0) {
+            t.errors(r, f, e);
+            g = policy * e[0] + kl * e[1];
+        }
+        if (dc.p) put(dc, r, to, (float)(gc * g));
+        if (du.p) put(du, r, to, (float)(gu * g));
     }
 };
 
@@ -201,10 +202,12 @@ struct NftGrad {
     DEVICE void operator()(int64_t i) const
     {
         const int64_t r = first + i / dv.width, f = i % dv.width;
-        double e[3] = {0, 0, 0};
-        const bool pad = pos[3 * r] < 0;
-        if (!pad) t.errors(r, f, e);
-        put(dv, r, f, pad ? 0 : (float)(plus * e[0] + minus * e[1] + kl * e[2]));
+        double e[3], g = 0;
+        if (pos[3 * r] >= 0) {
+            t.errors(r, f, e);
+            g = plus * e[0] + minus * e[1] + kl * e[2];
+        }
+        put(dv, r, f, (float)g);
     }
 };
 

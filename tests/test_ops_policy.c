@@ -1,0 +1,455 @@
+/* Conformance of every device: sampler steps with noise and history, sums and gradients of the
+ * policy objectives; and what must hold bit by bit. tests/test_policy_math.c judges the ref device.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/rng.h"
+#include "tests/ops_case.h"
+
+static const struct tensor none;
+
+struct policy_case {
+    int batch;
+    int64_t ch, t, height, width; /* of the grid of patches */
+    int64_t gap;
+    bool guided, ref, hist, noise;
+};
+static const struct policy_case shapes[] = {
+    {1, 1, 1, 1, 1, 0, false, false, false, false}, {3, 5, 2, 3, 4, 4, true, true, true, true},
+    {1, 16, 3, 5, 9, 0, true, false, false, true},  {2, 4, 1, 7, 3, 8, false, true, true, false},
+    {2, 4, 2, 4, 10, 0, false, false, true, true},
+};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+static int64_t patches(const struct policy_case *k) { return k->t * k->height * k->width; }
+static int64_t rows_per(const struct policy_case *k) { return patches(k) + patches(k) / 3 + 1; }
+
+/* Each patch once, in another order in every second sample; padding between and behind. */
+static int pos_var(struct ops_case *c, const struct policy_case *k)
+{
+    const int64_t per = rows_per(k), n = patches(k);
+    const int at = case_var(c, "pos", K_I16, IN, 0, 0, 1, 2, DIMS(k->batch * per, 3));
+    for (int b = 0; b < k->batch; b++) {
+        int64_t next = 0;
+        for (int64_t i = 0; i < per; i++) {
+            double *p = c->var[at].value + 3 * (b * per + i);
+            const bool pad = i % 4 == 2 || next == n;
+            const int64_t patch = b % 2 ? n - 1 - next : next;
+            p[0] = pad ? -1 : (double)(patch / (k->height * k->width));
+            p[1] = pad ? -1 : (double)(patch / k->width % k->height);
+            p[2] = pad ? -1 : (double)(patch % k->width);
+            next += !pad;
+        }
+    }
+    return at;
+}
+
+/* The rows of an array; what padding rows hold must never be used. */
+static int rows_var(struct ops_case *c, const struct policy_case *k, const char *name,
+                    enum kind kind, enum role role, int64_t gap, int pos)
+{
+    const int at =
+        case_var(c, name, kind, role, gap, -1, 1, 2, DIMS(k->batch * rows_per(k), 4 * k->ch));
+    struct var *v = &c->var[at];
+    for (int64_t i = 0; i < v->count; i++)
+        if (c->var[pos].value[i / v->width * 3] < 0) v->value[i] = (double)NAN;
+    return at;
+}
+
+static const struct rng_key keys[] = {{.seed = 3, .use = RNG_SDE, .step = 4, .item = 1},
+                                      {.seed = 3, .use = RNG_SDE, .step = 4, .item = 2},
+                                      {.seed = 3, .use = RNG_SDE, .step = 5, .item = 1}};
+
+/* ---- solver -------------------------------------------------------------------------------- */
+
+static struct solver_step_args solver_of(const struct policy_case *k, const struct tensor *t)
+{
+    return (struct solver_step_args){.next = t[1],
+                                     .x = t[2],
+                                     .h = k->hist ? t[3] : none,
+                                     .c = t[4],
+                                     .u = k->guided ? t[5] : none,
+                                     .pos = t[0],
+                                     .t = (int)k->t,
+                                     .height = 2 * (int)k->height,
+                                     .width = 2 * (int)k->width,
+                                     .guidance = 5,
+                                     .cx = 0.98,
+                                     .cv = -0.041,
+                                     .ch = k->hist ? 0.3 : 0,
+                                     .sigma = 0.96,
+                                     .std = 0.192,
+                                     .noise = k->noise ? keys : NULL,
+                                     .batch = k->batch};
+}
+static void solver_run(struct dev *d, const struct tensor *t, void *arg)
+{
+    struct solver_step_args a = solver_of(arg, t);
+    d->ops->solver_step(d, &a);
+    a.next = a.x = t[6]; /* in place, with the history of the first step */
+    d->ops->solver_step(d, &a);
+    a.next = t[7]; /* a first step: its history was never written */
+    a.h = t[8];
+    a.ch = 0;
+    d->ops->solver_step(d, &a);
+}
+static void solver_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    for (int i = 0; i < SHAPES; i++) {
+        struct policy_case k = shapes[i];
+        struct ops_case c;
+        case_begin(&c, t, "solver step, shape %d", i);
+        const int pos = pos_var(&c, &k);
+        rows_var(&c, &k, "next", K_S, OUT, k.gap, pos);
+        rows_var(&c, &k, "x", K_S, IN, 0, pos);
+        rows_var(&c, &k, "h", K_S, k.hist ? OUT : IN, k.gap, pos);
+        rows_var(&c, &k, "c", K_T, IN, k.gap, pos);
+        rows_var(&c, &k, "u", K_T, IN, 0, pos);
+        rows_var(&c, &k, "in place", K_S, OUT, k.gap, pos);
+        rows_var(&c, &k, "next after the first", K_S, OUT, 0, pos);
+        struct var *h = &c.var[rows_var(&c, &k, "first history", K_S, OUT, 0, pos)];
+        for (int64_t j = 0; j < h->count; j++) h->value[j] = (double)NAN;
+        case_check(&c, solver_run, &k);
+    }
+}
+
+/* ---- transitions and nft ------------------------------------------------------------------- */
+
+static const double cx[] = {0.98, 1.01, 0.9}, cv[] = {-0.5, -0.3, -0.7},
+                    half_inv_v[] = {2, 1.25, 0.75}, policy[] = {0.7, -0.4, 1.1},
+                    kl[] = {0.3, 0.8, -0.6}, minus[] = {-0.9, 0.5, 0.2};
+
+static struct transition_args transition_of(const struct policy_case *k, const struct tensor *t)
+{
+    const bool both = k->ref && k->guided;
+    return (struct transition_args){.x = t[1],
+                                    .next = t[2],
+                                    .c = t[3],
+                                    .u = k->guided ? t[4] : none,
+                                    .ref_c = k->ref ? t[5] : none,
+                                    .ref_u = both ? t[6] : none,
+                                    .pos = t[0],
+                                    .guidance = 3,
+                                    .batch = k->batch,
+                                    .cx = cx,
+                                    .cv = cv,
+                                    .half_inv_v = half_inv_v,
+                                    .quantum = 0x1p-40};
+}
+static void transition_run(struct dev *d, const struct tensor *t, void *arg)
+{
+    const struct policy_case *k = arg;
+    const struct transition_args a = transition_of(k, t);
+    d->ops->transition_sums(d, t[7], &a);
+    d->ops->transition_grad(d, t[8], t[9], &a, policy, k->ref ? kl : NULL, 3, -2);
+    d->ops->transition_grad(d, t[10], none, &a, policy, k->ref ? kl : NULL, 1, 0);
+    d->ops->transition_grad(d, none, t[11], &a, policy, k->ref ? kl : NULL, 0, 1);
+}
+static struct nft_args nft_of(const struct policy_case *k, const struct tensor *t)
+{
+    return (struct nft_args){.target = t[1],
+                             .v = t[2],
+                             .old = t[3],
+                             .ref = k->ref ? t[4] : none,
+                             .pos = t[0],
+                             .beta = 0.3,
+                             .quantum = 0x1p-40,
+                             .batch = k->batch};
+}
+static void nft_run(struct dev *d, const struct tensor *t, void *arg)
+{
+    const struct policy_case *k = arg;
+    const struct nft_args a = nft_of(k, t);
+    d->ops->nft_sums(d, t[5], &a);
+    d->ops->nft_grad(d, t[6], &a, policy, minus, k->ref ? kl : NULL);
+}
+
+static void transition_one(const struct target *t, struct policy_case k)
+{
+    struct ops_case c;
+    case_begin(&c, t, "transition %s%s, %d samples", k.guided ? "guided " : "",
+               k.ref ? "with reference" : "alone", k.batch);
+    const int pos = pos_var(&c, &k);
+    rows_var(&c, &k, "x", K_S, IN, k.gap, pos);
+    rows_var(&c, &k, "next", K_S, IN, 0, pos);
+    rows_var(&c, &k, "c", K_T, IN, k.gap, pos);
+    rows_var(&c, &k, "u", K_T, IN, 0, pos);
+    rows_var(&c, &k, "ref c", K_T, IN, k.gap, pos);
+    rows_var(&c, &k, "ref u", K_T, IN, 0, pos);
+    case_var(&c, "sum", K_F64, OUT, k.gap, -1, 1, 2, DIMS(k.batch, 2));
+    rows_var(&c, &k, "dc", K_T, OUT, k.gap, pos);
+    rows_var(&c, &k, "du", K_T, OUT, 0, pos);
+    rows_var(&c, &k, "dc alone", K_T, OUT, 0, pos);
+    rows_var(&c, &k, "du alone", K_T, OUT, k.gap, pos);
+    case_check(&c, transition_run, &k);
+    if (k.guided) return;
+    case_begin(&c, t, "nft %s, %d samples", k.ref ? "with reference" : "alone", k.batch);
+    pos_var(&c, &k);
+    rows_var(&c, &k, "target", K_S, IN, k.gap, pos);
+    rows_var(&c, &k, "v", K_T, IN, 0, pos);
+    rows_var(&c, &k, "old", K_T, IN, k.gap, pos);
+    rows_var(&c, &k, "ref", K_T, IN, 0, pos);
+    case_var(&c, "sum", K_F64, OUT, k.gap, -1, 1, 2, DIMS(k.batch, 5));
+    rows_var(&c, &k, "dv", K_T, OUT, k.gap, pos);
+    case_check(&c, nft_run, &k);
+}
+static void objective_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    for (int i = 0; i < SHAPES; i++)
+        for (int way = 0; way < 4; way++) {
+            struct policy_case k = shapes[i];
+            k.guided = way & 1;
+            k.ref = way & 2;
+            transition_one(t, k);
+        }
+}
+
+static void test_solver(struct comm *w)
+{
+    (void)w;
+    each_target(solver_target);
+}
+static void test_objectives(struct comm *w)
+{
+    (void)w;
+    each_target(objective_target);
+}
+
+/* ---- bit by bit ---------------------------------------------------------------------------- */
+
+enum { B = 3, PER = 150, C = 4, ARRAYS = 7 };
+struct world {
+    struct dev *d;
+    struct tensor pos, sum, row[ARRAYS]; /* numbered as in transition_of, from 1 */
+};
+
+static struct tensor filled(struct dev *d, enum dtype t, int seed)
+{
+    const struct rng_stream s =
+        rng_open((struct rng_key){.seed = 17, .use = RNG_TEST, .item = (uint64_t)seed});
+    double v[B * PER * 4 * C];
+    for (int i = 0; i < B * PER * 4 * C; i++) v[i] = 2 * rng_uniform_at(s, (uint64_t)i) - 1;
+    struct tensor x = dev_tensor(d, t, 2, DIMS(B * PER, 4 * C));
+    dev_put_f64(d, x, v);
+    return x;
+}
+static void open_world(struct world *w, const struct target *t)
+{
+    w->d = target_open(t, 2);
+    const enum dtype T = t->compute, S = dtype_state(T);
+    for (int i = 1; i < ARRAYS; i++) w->row[i] = filled(w->d, i < 3 ? S : T, i);
+    int16_t pos[B * PER * 3];
+    for (int r = 0; r < B * PER; r++) {
+        pos[3 * r] = (int16_t)(r % 13 == 5 ? -1 : 0);
+        pos[3 * r + 1] = (int16_t)(r % PER / 15);
+        pos[3 * r + 2] = (int16_t)(r % 15);
+    }
+    w->sum = dev_tensor(w->d, DT_F64, 2, DIMS(B, 5));
+    w->pos = w->row[0] = dev_tensor(w->d, DT_I16, 2, DIMS(B * PER, 3));
+    dev_put(w->d, w->pos, pos);
+}
+static void close_world(struct world *w)
+{
+    for (int i = 0; i < ARRAYS; i++) dev_free(w->d, w->row[i].data);
+    dev_free(w->d, w->sum.data);
+    dev_close(w->d);
+}
+
+/* Sums over rows [first, first + n) as one batch; kind 0: transition, 1: nft. */
+static void sums_of(struct world *w, int kind, int64_t first, int64_t n, int batch, double quantum,
+                    double *out)
+{
+    const int width = kind ? 5 : 2;
+    const struct tensor sum = tensor_make(w->sum.data, DT_F64, 2, DIMS(batch, width));
+    struct tensor t[ARRAYS];
+    for (int i = 0; i < ARRAYS; i++) t[i] = tensor_rows(w->row[i], first, n);
+    w->d->ops->fill(w->d, sum, 0);
+    const double same[3] = {0.98, 0.98, 0.98}, v[3] = {-0.5, -0.5, -0.5}, inv[3] = {3, 3, 3};
+    if (kind) {
+        const struct nft_args a = {t[1], t[3], t[4], t[5], t[0], 0.3, quantum, batch};
+        w->d->ops->nft_sums(w->d, sum, &a);
+    } else {
+        const struct transition_args a = {t[1], t[2],  t[3], t[4], t[5], t[6],   t[0],
+                                          3,    batch, same, v,    inv,  quantum};
+        w->d->ops->transition_sums(w->d, sum, &a);
+    }
+    w->d->ops->sync(w->d);
+    dev_get_f64(w->d, out, sum);
+}
+
+static void expect_same(const struct target *t, const char *what, const double *a, const double *b,
+                        int n)
+{
+    for (int i = 0; i < n; i++)
+        EXPECT(memcmp(a + i, b + i, sizeof *a) == 0, "%s: %s: sum %d is %.17g and %.17g", t->name,
+               what, i, a[i], b[i]);
+}
+
+/* Row 40 of sample 0 moves to where row 90 is, and back. */
+static void swap_rows(struct world *w)
+{
+    for (int i = 1; i < ARRAYS; i++) {
+        const struct tensor a = tensor_rows(w->row[i], 40, 1), b = tensor_rows(w->row[i], 90, 1);
+        char x[4 * C * sizeof(double)], y[4 * C * sizeof(double)];
+        dev_get(w->d, x, a);
+        dev_get(w->d, y, b);
+        dev_put(w->d, a, y);
+        dev_put(w->d, b, x);
+    }
+}
+
+static void exact_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    struct world w;
+    open_world(&w, t);
+    const double quantum = 0x1p-24;
+    for (int kind = 0; kind < 2; kind++) {
+        const int n = kind ? 5 : 2;
+        double all[B * 5], one[B * 5], part[2][5], fine[B * 5];
+        sums_of(&w, kind, 0, B * PER, B, quantum, all);
+        for (int b = 0; b < B; b++) sums_of(&w, kind, b * PER, PER, 1, quantum, one + b * n);
+        expect_same(t, "batch of 3 against 3 of 1", all, one, B * n);
+        for (int b = 0; b < B; b++) {
+            const int64_t cut = 70 + b; /* not where a task ends */
+            sums_of(&w, kind, b * PER, cut, 1, quantum, part[0]);
+            sums_of(&w, kind, b * PER + cut, PER - cut, 1, quantum, part[1]);
+            double up[5], down[5];
+            for (int i = 0; i < n; i++) up[i] = part[0][i] + part[1][i];
+            for (int i = 0; i < n; i++) down[i] = part[1][i] + part[0][i];
+            expect_same(t, "two halves", up, all + b * n, n);
+            expect_same(t, "two halves, the other order", down, all + b * n, n);
+        }
+        swap_rows(&w);
+        sums_of(&w, kind, 0, B * PER, B, quantum, one);
+        swap_rows(&w);
+        expect_same(t, "two rows exchanged", all, one, B * n);
+        sums_of(&w, kind, 0, B * PER, B, 0x1p-60, fine);
+        for (int i = 0; i < B * n; i++) {
+            EXPECT(fmod(all[i], quantum) == 0, "%s: %.17g is no multiple", t->name, all[i]);
+            EXPECT(all[i] != fine[i] && fabs(all[i] - fine[i]) <= PER * quantum / 2,
+                   "%s: %.17g rounded to %.17g", t->name, fine[i], all[i]);
+        }
+    }
+    close_world(&w);
+}
+static void test_exact(struct comm *w)
+{
+    (void)w;
+    each_target(exact_target);
+}
+
+static void same_step(struct world *w, const struct target *t, const char *what,
+                      const struct solver_step_args *a, const struct solver_step_args *b)
+{
+    enum { BYTES = B * PER * 4 * C * sizeof(float) };
+    char *x = malloc(BYTES), *y = malloc(BYTES);
+    CHECK(x && y, "out of memory");
+    w->d->ops->solver_step(w->d, a);
+    dev_get(w->d, x, a->next);
+    w->d->ops->solver_step(w->d, b);
+    dev_get(w->d, y, b->next);
+    EXPECT(memcmp(x, y, BYTES) == 0, "%s: %s: not bit-equal", t->name, what);
+    free(x);
+    free(y);
+}
+static void plain_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    struct world w;
+    open_world(&w, t);
+    for (int guided = 0; guided < 2; guided++) {
+        struct solver_step_args ode = {.next = filled(w.d, dtype_state(t->compute), 8),
+                                       .x = w.row[1],
+                                       .c = w.row[3],
+                                       .u = guided ? w.row[4] : none,
+                                       .pos = w.pos,
+                                       .t = 1,
+                                       .height = 20,
+                                       .width = 30,
+                                       .guidance = 5,
+                                       .cx = 1,
+                                       .cv = -0.0371,
+                                       .batch = B};
+        struct solver_step_args sde = ode;
+        sde.noise = keys;
+        same_step(&w, t, "std 0 against no noise", &sde, &ode);
+        sde.h = w.row[2];
+        sde.sigma = 0.7;
+        same_step(&w, t, "history of weight 0 against none", &sde, &ode);
+        sde.noise = NULL;
+        sde.std = 3;
+        same_step(&w, t, "no noise of any std", &sde, &ode);
+        dev_free(w.d, ode.next.data);
+    }
+    close_world(&w);
+}
+static void test_plain(struct comm *w)
+{
+    (void)w;
+    each_target(plain_target);
+}
+
+/* ---- what must not pass -------------------------------------------------------------------- */
+
+struct bad {
+    struct world *w;
+    int kind;
+    double quantum;
+};
+static void bad_quantum(void *arg)
+{
+    const struct bad *b = arg;
+    double out[B * 5];
+    sums_of(b->w, b->kind, 0, B * PER, B, b->quantum, out);
+}
+static void bad_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    struct world w;
+    open_world(&w, t);
+    for (int kind = 0; kind < 2; kind++) {
+        const double quantum[] = {0, -1, 0.3, (double)NAN};
+        for (int i = 0; i < 4; i++)
+            expect_stop("power of two", RC_SOFTWARE, bad_quantum,
+                        &(struct bad){&w, kind, quantum[i]});
+        double v[4 * C] = {1}, sum[B * 5];
+        const double odd[] = {(double)INFINITY, (double)NAN};
+        for (int i = 0; i < 2; i++) {
+            v[3] = odd[i];
+            dev_put_f64(w.d, tensor_rows(w.row[kind ? 1 : 2], PER + 1, 1), v);
+            sums_of(&w, kind, 0, B * PER, B, 0x1p-24, sum);
+            const int n = kind ? 4 : 1; /* the sums that use this array */
+            for (int b = 0; b < B; b++)
+                for (int j = 0; j < n; j++) {
+                    const double s = sum[b * (kind ? 5 : 2) + j];
+                    EXPECT(b != 1 ? isfinite(s)
+                           : i    ? isnan(s)
+                                  : isinf(s),
+                           "%s: sum %d of sample %d is %g", t->name, j, b, s);
+                }
+        }
+    }
+    close_world(&w);
+}
+static void test_bad(struct comm *w)
+{
+    (void)w;
+    each_target(bad_target);
+}
+
+int main(int argc, char **argv)
+{
+    const struct test t[] = {
+        {.name = "sampler steps with noise and history", .run = test_solver},
+        {.name = "sums and gradients of the policy objectives", .run = test_objectives},
+        {.name = "sums do not depend on batch, layout or order", .run = test_exact},
+        {.name = "a step without noise or history is the plain step", .run = test_plain},
+        {.name = "a quantum that is none stops, what is not finite is seen", .run = test_bad},
+    };
+    return test_main(argc, argv, t, sizeof t / sizeof *t);
+}
