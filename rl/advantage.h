@@ -13,11 +13,11 @@ enum adv_aggregate {
 struct adv_config {
     int dims;
     double weight[ADV_DIMS];
-    int scale, aggregate; /* enums above */
-    int64_t ddof;         /* of the standard deviation: 0 or 1 */
-    double eps;           /* added to it */
-    double clip_max;      /* |A| at most */
-    int64_t min_group;    /* fewer valid members: the group counts nothing */
+    int scale, aggregate;   /* enums above */
+    int64_t ddof;           /* of the standard deviation: 0 or 1 */
+    double eps;             /* added to it */
+    double clip_max;        /* |A| at most */
+    int64_t min_group;      /* fewer valid members: the group counts nothing */
     bool merge_same_prompt; /* groups of one prompt are one group */
     int64_t best_of;        /* n: only the n/2 best and the n/2 worst of a group count; 0: all */
     bool whole_epoch;       /* one group of all (per_prompt_stat_tracking: false) */
@@ -33,7 +33,7 @@ struct adv_out {
     double advantage; /* 0 when it counts nothing */
     double weight;    /* 1, or 0: left out of the policy term */
 };
-struct adv_stats { /* over valid members */
+struct adv_stats {                     /* over valid members */
     int64_t members, valid, effective; /* effective: weight 1 and advantage not 0 */
     int64_t groups, zero_std_groups, dropped_groups;
     double mean, std, min, max;     /* of the reward; std with ddof 0 */

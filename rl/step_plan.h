@@ -12,9 +12,9 @@
 enum g_rule {
     G_SIGMA,     /* g = sigma: OSP-Next (sigma_max = 1) */
     G_ETA_SIGMA, /* g = eta * sigma: Flow-GRPO on Wan, with eta = sigma_1 there */
-    G_ETA_SNR,   /* g = eta * sqrt(sigma / (1 - sigma)), at sigma = 1 with sigma_1 below: Flow-GRPO */
+    G_ETA_SNR, /* g = eta * sqrt(sigma / (1 - sigma)), at sigma = 1 with sigma_1 below: Flow-GRPO */
     G_ETA_CONST, /* g = eta: DanceGRPO */
-    G_CPS        /* std = next_sigma * sin(eta * pi / 2), mean by coefficients preserving sampling */
+    G_CPS /* std = next_sigma * sin(eta * pi / 2), mean by coefficients preserving sampling */
 };
 enum ode_solver { ODE_EULER, ODE_DPMPP_2M };
 enum last_step { LAST_MEAN, LAST_EULER }; /* of a stochastic last step: its mean, or an ODE step */
