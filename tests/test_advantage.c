@@ -137,6 +137,12 @@ static void not_valid(struct comm *world)
                        s.max == 6 && s.dim_mean[0] == 3,
                    "statistics over valid members");
         }
+    struct adv_config watched = USUAL; /* a second score of weight 0 */
+    watched.dims = 2;
+    m[1].valid = true;
+    m[1].score[1] = 1e200;
+    advantages(&watched, m, 5, o, &s);
+    EXPECT(s.valid == 4 && isfinite(s.dim_mean[1]), "a score that is watched has to be one, too");
     for (int i = 0; i < 5; i++) m[i].valid = false;
     advantages(&USUAL, m, 5, o, &s);
     EXPECT(s.valid == 0 && s.mean == 0 && s.std == 0 && s.min == 0 && s.std_between == 0 &&
@@ -259,6 +265,14 @@ static void best_of(struct comm *world)
     c.best_of = 8;
     advantages(&c, m, 8, o, &s);
     EXPECT(s.effective == 6, "no more than there are: all");
+    /* one that is not valid takes no place, even where the second best lies below the mean */
+    static const double skew[] = {0, 1, 2, 3, 100, 7};
+    static const double in[] = {1, 1, 0, 1, 1, 0};
+    fill(m, skew, 6, 6);
+    m[5].valid = false;
+    c.best_of = 4;
+    advantages(&c, m, 6, o, NULL);
+    for (int i = 0; i < 6; i++) EXPECT(o[i].weight == in[i], "skewed: weight %d", i);
 }
 
 static void scales(struct comm *world)

@@ -202,6 +202,14 @@ static void noise_keys(struct comm *world)
         c.same_noise = true;
         EXPECT(keys(&c, false) == groups + 5 * samples, "one start a group, its own steps");
     }
+    /* what is shared is the noise of member 0 */
+    const struct groups_config some = config_of(0);
+    for (int64_t i = 0; i < 4; i++) {
+        const struct group_entry e = groups_entry(&some, 1, 2, i);
+        EXPECT(groups_step_noise(&some, &e, 3, true).item == (uint64_t)(e.sample - e.member) &&
+                   groups_step_noise(&some, &e, 3, false).item == (uint64_t)e.sample,
+               "sample %lld", (long long)e.sample);
+    }
     /* a member keeps its noise wherever it is placed */
     struct groups_config c = config(64, 4, 2, 16), wide = config(64, 4, 4, 8);
     wide.scatter = false;
