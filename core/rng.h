@@ -12,11 +12,11 @@ enum rng_use {
     RNG_INIT,    /* item: FNV-1a of the parameter name; index: element of the full tensor */
     RNG_NOISE,   /* item: sample number of the stream; index: element in [C,T,H,W] */
     RNG_SIGMA,   /* item: sample number; index 0 */
-    RNG_SHUFFLE, /* item: epoch */
-    RNG_SDE,
+    RNG_SHUFFLE, /* item: epoch; rl: step 1, pass over the prompts; step 2, rollout batch */
+    RNG_SDE,     /* item: sample number; step 0: initial noise, i + 1: noise of step i */
     RNG_LORA,
     RNG_CAPTION, /* item: sample number; index 0: choice, 1: drop */
-    RNG_WINDOW,  /* item: sample number; index 0: start of the window */
+    RNG_WINDOW,  /* item: sample number, or step 1: rl epoch; index 0: start of the window */
     RNG_WORD,    /* hash text codec: item: FNV-1a of the word */
     RNG_VALID,   /* held-out noise: item: validation sample, step: sigma bucket */
     RNG_SAMPLE,  /* sampling noise: item: prompt number, step: sample of the prompt */

@@ -24,14 +24,15 @@ struct group_entry {
     int64_t sample; /* unique in the run: group * G + member */
 };
 /* RC_CONFIG with the key and the remedy: dp*batch not a multiple of G, fewer prompts than a batch
- * needs. */
+ * needs. The calls below want a configuration that passed. */
 bool groups_check(const struct groups_config *c, struct err *e);
 /* Entry i (0..dp*batch-1) of rollout batch b: data rank i / batch. Prompts come in shuffled passes
  * over the file; those of one batch differ (the up to num_prompts mod m last ones of a pass are
  * left out, m = dp*batch/G). */
 struct group_entry groups_entry(const struct groups_config *c, int64_t epoch, int64_t b, int64_t i);
-/* Initial noise (index: element of [C,T,H,W]) and noise of step `step` (from 0). shared: until the
- * split all members of a group are one trajectory. */
+/* Initial noise (index: element of [C,T,H,W]) and noise of step `step` (from 0): RNG_SDE, step 0
+ * and step + 1, item: the sample, or the group's first sample for what its members share. shared:
+ * until the split all members of a group are one trajectory. */
 struct rng_key groups_initial_noise(const struct groups_config *c, const struct group_entry *g,
                                     bool shared);
 struct rng_key groups_step_noise(const struct groups_config *c, const struct group_entry *g,

@@ -49,7 +49,9 @@ static void choose_frames(struct scoring *s)
         return;
     }
     const double fps = s->opts.reward->profile == 0 ? 8 : s->opts.fps;
-    s->num_index = frames_pick(total, fps, 2.0, s->index, total);
+    s->num_index = frames_pick(total, fps, FRAMES_FPS, s->index, total);
+    if (!s->num_index)
+        err_stop(RC_CONFIG, "a clip of %d frame cannot be scored by VideoAlign", total);
 }
 
 static struct reward *start(struct scoring *s, struct spawner *p, struct err *e)
@@ -158,16 +160,6 @@ static struct score_row *add_row(struct scoring *s, struct group_entry entry)
     return r;
 }
 
-/* [3,F,H,W] to [n][H][W][3], the chosen frames. */
-static void interleave(uint8_t *to, const uint8_t *from, const int *index, int n, int64_t frames,
-                       int64_t plane)
-{
-    for (int k = 0; k < n; k++)
-        for (int64_t i = 0; i < plane; i++)
-            for (int64_t c = 0; c < 3; c++)
-                to[(k * plane + i) * 3 + c] = from[(c * frames + index[k]) * plane + i];
-}
-
 static struct reward_slot *wait_slot(struct scoring *s)
 {
     struct reward_slot *slot = NULL;
@@ -189,7 +181,7 @@ void scoring_submit(struct scoring *s, struct group_entry entry, const char *pro
         snprintf(row->reason, sizeof row->reason, "no scorer is left");
         return;
     }
-    interleave(slot->data, s->rgb, s->index, s->num_index, o->frames, o->height * o->width);
+    frames_copy(slot->data, s->rgb, o->frames, o->height, o->width, s->index, s->num_index);
     const struct reward_clip clip = {.frames = s->num_index,
                                      .height = (int)o->height,
                                      .width = (int)o->width,
