@@ -138,7 +138,7 @@ void grpo_update(struct policy *p, const struct step_plan *plan, const struct up
         const double log_ratio = (old - sums[2 * b]) / D, divergence = sums[2 * b + 1] / D;
         const struct grpo_term t = grpo_objective(log_ratio, it->advantage, cfg->clip_range);
         const bool counts = it->weight > 0 && it->advantage != 0;
-        const bool kl_counts = cfg->kl_beta > 0 && (counts || cfg->kl_on_zero_adv);
+        const bool kl_counts = cfg->kl_beta > 0 && (counts || (it->valid && cfg->kl_on_zero_adv));
         /* d log rho / d v = (next - mean) cv / (V D) per element */
         policy[b] = counts ? scale.policy * t.slope * s->cv / (s->variance * D) : 0;
         kl[b] = kl_counts ? scale.kl * cfg->kl_beta * s->cv * s->cv / (s->variance * D) : 0;

@@ -61,8 +61,11 @@ static void dry_body(void *arg, struct ctx *c, struct dit *d)
     struct update_item item[64];
     struct update_stats stats = {0};
     for (int b = 0; b < dry->cfg->train_batch; b++)
-        item[b] = (struct update_item){.from = &t, .advantage = 1, .weight = 1};
-    if (plan.num_recorded) grpo_update(&p, &plan, item, (struct update_scale){1, 1}, &stats);
+        item[b] = (struct update_item){.from = &t, .advantage = 1, .weight = 1, .valid = true};
+    if (nft)
+        nft_update(&p, &plan, item, (struct update_scale){1, 1}, &stats);
+    else
+        grpo_update(&p, &plan, item, (struct update_scale){1, 1}, &stats);
     trajectory_free(&t);
     free(latent);
     policy_close(&p);
@@ -163,6 +166,7 @@ static void open_session(struct rl_run *r, struct settings *s, struct ckpt *base
     if (!groups_check(&g, &e)) err_raise(&e);
     policy_open(&r->policy, &r->ses->ctx, r->ses->dit, &s->rl, g,
                 (struct prompt_rows){fill_prompt, r}, dry.latent);
+    r->policy.lora = r->ses->lora;
 }
 
 static void open_scorers(struct rl_run *r, struct spawner *p)

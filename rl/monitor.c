@@ -92,25 +92,27 @@ void monitor_updates(struct rl_run *r, const struct step_plan *plan, const struc
     put(r, u->grad_norm, "update/grad_norm");
     put(r, r->state.adapter.clip.limit, "update/clip_limit");
     put(r, r->set->optimizer.lr, "update/lr");
-    put(r, u->first_log_ratio, "update/first_log_ratio");
-    for (int k = 0; k < plan->num_recorded; k++) {
+    const bool nft = r->set->rl.algo == ALGO_NFT;
+    if (!nft) put(r, u->first_log_ratio, "update/first_log_ratio");
+    for (int k = 0; k < (nft ? plan->n : plan->num_recorded); k++) {
         const struct step_stats *s = &u->stats.step[k];
-        const int step = plan->recorded[k];
+        const int step = nft ? k : plan->recorded[k];
         terms += s->terms;
         clipped += s->clipped;
         square += s->square_log_ratio;
         kl += s->kl;
         kl_terms += s->kl_terms;
-        put(r, s->max_log_ratio, "update/max_log_ratio/step_%02d", step);
-        if (s->terms > 0) put(r, s->clipped / s->terms, "update/clip_fraction/step_%02d", step);
+        if (!nft) put(r, s->max_log_ratio, "update/max_log_ratio/step_%02d", step);
+        if (!nft && s->terms > 0)
+            put(r, s->clipped / s->terms, "update/clip_fraction/step_%02d", step);
         if (s->kl_terms > 0)
             put(r, s->velocity_gap / s->kl_terms, "update/velocity_gap/step_%02d", step);
     }
-    if (terms > 0) {
+    if (terms > 0 && !nft) {
         put(r, clipped / terms, "update/clip_fraction");
         put(r, square / (2 * terms), "update/approx_kl");
     }
-    if (kl_terms > 0) put(r, kl / kl_terms, "update/kl");
+    if (kl_terms > 0) put(r, kl / kl_terms, nft ? "update/velocity_gap" : "update/kl");
 }
 
 static double share(double part, double all) { return all > 0 ? 100 * part / all : 0; }

@@ -41,12 +41,17 @@ void policy_open(struct policy *p, struct ctx *c, const struct dit *d, const str
     if (cfg->algo == ALGO_NFT) o.uncond = false; /* trained without guidance */
     if (cfg->algo == ALGO_NFT) o.trained_kinds = 1;
     p->train = guided_new(c, d, o);
+    if (cfg->algo != ALGO_NFT) return;
+    o.reference = false;
+    o.trained_kinds = 0;
+    p->old = guided_new(c, d, o);
 }
 
 void policy_close(struct policy *p)
 {
     guided_free(p->roll);
     guided_free(p->train);
+    guided_free(p->old);
 }
 
 struct tensor policy_text(struct policy *p, const int64_t *prompt, int n)

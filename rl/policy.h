@@ -4,6 +4,7 @@
 #ifndef RL_POLICY_H
 #define RL_POLICY_H
 #include "model/guided.h"
+#include "model/lora.h"
 #include "rl/algo.h"
 struct prompt_rows { /* text rows of a prompt; -1: the negative prompt */
     void (*fill)(void *arg, int64_t prompt, float *rows /* [text_len, text_dim] */);
@@ -17,6 +18,8 @@ struct policy {
     struct groups_config groups;
     struct prompt_rows prompts;
     struct guided *roll, *train; /* of sample_batch and train_batch samples */
+    struct guided *old;          /* NFT: of train_batch samples */
+    struct lora *lora;           /* NFT: to switch between its weights; NULL in a dry run */
     int64_t elements;            /* D of a latent */
     double quantum;              /* of sums over a sample */
     int latent[4];               /* C, T, H, W */

@@ -53,6 +53,7 @@ void run_stop_if_asked(struct rl_run *r);
 /* ---- updates.c --------------------------------------------------------------------------------*/
 struct sample_gain { /* what the table says of one sample */
     double advantage, weight;
+    bool valid;
 };
 struct epoch_updates {
     struct update_stats stats; /* over all data ranks */

@@ -7,7 +7,9 @@ struct update_item { /* one sample of a micro-batch */
     const struct trajectory *from;
     int sample;
     double advantage, weight; /* weight 0: no policy term */
+    bool valid;               /* it has a score */
     int order;                /* which trained step this is for this sample: 0.. */
+    uint32_t draw;            /* NFT: number of the noise */
 };
 struct update_scale { /* 1 / number of terms of the optimizer step, over all data ranks */
     double policy, kl;
@@ -23,6 +25,19 @@ struct update_stats {
  * and clip_range are those of the policy's configuration. Collective over the sequence axis. */
 void grpo_update(struct policy *p, const struct step_plan *plan, const struct update_item *items,
                  struct update_scale scale, struct update_stats *stats);
+/* The same on noisy versions of the final states; `order` picks the noise level of plan->step. */
+void nft_update(struct policy *p, const struct step_plan *plan, const struct update_item *items,
+                struct update_scale scale, struct update_stats *stats);
+struct nft_term {
+    double loss;        /* without the divergence */
+    double plus, minus; /* factors of target - v+ and target - v- in d loss / d v */
+    double gap;         /* mean of (v - reference)^2 */
+};
+/* sums: of nft_sums (core/dev.h) over a sample of so many elements. */
+struct nft_term nft_objective(const double sums[5], double elements, double sigma, double advantage,
+                              double limit, double beta);
+/* What stays of the sampling adapters when they follow, after so many optimizer steps. */
+double nft_old_keep(const struct rl_config *c, int64_t steps);
 /* The scalars of the clipped objective at one ratio. */
 struct grpo_term {
     double ratio, loss; /* max(-A rho, -A clip(rho)) */

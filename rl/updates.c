@@ -39,9 +39,22 @@ static const struct sample_gain *gain_of(const struct rl_run *r, const struct sa
     return &gain[batch * r->set->rl.sample_batch * r->ses->mesh.dp + entry];
 }
 
-static bool has_policy_term(const struct sample_gain *g)
+static bool is_nft(const struct rl_run *r) { return r->set->rl.algo == ALGO_NFT; }
+
+static bool has_policy_term(const struct rl_run *r, const struct sample_gain *g)
 {
-    return g->weight > 0 && g->advantage != 0;
+    return is_nft(r) ? g->valid : g->weight > 0 && g->advantage != 0;
+}
+
+/* Trained steps of a sample, and how many there are to choose from. */
+static int steps_trained(const struct rl_run *r, const struct step_plan *plan)
+{
+    const int n = (int)(plan->n * r->set->rl.fraction);
+    return is_nft(r) ? (n > 0 ? n : 1) : plan->num_recorded;
+}
+static int steps_known(const struct rl_run *r, const struct step_plan *plan)
+{
+    return is_nft(r) ? plan->n : plan->num_recorded;
 }
 
 /* The samples of one step on this rank, and how many terms it has over all data ranks. */
@@ -60,8 +73,8 @@ static void add_unit(const struct rl_run *r, const struct units *u, int64_t unit
     for (int64_t i = 0; i < B * dp; i++) {
         if (i % u->parts != part) continue;
         const struct sample_gain *g = gain_of(r, gain, batch, i);
-        s->policy_terms += has_policy_term(g);
-        s->kl_terms += has_policy_term(g) || r->set->rl.kl_on_zero_adv;
+        s->policy_terms += has_policy_term(r, g);
+        s->kl_terms += has_policy_term(r, g) || (g->valid && r->set->rl.kl_on_zero_adv);
         if (i >= first && i < first + B) s->taken[s->n++] = (struct taken){batch, i - first};
     }
 }
@@ -102,7 +115,7 @@ static int trained_step(const struct rl_run *r, const struct step_plan *plan, in
                                 .use = RNG_UPDATE,
                                 .step = (uint32_t)(inner + 1) << 16,
                                 .item = (uint64_t)g->sample};
-    return (int)rng_permute(key, (uint64_t)k, (uint64_t)plan->num_recorded);
+    return (int)rng_permute(key, (uint64_t)k, (uint64_t)steps_known(r, plan));
 }
 
 static void micro_batches(struct rl_run *r, const struct step_plan *plan, int64_t inner,
@@ -111,7 +124,7 @@ static void micro_batches(struct rl_run *r, const struct step_plan *plan, int64_
 {
     const int64_t B = r->set->rl.train_batch;
     const int64_t first = r->set->rl.sample_batch * r->ses->mesh.axis[AXIS_DP]->rank;
-    const double T = plan->num_recorded;
+    const int T = steps_trained(r, plan);
     const struct update_scale scale = {.policy =
                                            s->policy_terms > 0 ? 1 / (s->policy_terms * T) : 0,
                                        .kl = s->kl_terms > 0 ? 1 / (s->kl_terms * T) : 0};
@@ -119,7 +132,7 @@ static void micro_batches(struct rl_run *r, const struct step_plan *plan, int64_
     CHECK(B <= 64 && s->n % B == 0, "%lld samples in micro-batches of %lld", (long long)s->n,
           (long long)B);
     for (int64_t m = 0; m < s->n; m += B)
-        for (int k = 0; k < plan->num_recorded; k++) {
+        for (int k = 0; k < T; k++) {
             for (int64_t b = 0; b < B; b++) {
                 const struct taken *t = &s->taken[m + b];
                 const struct trajectory *from = &r->batch[t->batch];
@@ -129,9 +142,14 @@ static void micro_batches(struct rl_run *r, const struct step_plan *plan, int64_
                     .sample = (int)t->local,
                     .advantage = g->advantage,
                     .weight = g->weight,
+                    .valid = g->valid,
                     .order = trained_step(r, plan, inner, &from->entry[t->local], k)};
+                item[b].draw = (uint32_t)((inner + 1) << 16) + 1 + (uint32_t)item[b].order;
             }
-            grpo_update(&r->policy, plan, item, scale, stats);
+            if (is_nft(r))
+                nft_update(&r->policy, plan, item, scale, stats);
+            else
+                grpo_update(&r->policy, plan, item, scale, stats);
             stop_if_asked(r);
         }
 }
@@ -237,9 +255,10 @@ static void optimizer_step(struct rl_run *r, const struct step_plan *plan, int64
     }
     lora_zero_grads(s->lora);
     micro_batches(r, plan, inner, set, gain, &stats);
-    share_stats(r, &stats, plan->num_recorded);
-    if (u->steps == 0) {
-        u->first_log_ratio = largest_log_ratio(&stats, plan->num_recorded);
+    const int known = steps_known(r, plan);
+    share_stats(r, &stats, known);
+    if (u->steps == 0 && !is_nft(r)) {
+        u->first_log_ratio = largest_log_ratio(&stats, known);
         require_on_policy(r, u->first_log_ratio);
     }
     const struct adapter_hyper h = hyper_of(r->set);
@@ -251,7 +270,7 @@ static void optimizer_step(struct rl_run *r, const struct step_plan *plan, int64
     u->steps++;
     u->grad_norm += a.norm;
     u->loss += loss;
-    add_stats(u, &stats, plan->num_recorded);
+    add_stats(u, &stats, known);
 }
 
 struct epoch_updates run_updates(struct rl_run *r, const struct step_plan *plan,
@@ -267,6 +286,8 @@ struct epoch_updates run_updates(struct rl_run *r, const struct step_plan *plan,
             free(set.taken);
         }
     comm_context(r->world, NULL);
+    if (is_nft(r) && u.steps)
+        lora_follow(r->ses->lora, nft_old_keep(&r->set->rl, r->state.adapter.step));
     if (u.steps) {
         u.grad_norm /= (double)u.steps;
         u.loss /= (double)u.steps;
