@@ -86,8 +86,7 @@ void policy_case_open(struct policy_case *c, struct comm *world, const struct po
                 (struct prompt_rows){fill_prompt, &c->f.dit->config}, latent);
     c->p.lora = c->f.lora;
     c->first = (int)c->rl.sample_batch * c->f.mesh.axis[AXIS_DP]->rank;
-    for (int i = 0; i < c->rl.sample_batch; i++)
-        c->entry[i] = groups_entry(&g, 0, 0, c->first + i);
+    for (int i = 0; i < c->rl.sample_batch; i++) c->entry[i] = groups_entry(&g, 0, 0, c->first + i);
 }
 
 void policy_case_close(struct policy_case *c)
@@ -111,9 +110,9 @@ void policy_case_latents(struct policy_case *c, const struct guided *g, struct t
     const size_t mark = arena_mark(x->keep);
     struct tensor state = arena_new(x->keep, ctx_state(x), 2, rows.dim);
     x->dev->ops->cast(x->dev, state, rows);
-    struct tensor z = ctx_zeros(x, x->keep, ctx_state(x), 5,
-                                DIMS(g->samples, c->p.latent[0], c->p.latent[1],
-                                     c->p.latent[2], c->p.latent[3]));
+    struct tensor z =
+        ctx_zeros(x, x->keep, ctx_state(x), 5,
+                  DIMS(g->samples, c->p.latent[0], c->p.latent[1], c->p.latent[2], c->p.latent[3]));
     x->dev->ops->unpatch_rows(x->dev, z, state, guided_pos(g), order);
     comm_all_reduce(c->p.seq, z, "latents", NULL);
     dev_get_f64(x->dev, out, z);
@@ -137,9 +136,9 @@ void policy_case_take(struct policy_case *c, const double *states, const double 
     const int64_t D = c->p.elements;
     const int n = t->samples;
     const size_t mark = arena_mark(x->keep);
-    struct tensor z = arena_new(x->keep, ctx_state(x), 5,
-                                DIMS(n, c->p.latent[0], c->p.latent[1], c->p.latent[2],
-                                     c->p.latent[3]));
+    struct tensor z =
+        arena_new(x->keep, ctx_state(x), 5,
+                  DIMS(n, c->p.latent[0], c->p.latent[1], c->p.latent[2], c->p.latent[3]));
     struct tensor rows = arena_new(x->keep, ctx_state(x), 2, DIMS(t->rows, t->width));
     for (int s = 0; s < t->num_states; s++) {
         dev_put_f64(x->dev, z, states + (s * samples + c->first) * D);

@@ -204,8 +204,7 @@ static const struct variant variants[] = {
     {"guided both, divergence, keeps all", 1, 4, 2, 1.7, 2, 1, RECOMPUTE_NONE, ALGO_MIX_GRPO},
     {"guided both, divergence, keeps attention", 2, 2, 2, 1.7, 2, 1, RECOMPUTE_ATTENTION,
      ALGO_DANCE_GRPO},
-    {"guided both, sparse ends, keeps the input", 1, 2, 0, 2.5, 0, 1, RECOMPUTE_ALL,
-     ALGO_MIX_GRPO},
+    {"guided both, sparse ends, keeps the input", 1, 2, 0, 2.5, 0, 1, RECOMPUTE_ALL, ALGO_MIX_GRPO},
 };
 enum { NUM_VARIANTS = sizeof variants / sizeof *variants };
 
