@@ -178,6 +178,7 @@ static void test_loss(struct comm *world)
 {
     struct sample_gain gain[16];
     fill_gains(ONE_RANK_ZERO, gain);
+    for (int i = 0; i < 16; i++) gain[i].advantage *= 1 + 0.1 * i; /* no mean of 0 */
     for (int k = 0; k < 4; k++) {
         struct policy_case_opts o = options(ALGO_FLOW_GRPO, 1, 1);
         struct rl_case *r = calloc(1, sizeof *r);
@@ -201,8 +202,9 @@ static void test_loss(struct comm *world)
             }
             want += sum / n / (2 * parts);
         }
-        EXPECT(fabs(u.loss - want) < 1e-12 && fabs(u.stats.policy_loss - want) < 1e-12 &&
-                   u.first_log_ratio == 0 && u.stats.kl_loss == 0,
+        EXPECT(fabs(want) > 1e-2 && fabs(u.loss - want) < 1e-12 &&
+                   fabs(u.stats.policy_loss - want) < 1e-12 && u.first_log_ratio == 0 &&
+                   u.stats.kl_loss == 0,
                "case %d: loss %.15g, not %.15g", k, u.loss, want);
         rl_case_close(r);
         free(r);
