@@ -1,0 +1,16 @@
+/* Real runs of `osp rl` for tests: a base, its configuration, its metrics. */
+#ifndef TESTS_RL_PROCESS_H
+#define TESTS_RL_PROCESS_H
+#include "tests/process.h"
+enum { EPOCHS = 4 };
+extern const struct process_opts plain_rl;
+/* Makes the base once. False: the test is skipped, or has failed. */
+bool rl_ready(void);
+void write_text(const char *name, const char *text); /* test_dir()/NAME */
+/* Post-training of the base into test_dir()/NAME; exit code. said: its output; may be NULL. */
+int rl_run(const char *name, const char *algo, const struct process_opts *o, char **said);
+/* The same, expected to end well. */
+bool rl_calm(const char *name, const char *algo, const struct process_opts *o);
+/* The last value of a key at an epoch; NaN: there is none. */
+double rl_metric(const char *name, int epoch, const char *key);
+#endif
