@@ -89,3 +89,11 @@ double *problem_adapter_grads(struct fixture *f, int64_t *n)
     }
     return g;
 }
+
+double *problem_share(struct comm *world, double *x, int64_t *n)
+{
+    comm_broadcast_bytes(world, n, sizeof *n, 0, "number of values");
+    if (!x) x = calloc((size_t)*n + 1, sizeof *x);
+    comm_broadcast_bytes(world, x, (size_t)*n * sizeof *x, 0, "values");
+    return x;
+}

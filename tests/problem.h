@@ -20,4 +20,6 @@ double *problem_grads(struct fixture *f, int64_t *n);
  * gradients, in their order; malloc'ed. */
 void problem_fill_adapters(struct fixture *f);
 double *problem_adapter_grads(struct fixture *f, int64_t *n);
+/* What rank 0 has, on every rank: *n doubles malloc'ed; x is NULL on the others. */
+double *problem_share(struct comm *world, double *x, int64_t *n);
 #endif

@@ -258,7 +258,7 @@ static void killed(struct comm *world)
     (void)world;
     struct err e = {0};
     struct data_build g = config("killed.h5");
-    for (int ms = 5; ms <= 85; ms += 20) {
+    for (int ms = 5; ms <= 85; ms += test_fast() ? 40 : 20) {
         fflush(stdout);
         const pid_t child = fork();
         if (child == 0) {
@@ -287,7 +287,7 @@ static void disk_full(struct comm *world)
 {
     (void)world;
     struct data_build g = config("full.h5");
-    for (rlim_t bytes = 1000; bytes <= 600000; bytes = bytes * 5 / 2) {
+    for (rlim_t bytes = 1000; bytes <= 600000; bytes *= test_fast() ? 9 : 3) {
         fflush(stdout);
         const pid_t child = fork();
         if (child == 0) {
@@ -319,7 +319,7 @@ static void failing_operations(struct comm *world)
     (void)world;
     struct data_build g = config("fault.h5");
     int n = 1;
-    for (bool ok = false; !ok && n < 50; n++) {
+    for (bool ok = false; !ok && n < 50; n += test_fast() ? 3 : 1) {
         struct err e = {0}, e2 = {0};
         char spec[32];
         snprintf(spec, sizeof spec, "io:%d", n);

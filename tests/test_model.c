@@ -242,11 +242,15 @@ static void test_ranks(struct comm *world)
                              .h = 3,
                              .w = 5,
                              .fsdp = {.optimizer = true}};
-    struct comm *alone = comm_self(NULL);
-    double want_loss, loss;
-    int64_t n;
-    double *want = run_once(alone, o, 0, share, &want_loss, &n);
-    comm_free(alone);
+    double want_loss = 0, loss, *want = NULL;
+    int64_t n = 0;
+    if (world->rank == 0) {
+        struct comm *alone = comm_self(NULL);
+        want = run_once(alone, o, 0, share, &want_loss, &n);
+        comm_free(alone);
+    }
+    comm_broadcast_bytes(world, &want_loss, sizeof want_loss, 0, "loss");
+    want = problem_share(world, want, &n);
     o.batch = GLOBAL / world->size;
     for (int fsdp = 1; fsdp <= world->size; fsdp++) {
         if (world->size % fsdp) continue;
