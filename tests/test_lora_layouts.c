@@ -29,12 +29,8 @@ static double *layout_grads(struct comm *world, struct fixture_opts o, int globa
     const int first = f.mesh.axis[AXIS_DP]->rank * o.batch;
     f.ctx.gate = gate + first;
     struct problem p = problem_new(&o.model, first, o.batch, o.t, o.h, o.w);
-    const struct step_io io = {.xt = p.xt,
-                               .target = p.target,
-                               .text = p.text,
-                               .t = p.t,
-                               .share = (double)global * 1000,
-                               .backward = true};
+    struct step_io io = problem_io(&p, (double)global * 1000);
+    io.backward = true;
     *loss = fixture_step(&f, &io);
     comm_sum_f64(world, loss, 1, "loss");
     lora_reduce_grads(f.lora, world);

@@ -9,7 +9,6 @@
 #include "core/log.h"
 #include "tests/check.h"
 #include "tests/problem.h"
-#include "train/dryrun.h"
 
 #ifdef __SANITIZE_THREAD__
 enum { UNDER_TSAN = 1 };
@@ -100,13 +99,9 @@ static struct outcome run_case(struct comm *world, struct fixture_opts o, int gl
         problem_new(&o.model, f.mesh.axis[AXIS_DP]->rank * o.batch, o.batch, o.t, o.h, o.w);
     r.num_v = p.out_n;
     r.v = calloc((size_t)p.out_n, sizeof *r.v);
-    const struct step_io io = {.xt = p.xt,
-                               .target = p.target,
-                               .text = p.text,
-                               .t = p.t,
-                               .v = r.v,
-                               .share = (double)global * ONE_SAMPLE,
-                               .backward = true};
+    struct step_io io = problem_io(&p, (double)global * ONE_SAMPLE);
+    io.v = r.v;
+    io.backward = true;
     r.loss = fixture_step(&f, &io);
     comm_sum_f64(world, &r.loss, 1, "loss");
     comm_sum_f64(f.mesh.axis[AXIS_SEQ], r.v, (int)r.num_v, "output");
@@ -288,27 +283,13 @@ static void test_counts(struct comm *world)
             problem_fill_params(&f);
             struct problem in = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
             for (int a = 0; a < AXIS_COUNT; a++) comm_reset_counts(f.mesh.axis[a]);
-            fixture_step(&f, &(struct step_io){.xt = in.xt,
-                                               .target = in.target,
-                                               .text = in.text,
-                                               .t = in.t,
-                                               .share = 1,
-                                               .backward = true});
+            struct step_io io = problem_io(&in, 1);
+            io.backward = true;
+            fixture_step(&f, &io);
             p.f = &f;
-            const struct dryrun_in d = {.model = o.model,
-                                        .compute = o.compute,
-                                        .recompute = o.recompute,
-                                        .ranks = world->size,
-                                        .rank = world->rank,
-                                        .degrees = o.degrees,
-                                        .fsdp = o.fsdp,
-                                        .batch = o.batch,
-                                        .t = o.t,
-                                        .h = o.h,
-                                        .w = o.w,
-                                        .train = true,
-                                        .on_comm = equal_counts,
-                                        .on_comm_arg = &p};
+            struct dryrun_in d = fixture_dryrun(&o, world);
+            d.on_comm = equal_counts;
+            d.on_comm_arg = &p;
             struct dryrun_out out;
             dryrun(&d, &out);
             problem_free(&in);
