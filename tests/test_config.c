@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "core/log.h"
-#include "rl/algo.h"
 #include "tests/check.h"
 #include "train/settings.h"
 
@@ -301,86 +300,6 @@ static void test_official(struct comm *world)
     EXPECT(!*all, "%s", all);
 }
 
-/* ---- post-training ---------------------------------------------------------------------------*/
-static void test_official_rl(struct comm *world)
-{
-    (void)world;
-    struct job j = {.verb = SETTINGS_RL, .path = "tests/data/official_rl_14b.yaml"};
-    EXPECT(!*outcome(j), "%s", outcome(j));
-    static const char *const refused[] = {
-        "rl_config.use_cfg_in_train=false", "rl_config.kl_reward=0.1",
-        "rl_config.sample_time_per_prompt=2", "resume_epoch=3", "optimizer_config.resume_lr=1e-4"};
-    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-        char text[128], *sets[] = {text};
-        snprintf(text, sizeof text, "%s", refused[i]);
-        j.sets = sets;
-        j.num_sets = 1;
-        EXPECT(strstr(outcome(j), "1 problem"), "%s: %s", text, outcome(j));
-    }
-}
-
-static char *text_of(const char *path, char *const *sets, int num_sets, bool resolve)
-{
-    struct loaded_settings l;
-    struct err e = {0};
-    settings_load(&l, SETTINGS_RL, path, sets, num_sets);
-    const struct settings before = l.s;
-    if (resolve) EXPECT(algo_resolve(&l.s.rl, &e), "%s", e.msg);
-    settings_changed(&l, &before, "rl.algo");
-    char *text = settings_text(&l, resolve);
-    settings_free(&l);
-    return text;
-}
-
-/* Without the origins. */
-static char *plain(const char *text)
-{
-    char *out = calloc(strlen(text) + 1, 1), *o = out;
-    for (const char *s = text; *s;) {
-        const size_t line = strcspn(s, "\n");
-        const char *mark = memmem(s, line, "  # ", 4);
-        const size_t keep = mark ? (size_t)(mark - s) : line;
-        memcpy(o, s, keep);
-        o += keep;
-        *o++ = '\n';
-        s += line + (s[line] == '\n');
-    }
-    return out;
-}
-
-static void resolve_one(const char *file, const char *algo)
-{
-    static const char *const open[] = {"sde_steps: null", "timestep_fraction: null",
-                                       "strategy: auto",  "\n  size: null",
-                                       "g_rule: auto",    "solver: auto",
-                                       "compress: null",  "init_same_noise: auto",
-                                       "ddof: null",      "shuffle_steps: auto"};
-    char set[64], kl[] = "rl_config.kl_beta=0", *sets[] = {set, kl}; /* nft refuses a kl_beta */
-    snprintf(set, sizeof set, "rl.algo=%s", algo);
-    char *full = text_of(file, sets, 2, true), *once = plain(full);
-    char *again = text_of(write_yaml(once, strlen(once)), NULL, 0, false);
-    for (size_t k = 0; k < sizeof open / sizeof *open; k++)
-        EXPECT(!strstr(once, open[k]), "%s: %s", algo, open[k]);
-    EXPECT(strstr(full, "  # rl.algo"), "%s", full);
-    EXPECT(strcmp(once, again) == 0, "%s:\n%s\n%s", algo, once, again);
-    free(full);
-    free(once);
-    free(again);
-}
-
-/* What `osp rl` writes has no choice of the algorithm left open, and reads back the same. */
-static void test_resolved(struct comm *world)
-{
-    (void)world;
-    static const char *const algos[] = {"mix_grpo",  "mix_grpo_window", "mix_grpo_flash",
-                                        "flow_grpo", "flow_grpo_fast",  "dance_grpo",
-                                        "nft"};
-    for (size_t i = 0; i < sizeof algos / sizeof *algos; i++) {
-        resolve_one("configs/rl/tiny.yaml", algos[i]);
-        resolve_one("configs/rl/osp_14b.yaml", algos[i]);
-    }
-}
-
 /* ---- values, origins, text -------------------------------------------------------------------*/
 static void test_values(struct comm *world)
 {
@@ -652,8 +571,6 @@ int main(int argc, char **argv)
         {"huge and deep files are refused", test_limits, {0}, 0},
         {"every configuration of the tree loads for its verb", test_tree, {0}, 0},
         {"the official 14B file loads for plan", test_official, {0}, 0},
-        {"the official file of post-training loads", test_official_rl, {0}, 0},
-        {"what the algorithm decides is written down, and reads back", test_resolved, {0}, 0},
         {"values, overrides and origins", test_values, {0}, 0},
         {"lists of texts", test_texts, {0}, 0},
         {"wrong overrides are refused", test_override_errors, {0}, 0},
