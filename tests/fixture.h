@@ -24,6 +24,7 @@ struct fixture_opts {
     struct mesh_degrees degrees; /* zeros: all ones, fsdp = world */
     struct fsdp_opts fsdp;
     const struct lora_config *lora; /* NULL: none */
+    bool lora_old;                  /* with a second set of weights (DiffusionNFT) */
     int threads;
     int room; /* how many times the usual arenas; 0: once */
 };
