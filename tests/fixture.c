@@ -36,10 +36,10 @@ void fixture_open(struct fixture *f, struct comm *world, const struct fixture_op
     most = o->w > most ? o->w : most;
     f->dit = dit_new(f->dev, &o->model, o->recompute, o->recompute_blocks, most);
     if (o->lora)
-        f->lora = lora_new(f->dev, f->dit, o->lora,
-                           (struct lora_opts){.optimizer = o->fsdp.optimizer,
-                                              .ema = o->fsdp.ema,
-                                              .old = o->lora_old});
+        f->lora =
+            lora_new(f->dev, f->dit, o->lora,
+                     (struct lora_opts){
+                         .optimizer = o->fsdp.optimizer, .ema = o->fsdp.ema, .old = o->lora_old});
     f->fsdp = fsdp_new(f->dev, &f->mesh, f->dit->unit, f->dit->num_units, o->fsdp);
     f->plan =
         plan_shape(f->dev, &f->mesh, &o->model, o->batch, o->t, o->h, o->w, (int)o->model.text_len);
