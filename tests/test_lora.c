@@ -338,7 +338,7 @@ static void test_sizes(struct comm *world)
         m.num_heads = size[i].heads;
         struct dev *dev = dev_open("null", DT_BF16, 1);
         struct dit *d = dit_new(dev, &m, RECOMPUTE_ALL, NULL, 8);
-        struct lora *l = lora_new(dev, d, &cfg, (struct lora_opts){true, true});
+        struct lora *l = lora_new(dev, d, &cfg, (struct lora_opts){.optimizer = true, .ema = true});
         EXPECT(lora_num_elements(l) == size[i].want, "%lld parameters, expected %lld",
                (long long)lora_num_elements(l), (long long)size[i].want);
         EXPECT(l->num_params == 16 * size[i].layers && l->store.scale == 2, "%d tensors",
