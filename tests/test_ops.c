@@ -98,6 +98,12 @@ static void gemm_target(const struct target *t)
 static void test_gemm(struct comm *w)
 {
     (void)w;
+    const enum dtype types[] = {DT_F32, DT_BF16}; /* engines as this machine chooses them */
+    for (int i = 0; i < 2; i++) {
+        const struct target t = {.name = "cpu, as chosen", .dev = "cpu", .compute = types[i]};
+        if (dev_supports("cpu", types[i]) && (!ops_only || strcmp(ops_only, "cpu") == 0))
+            gemm_target(&t);
+    }
     each_target(gemm_target);
 }
 

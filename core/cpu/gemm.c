@@ -122,11 +122,12 @@ static void check(const struct gemm_args *g, int64_t m, int64_t n, int64_t k)
 enum { SMALL = 32 };
 static enum gemm_engine choose(const struct cpu *cpu, const struct gemm_job *j)
 {
+    const bool small = j->m < SMALL || j->n < SMALL || j->k < SMALL;
     if (j->g->a.dtype != j->g->b.dtype) return GEMM_OWN;
-    const bool f32 = j->g->a.dtype == DT_F32;
-    if ((f32 ? cpu->f32 : cpu->bf16) == GEMM_DNNL && (j->g->alpha != 1 || !j->k)) return GEMM_OWN;
-    if (f32) return cpu->f32;
-    return j->m < SMALL || j->n < SMALL || j->k < SMALL ? cpu->small_bf16 : cpu->bf16;
+    const enum gemm_engine e = j->g->a.dtype == DT_F32 ? cpu->f32
+                               : small                 ? cpu->small_bf16
+                                                       : cpu->bf16;
+    return e == GEMM_DNNL && (j->g->alpha != 1 || !j->k) ? GEMM_OWN : e;
 }
 
 void cpu_gemm(struct dev *d, const struct gemm_args *g)
