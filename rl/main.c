@@ -79,7 +79,8 @@ static void fill_prompt(void *arg, int64_t prompt, float *rows)
     const struct rl_run *r = arg;
     const struct prompts *p = r->evaluating ? &r->eval_prompts : &r->prompts;
     const struct model_config *m = &r->set->model;
-    r->text_codec->encode(rows, m->text_len, m->text_dim, prompt < 0 ? "" : p->text[prompt]);
+    const char *negative = r->set->rl.negative_prompt ? r->set->rl.negative_prompt : "";
+    r->text_codec->encode(rows, m->text_len, m->text_dim, prompt < 0 ? negative : p->text[prompt]);
 }
 
 static void require_size(const char *key, int64_t asked, int64_t stored)
