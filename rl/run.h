@@ -2,6 +2,7 @@
 #ifndef RL_RUN_H
 #define RL_RUN_H
 #include "rl/scoring.h"
+#include "rl/units.h"
 #include "rl/update.h"
 #include "train/adapter.h"
 #include "train/metrics.h"
@@ -51,10 +52,6 @@ void run_epoch(struct rl_run *r);
 /* Collective: leaves with RC_PREEMPTED and a checkpoint when any rank was asked to stop. */
 void run_stop_if_asked(struct rl_run *r);
 /* ---- updates.c --------------------------------------------------------------------------------*/
-struct sample_gain { /* what the table says of one sample */
-    double advantage, weight;
-    bool valid;
-};
 struct epoch_updates {
     struct update_stats stats; /* over all data ranks */
     int64_t steps, skipped_empty, skipped_bad;

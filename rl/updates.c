@@ -8,31 +8,6 @@
 #include "parallel/launch.h"
 #include "rl/run.h"
 
-/* An optimizer step takes whole units. A unit is: of rollout batch b, the entries i with
- * i mod parts == part. Every data rank holds equally many of them, and the same samples meet in a
- * step on any number of data ranks. */
-struct units {
-    int parts;       /* a rollout batch is cut into */
-    int64_t per;     /* units of a step */
-    int64_t count;   /* units of an epoch */
-    int64_t samples; /* of a unit on this rank */
-};
-
-static struct units units_of(const struct rl_run *r)
-{
-    const struct rl_config *c = &r->set->rl;
-    const int64_t step = c->train_batch * r->set->gradient_accumulation_steps;
-    struct units u = {.parts = (int)(step < c->sample_batch ? c->sample_batch / step : 1)};
-    u.samples = c->sample_batch / u.parts;
-    u.per = step / u.samples;
-    u.count = c->batches * u.parts;
-    return u;
-}
-
-struct taken { /* a sample of this rank in an optimizer step */
-    int64_t batch, local;
-};
-
 static const struct sample_gain *gain_of(const struct rl_run *r, const struct sample_gain *gain,
                                          int64_t batch, int64_t entry)
 {
@@ -40,11 +15,6 @@ static const struct sample_gain *gain_of(const struct rl_run *r, const struct sa
 }
 
 static bool is_nft(const struct rl_run *r) { return r->set->rl.algo == ALGO_NFT; }
-
-static bool has_policy_term(const struct rl_run *r, const struct sample_gain *g)
-{
-    return is_nft(r) ? g->valid : g->weight > 0 && g->advantage != 0;
-}
 
 /* Trained steps of a sample, and how many there are to choose from. */
 static int steps_trained(const struct rl_run *r, const struct step_plan *plan)
@@ -55,43 +25,6 @@ static int steps_trained(const struct rl_run *r, const struct step_plan *plan)
 static int steps_known(const struct rl_run *r, const struct step_plan *plan)
 {
     return is_nft(r) ? plan->n : plan->num_recorded;
-}
-
-/* The samples of one step on this rank, and how many terms it has over all data ranks. */
-struct step_set {
-    struct taken *taken; /* [n] */
-    int64_t n;
-    double policy_terms, kl_terms;
-};
-
-static void add_unit(const struct rl_run *r, const struct units *u, int64_t unit,
-                     const struct sample_gain *gain, struct step_set *s)
-{
-    const int64_t B = r->set->rl.sample_batch, dp = r->ses->mesh.dp;
-    const int64_t batch = unit / u->parts, part = unit % u->parts;
-    const int64_t first = B * r->ses->mesh.axis[AXIS_DP]->rank;
-    for (int64_t i = 0; i < B * dp; i++) {
-        if (i % u->parts != part) continue;
-        const struct sample_gain *g = gain_of(r, gain, batch, i);
-        s->policy_terms += has_policy_term(r, g);
-        s->kl_terms += has_policy_term(r, g) || (g->valid && r->set->rl.kl_on_zero_adv);
-        if (i >= first && i < first + B) s->taken[s->n++] = (struct taken){batch, i - first};
-    }
-}
-
-static struct step_set step_set(const struct rl_run *r, const struct units *u, int64_t inner,
-                                int64_t step, const struct sample_gain *gain)
-{
-    struct step_set s = {.taken = calloc((size_t)(u->per * u->samples), sizeof *s.taken)};
-    CHECK(s.taken, "out of memory");
-    const struct rng_key key = {.seed = (uint64_t)r->set->seed,
-                                .use = RNG_UPDATE,
-                                .step = (uint32_t)inner,
-                                .item = (uint64_t)r->state.epoch};
-    for (int64_t k = 0; k < u->per; k++)
-        add_unit(r, u, (int64_t)rng_permute(key, (uint64_t)(step * u->per + k), (uint64_t)u->count),
-                 gain, &s);
-    return s;
 }
 
 /* ---- one optimizer step -----------------------------------------------------------------------*/
@@ -277,11 +210,14 @@ struct epoch_updates run_updates(struct rl_run *r, const struct step_plan *plan,
                                  const struct sample_gain *gain)
 {
     struct epoch_updates u = {0};
-    const struct units units = units_of(r);
+    const struct rl_config *c = &r->set->rl;
+    const struct units units = units_of(c, r->set->gradient_accumulation_steps);
+    const struct units_place place = {c, (uint64_t)r->set->seed, r->state.epoch, r->ses->mesh.dp,
+                                      r->ses->mesh.axis[AXIS_DP]->rank};
     comm_context(r->world, "updates");
-    for (int64_t inner = 0; inner < r->set->rl.inner_epochs; inner++)
+    for (int64_t inner = 0; inner < c->inner_epochs; inner++)
         for (int64_t k = 0; k < units.count / units.per; k++) {
-            struct step_set set = step_set(r, &units, inner, k, gain);
+            struct step_set set = step_set(&place, &units, inner, k, gain);
             optimizer_step(r, plan, inner, &set, gain, &u);
             free(set.taken);
         }

@@ -342,6 +342,38 @@ static void test_still(struct comm *world)
     EXPECT(first == last, "reward %.17g, then %.17g", first, last);
 }
 
+/* A scorer's words are the reward, and every sample gets its own. */
+static void test_learns(struct comm *world)
+{
+    (void)world;
+    enum { LONG = 24 };
+    struct process_opts o = plain;
+    if (!ready()) return;
+    write_text("bright.txt", "a bright white picture\na bright day\n");
+    char *prompts = io_path("rl_config.prompt_file=%s/bright.txt", test_dir());
+    const char *const sets[] = {prompts,
+                                "num_epochs=24",
+                                "reward.weights=[0, 0, 1]",
+                                "optimizer_config.lr=1e-2",
+                                "rl_config.sde_steps=3",
+                                "rl_config.eval_freq=0",
+                                "save_interval=24",
+                                NULL};
+    for (int k = 0; sets[k]; k++) o.sets[k] = sets[k];
+    if (calm("learns", "mix_grpo", &o)) {
+        double first = 0, last = 0, within = 0;
+        for (int e = 1; e <= 4; e++) {
+            first += metric("learns", e, "reward/mean") / 4;
+            last += metric("learns", LONG - 4 + e, "reward/mean") / 4;
+            within += metric("learns", e, "reward/std_within_groups") / 4;
+        }
+        printf("    reward from %.4f to %.4f, deviation in a group %.4f\n", first, last, within);
+        EXPECT(last - first > 2 * within, "reward from %.4f to %.4f, deviation %.4f", first, last,
+               within);
+    }
+    free(prompts);
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
@@ -355,6 +387,7 @@ int main(int argc, char **argv)
          .flags = TEST_SLOW},
         {.name = "scorers that die for good", .run = test_dead, .flags = TEST_SLOW},
         {.name = "sample from the result, merge it", .run = test_result, .flags = TEST_SLOW},
+        {.name = "the reward rises", .run = test_learns, .flags = TEST_SLOW},
         {.name = "no learning, no change", .run = test_still, .flags = TEST_SLOW},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
