@@ -145,5 +145,6 @@ void run_evaluate(struct rl_run *r)
     free(row);
     comm_context(r->world, NULL);
     r->state.seconds += log_seconds() - t0;
+    r->state.evaluated = r->state.epoch;
     err_pop();
 }

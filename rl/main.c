@@ -235,19 +235,23 @@ static enum why must_stop(struct rl_run *r)
 
 static bool due(int64_t interval, int64_t epoch) { return interval > 0 && epoch % interval == 0; }
 
+/* Once an epoch; what a signal has kept from it is made up for by the next start. */
+static void evaluate(struct rl_run *r, bool wanted)
+{
+    if (wanted && r->set->rl.eval_epochs && r->state.evaluated != r->state.epoch) run_evaluate(r);
+}
+
 static int epochs(struct rl_run *r)
 {
     const struct settings *s = r->set;
     enum why why = GO_ON;
-    bool evaluated = false;
-    if (s->rl.eval_epochs && r->state.epoch == 0) run_evaluate(r);
+    evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
     while (r->state.epoch < s->rl.num_epochs && (why = must_stop(r)) == GO_ON) {
         run_epoch(r);
-        evaluated = due(s->rl.eval_epochs, r->state.epoch);
-        if (evaluated) run_evaluate(r);
+        evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
         if (due(s->save_interval, r->state.epoch)) run_save(r, NULL, &r->state.adapter);
     }
-    if (why != PREEMPTED && s->rl.eval_epochs && r->state.epoch > 0 && !evaluated) run_evaluate(r);
+    if (why != PREEMPTED) evaluate(r, true);
     run_save(r, NULL, &r->state.adapter);
     return why == PREEMPTED ? RC_PREEMPTED : RC_OK;
 }

@@ -10,8 +10,9 @@
 #include "train/session.h"
 #include "train/stored_model.h"
 
-struct rl_state {  /* with the adapters and the configuration all that a run goes on from */
-    int64_t epoch; /* the next one */
+struct rl_state {      /* with the adapters and the configuration all that a run goes on from */
+    int64_t epoch;     /* the next one */
+    int64_t evaluated; /* epoch of the last evaluation; -1: none */
     double seconds;
     struct adapter_state adapter;
 };

@@ -44,11 +44,12 @@ static json_t *meta_of(const struct rl_run *r)
 {
     const struct mesh_degrees *m = &r->ses->mesh.degrees;
     char *text = settings_text(r->l, false);
-    json_t *meta = json_pack("{s:I, s:s, s:o, s:{s:I, s:f}, s:s, s:{s:i, s:i, s:i, s:i}}", "step",
-                             (json_int_t)r->state.epoch, "stage", "rl", "identity", identity_of(r),
-                             "rl", "epoch", (json_int_t)r->state.epoch, "seconds", r->state.seconds,
-                             "config", text, "layout", "ranks", r->world->size, "fsdp_size",
-                             m->fsdp, "skiparse_sp_size", m->ssp, "sp_size", m->sp);
+    json_t *meta =
+        json_pack("{s:I, s:s, s:o, s:{s:I, s:I, s:f}, s:s, s:{s:i, s:i, s:i, s:i}}", "step",
+                  (json_int_t)r->state.epoch, "stage", "rl", "identity", identity_of(r), "rl",
+                  "epoch", (json_int_t)r->state.epoch, "evaluated", (json_int_t)r->state.evaluated,
+                  "seconds", r->state.seconds, "config", text, "layout", "ranks", r->world->size,
+                  "fsdp_size", m->fsdp, "skiparse_sp_size", m->ssp, "sp_size", m->sp);
     CHECK(meta, "the checkpoint's description cannot be built");
     free(text);
     return meta;
@@ -161,7 +162,7 @@ bool run_resume(struct rl_run *r)
                  dir);
     watchdog_files(s->watchdog, false);
     free(dir);
-    r->saved_epoch = -1;
+    r->saved_epoch = r->state.evaluated = -1;
     if (!c) {
         if (r->set->lora.path) start_from(r, r->set->lora.path);
         return false;
@@ -175,6 +176,8 @@ bool run_resume(struct rl_run *r)
     r->state.adapter.clip.init_max = init_max;
     const json_t *rl = json_object_get(ckpt_meta(c), "rl");
     r->state.epoch = json_integer_value(json_object_get(rl, "epoch"));
+    if (json_object_get(rl, "evaluated"))
+        r->state.evaluated = json_integer_value(json_object_get(rl, "evaluated"));
     r->state.seconds = json_number_value(json_object_get(rl, "seconds"));
     if (strcmp(how, "auto") == 0) r->saved_epoch = r->state.epoch; /* it lies in this folder */
     log_info("resumed from %s at epoch %lld", ckpt_path(c), (long long)r->state.epoch);

@@ -127,6 +127,12 @@ static void hurt_one(const struct hurt *h, const char *algo, const char *want)
     const double a = metric(want, EPOCHS, "reward/mean"),
                  b = metric(h->name, EPOCHS, "reward/mean");
     EXPECT(a == b, "%s: reward %.17g, undisturbed %.17g", h->name, b, a);
+    for (int e = 0; e <= EPOCHS; e++) { /* no evaluation is lost */
+        const double c = metric(want, e, "eval/reward_mean"),
+                     d = metric(h->name, e, "eval/reward_mean");
+        EXPECT(isnan(c) ? isnan(d) : c == d, "%s: evaluation of epoch %d: %.17g, undisturbed %.17g",
+               h->name, e, d, c);
+    }
     free(said);
 }
 

@@ -175,7 +175,8 @@ static void test_members(struct comm *world)
     struct policy_case c;
     int late = 0;
     for (int epoch = 0; epoch < 4; epoch++) {
-        const struct policy_case_opts o = options(ALGO_FLOW_GRPO_FAST, epoch);
+        struct policy_case_opts o = options(ALGO_FLOW_GRPO_FAST, epoch);
+        o.rl.same_noise = epoch % 2; /* one path before the split, whatever it says */
         policy_case_open(&c, world, &o);
         policy_case_rollout(&c, NULL);
         const int first = c.plan.recorded[0];

@@ -178,6 +178,7 @@ static void test_loss(struct comm *world)
 {
     struct sample_gain gain[16];
     fill_gains(ONE_RANK_ZERO, gain);
+    for (int i = 0; i < 16; i++) gain[i].advantage *= 1 + 0.1 * i; /* no mean of 0 */
     for (int k = 0; k < 4; k++) {
         struct policy_case_opts o = options(ALGO_FLOW_GRPO, 1, 1);
         struct rl_case *r = calloc(1, sizeof *r);
@@ -201,12 +202,40 @@ static void test_loss(struct comm *world)
             }
             want += sum / n / (2 * parts);
         }
-        EXPECT(fabs(u.loss - want) < 1e-12 && fabs(u.stats.policy_loss - want) < 1e-12 &&
-                   u.first_log_ratio == 0 && u.stats.kl_loss == 0,
+        EXPECT(fabs(want) > 1e-2 && fabs(u.loss - want) < 1e-12 &&
+                   fabs(u.stats.policy_loss - want) < 1e-12 && u.first_log_ratio == 0 &&
+                   u.stats.kl_loss == 0,
                "case %d: loss %.15g, not %.15g", k, u.loss, want);
         rl_case_close(r);
         free(r);
     }
+}
+
+/* The same of the divergence: its weight times its mean over samples and trained steps. */
+static void test_kl(struct comm *world)
+{
+    struct sample_gain gain[16];
+    struct policy_case_opts o = options(ALGO_FLOW_GRPO, 1, 1);
+    struct rl_case *r = calloc(1, sizeof *r);
+    fill_gains(MIXED, gain);
+    o.rl.kl_beta = 0.25;
+    o.rl.kl_on_zero_adv = true;
+    rl_case_open(r, world, &o);
+    r->set.optimizer.lr = 0;
+    const struct step_plan plan = algo_step_plan(&r->set.rl, CASE_SEED, 0);
+    rl_case_rollouts(r, &plan, NULL);
+    const struct epoch_updates u = run_updates(&r->run, &plan, gain);
+    double kl = 0, terms = 0;
+    for (int k = 0; k < plan.num_recorded; k++) {
+        kl += u.stats.step[k].kl;
+        terms += u.stats.step[k].kl_terms;
+    }
+    const double want = 0.25 * kl / terms;
+    EXPECT(terms == 2 * 16 * plan.num_recorded && want > 0 &&
+               fabs(u.stats.kl_loss / want - 1) < 1e-12,
+           "divergence %.15g, not %.15g of %g terms", u.stats.kl_loss, want, terms);
+    rl_case_close(r);
+    free(r);
 }
 
 /* The divergence alone is a reason for a step, if it is asked for. */
@@ -312,6 +341,7 @@ int main(int argc, char **argv)
          .ranks = {1, 2, 4, 8},
          .flags = TEST_MPI},
         {.name = "the loss of an unchanged policy", .run = test_loss, .ranks = {1, 2, 4}},
+        {.name = "the weight of the divergence", .run = test_kl, .ranks = {1, 2}},
         {.name = "the divergence alone", .run = test_divergence, .ranks = {1, 2}},
         {.name = "scores that are none", .run = test_bad_scores, .ranks = {1, 4}},
         {.name = "what must not happen", .run = test_broken, .ranks = {1, 2}},
