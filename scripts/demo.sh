@@ -64,8 +64,8 @@ row "reward of evaluation prompts, after - before" \
     "$(printf "(%.3f - %.3f) / std %.3f = %s" "$after" "$before" "$std" "$gain")" ">= 1" "$ok"
 row "KL from the base, epochs" "$(printf "%.2e per element, %s" "$(values "$run-rl" update/kl | tail -n 1)" \
     "$(values "$run-rl" update/kl | wc -l)")" "" ""
-ok=yes; [ $(( $(date +%s) - start )) -le 600 ] || { ok=NO; fail=1; }
-row "wall time" "$(( $(date +%s) - start )) s" "<= 600 s" "$ok"
+ok=yes; [ $(( $(date +%s) - start )) -le 480 ] || { ok=NO; fail=1; }
+row "wall time" "$(( $(date +%s) - start )) s" "<= 480 s" "$ok"
 row "videos" "$run/samples/, $run-rl/samples/" "" ""
 row "all videos in one, contact sheet" "$run/samples/video_grid.mp4, sheet.png" "" ""
 row "reports" "$run/report.html, $run-rl/report.html" "" ""
