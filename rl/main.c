@@ -299,7 +299,7 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     open_session(&r, s, base);
     ckpt_close(base);
     open_scorers(&r, p);
-    log_info("%s: %lld samples of %lld prompts an epoch; base %s (step %lld, %s weights)",
+    log_info("%s: %lld samples in %lld groups an epoch; base %s (step %lld, %s weights)",
              algo_name(s->rl.algo),
              (long long)(s->rl.sample_batch * s->rl.batches * r.ses->mesh.dp),
              (long long)(s->rl.sample_batch * s->rl.batches * r.ses->mesh.dp / s->rl.members),

@@ -125,7 +125,7 @@ void monitor_console(struct rl_run *r, const struct adv_stats *s, const struct e
     double seconds = all * (double)left;
     if (r->set->max_seconds > 0) seconds = fmin(seconds, r->set->max_seconds - r->state.seconds);
     const long eta = seconds > 0 ? (long)seconds : 0;
-    log_progress("epoch %lld/%lld  reward %.4f (std %.4f, within %.4f)  loss %.2e  kl %.2e  norm "
+    log_progress("epoch %lld/%lld  reward %.4f (std %.4f, within %.4f)  loss %.2e  kl loss %.2e  norm "
                  "%.2e  %.1f s: rollout %.0f%% decode %.0f%% reward wait %.0f%% update %.0f%%  ETA "
                  "%ld:%02ld:%02ld",
                  (long long)r->state.epoch, (long long)r->set->rl.num_epochs, s->mean, s->std,
