@@ -12,9 +12,9 @@
 
 const char *ckpt_kind_name(enum state_kind kind)
 {
-    static const char *const names[STATE_KINDS] = {"model",        "grad",         "optim/m",
-                                                   "optim/v",      "ema",          "lora",
-                                                   "optim/lora_m", "optim/lora_v", "lora_ema", "lora_old"};
+    static const char *const names[STATE_KINDS] = {
+        "model", "grad",         "optim/m",      "optim/v",  "ema",
+        "lora",  "optim/lora_m", "optim/lora_v", "lora_ema", "lora_old"};
     return names[kind];
 }
 

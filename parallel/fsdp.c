@@ -98,8 +98,8 @@ static void make_shard(struct fsdp *f, int u, int k)
     s->wire = zeros(f, wire_type(f, k), n);
     s->master = s->frozen || wire_type(f, k) == S ? s->wire : zeros(f, S, n);
     if (s->frozen) return;
-    if (f->opts.optimizer) {
-        s->grad = zeros(f, S, n);
+    if (f->opts.optimizer) s->grad = zeros(f, S, n);
+    if (f->opts.optimizer && !f->opts.no_moments) {
         s->m = zeros(f, S, n);
         s->v = zeros(f, S, n);
     }

@@ -16,6 +16,7 @@ struct fsdp_opts {
     int prefetch;            /* units gathered ahead; 0: none */
     bool keep_after_forward; /* keep gathered weights until backward */
     bool optimizer, ema;     /* allocate gradients and moments; EMA */
+    bool no_moments;         /* with optimizer: gradients alone */
 };
 /* One contiguous shard of one unit buffer. All [n] S except wire (T or S). Frozen: master = wire,
  * and nothing else. */

@@ -21,8 +21,9 @@ struct rl_config {
     int64_t num_epochs, steps, sde_steps; /* num_inference_steps; sde_steps -1: by algorithm */
     double fraction;                      /* timestep_fraction; negative: by algorithm */
     double guidance;
-    int cfg_grad;    /* 0 cond: through the conditional branch only, 1 both */
-    int64_t members; /* G: num_image_per_prompt */
+    char *negative_prompt; /* of the unconditional branch */
+    int cfg_grad;          /* 0 cond: through the conditional branch only, 1 both */
+    int64_t members;       /* G: num_image_per_prompt */
     int64_t sample_batch, train_batch, batches, inner_epochs;
     double clip_range, adv_clip_max, kl_beta;
     bool group_stats, global_std; /* per_prompt_stat_tracking */

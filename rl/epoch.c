@@ -165,14 +165,15 @@ static void update_all(struct rl_run *r, const struct step_plan *plan,
 
 void run_epoch(struct rl_run *r)
 {
-    const double t0 = log_seconds(), waited = r->scoring->wait_s;
+    const double t0 = log_seconds(), waited = r->scoring->wait_s, decoded = r->scoring->decode_s;
     const struct step_plan plan =
         algo_step_plan(&r->set->rl, (uint64_t)r->set->seed, r->state.epoch);
     struct adv_stats stats = {0};
     struct epoch_updates u = {0};
     err_push("epoch %lld", (long long)r->state.epoch);
     rollouts(r, &plan);
-    struct epoch_times t = {.rollout = log_seconds() - t0 - (r->scoring->wait_s - waited)};
+    struct epoch_times t = {.decode = r->scoring->decode_s - decoded};
+    t.rollout = log_seconds() - t0 - t.decode - (r->scoring->wait_s - waited);
     const bool alive = wait_for_scores(r);
     t.reward_wait = r->scoring->wait_s - waited;
     int64_t n;

@@ -1,8 +1,10 @@
 /* Verb rl: builds everything, resumes, runs the epochs, evaluates, saves. */
-#include <math.h>
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "core/io.h"
 #include "core/log.h"
@@ -77,7 +79,8 @@ static void fill_prompt(void *arg, int64_t prompt, float *rows)
     const struct rl_run *r = arg;
     const struct prompts *p = r->evaluating ? &r->eval_prompts : &r->prompts;
     const struct model_config *m = &r->set->model;
-    r->text_codec->encode(rows, m->text_len, m->text_dim, prompt < 0 ? "" : p->text[prompt]);
+    const char *negative = r->set->rl.negative_prompt ? r->set->rl.negative_prompt : "";
+    r->text_codec->encode(rows, m->text_len, m->text_dim, prompt < 0 ? negative : p->text[prompt]);
 }
 
 static void require_size(const char *key, int64_t asked, int64_t stored)
@@ -105,6 +108,21 @@ static void require_batches(const struct settings *s)
             (long long)B, (long long)(B * c->batches));
 }
 
+static void require_file(const char *key, const char *path)
+{
+    if (path && access(path, R_OK) != 0)
+        err_stop(RC_NOINPUT, "%s: %s: %s", key, path, strerror(errno));
+}
+
+/* What is read late is looked for early. */
+static void require_files(const struct settings *s)
+{
+    require_file("model_config.pretrained_model_dir_or_checkpoint", s->model.pretrained);
+    require_file("reward.videoalign_dir", s->reward.videoalign_dir);
+    require_file("reward.model_dir", s->reward.model_dir);
+    require_file("reward.template", s->reward.template_dir);
+}
+
 static struct ckpt *open_base(struct rl_run *r, struct settings *s)
 {
     struct err e = {0};
@@ -122,9 +140,13 @@ static struct ckpt *open_base(struct rl_run *r, struct settings *s)
     require_size("height", s->rl.height, r->model.height);
     require_size("width", s->rl.width, r->model.width);
     r->base = adapter_base_of(k, kind);
-    char *path = s->model.pretrained;
+    const struct settings asked = *s;
     s->model = r->model.config;
-    s->model.pretrained = path;
+    s->model.pretrained = asked.model.pretrained;
+    s->rl.frames = r->model.frames;
+    s->rl.height = r->model.height;
+    s->rl.width = r->model.width;
+    settings_changed(r->l, &asked, "the base");
     return k;
 }
 
@@ -269,6 +291,7 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     r.batch = calloc((size_t)s->rl.batches, sizeof *r.batch);
     CHECK(r.ses && r.batch, "out of memory");
     struct lock lock = session_lock_output(world, s->output_dir, "lock", "osp rl");
+    require_files(s);
     struct ckpt *base = open_base(&r, s);
     settings_check_ranks(l, world->size); /* with the model of the base */
     require_batches(s);
@@ -276,7 +299,7 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     open_session(&r, s, base);
     ckpt_close(base);
     open_scorers(&r, p);
-    log_info("%s: %lld samples of %lld prompts an epoch; base %s (step %lld, %s weights)",
+    log_info("%s: %lld samples in %lld groups an epoch; base %s (step %lld, %s weights)",
              algo_name(s->rl.algo),
              (long long)(s->rl.sample_batch * s->rl.batches * r.ses->mesh.dp),
              (long long)(s->rl.sample_batch * s->rl.batches * r.ses->mesh.dp / s->rl.members),
@@ -295,20 +318,42 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     return rc;
 }
 
+static void resolve(struct loaded_settings *l)
+{
+    const struct settings asked = l->s;
+    struct err e = {0};
+    if (!algo_resolve(&l->s.rl, &e)) err_raise(&e);
+    settings_changed(l, &asked, "rl.algo");
+}
+
+/* Unlike osp print-config, with the values of the algorithm. */
+static int print_resolved(const struct args *a)
+{
+    struct loaded_settings l;
+    settings_load(&l, SETTINGS_RL, a->config, a->sets, a->num_sets);
+    resolve(&l);
+    char *text = settings_text(&l, true);
+    fputs(text, stdout);
+    free(text);
+    settings_free(&l);
+    return RC_OK;
+}
+
 int verb_rl(int argc, char **argv)
 {
     struct args a;
     struct err e = {0};
     args_parse(&a, argc, argv, usage);
-    if (a.help_config || a.print_config) return print_config(SETTINGS_RL, &a);
+    if (a.help_config) return print_config(SETTINGS_RL, &a);
     if (!a.config) err_stop(RC_USAGE, "%s", usage);
+    if (a.print_config) return print_resolved(&a);
     struct spawner *p = reward_prepare(&e); /* before MPI */
     err_raise(&e);
     struct comm *world = launch_start(&argc, &argv);
     struct loaded_settings l;
     session_settings(world, &l, SETTINGS_RL, a.config, a.sets, a.num_sets);
     if (a.check_comm) l.s.check_comm = true;
-    if (!algo_resolve(&l.s.rl, &e)) err_raise(&e);
+    resolve(&l);
     const int rc = run(world, &l, p);
     reward_release(p);
     settings_free(&l);

@@ -63,7 +63,7 @@ struct epoch_updates run_updates(struct rl_run *r, const struct step_plan *plan,
                                  const struct sample_gain *gain);
 /* ---- monitor.c --------------------------------------------------------------------------------*/
 struct epoch_times {
-    double rollout, reward_wait, update;
+    double rollout, decode, reward_wait, update;
 };
 void monitor_scores(struct rl_run *r, const struct adv_stats *s);
 void monitor_updates(struct rl_run *r, const struct step_plan *plan, const struct epoch_updates *u);

@@ -173,10 +173,12 @@ void scoring_submit(struct scoring *s, struct group_entry entry, const char *pro
     if (!s->reward) return;
     const struct scoring_opts *o = &s->opts;
     struct score_row *row = add_row(s, entry);
-    o->codec->decode(s->rgb, latent, o->frames, o->height, o->width);
     const double t0 = log_seconds();
+    o->codec->decode(s->rgb, latent, o->frames, o->height, o->width);
+    const double t1 = log_seconds();
     struct reward_slot *slot = wait_slot(s);
-    s->wait_s += log_seconds() - t0;
+    s->decode_s += t1 - t0;
+    s->wait_s += log_seconds() - t1;
     if (!slot) {
         snprintf(row->reason, sizeof row->reason, "no scorer is left");
         return;

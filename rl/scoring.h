@@ -31,9 +31,9 @@ struct scoring {
     char *command, *options;
     struct score_row *row; /* submitted since the last table */
     int num_rows, room;
-    uint8_t *rgb;          /* a decoded clip */
-    int *index, num_index; /* frames a scorer is given */
-    double wait_s;
+    uint8_t *rgb;            /* a decoded clip */
+    int *index, num_index;   /* frames a scorer is given */
+    double wait_s, decode_s; /* so far */
 };
 /* Collective: starts the scorers and waits for them; stops with what they said. p: of
  * reward_prepare; used on ranks that score. */

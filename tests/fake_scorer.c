@@ -12,6 +12,7 @@
 
 #include "core/rng.h"
 #include "rl/reward_wire.h"
+#include "tests/check.h"
 #include "tests/process.h"
 
 static struct wire_buf in, out;
@@ -185,4 +186,14 @@ _Noreturn void fake_scorer(const char *how)
         if (m.type == WIRE_SCORE) answer(&m);
         flush();
     }
+}
+
+struct reward *fake_start(struct spawner *spawner, const struct reward_config *c)
+{
+    struct err e = {0};
+    struct reward *r = reward_open(spawner, c, &e);
+    EXPECT(r, "%s", e.msg);
+    if (!r) return NULL;
+    EXPECT(reward_ready(r, &e), "%s", e.msg);
+    return r;
 }

@@ -4,7 +4,11 @@
 #ifndef TESTS_FAKE_SCORER_H
 #define TESTS_FAKE_SCORER_H
 #include <stdint.h>
+
+#include "rl/reward.h"
 _Noreturn void fake_scorer(const char *mode);
 /* What it answers for a clip that it does not spoil. */
 void fake_scores(double raw[3], const char *prompt, const uint8_t *frames, uint64_t bytes);
+/* Scorers that are ready; NULL after a failed expectation. */
+struct reward *fake_start(struct spawner *, const struct reward_config *);
 #endif

@@ -65,6 +65,24 @@ void fixture_close(struct fixture *f)
     dev_close(f->dev);
 }
 
+struct dryrun_in fixture_dryrun(const struct fixture_opts *o, const struct comm *world)
+{
+    return (struct dryrun_in){.model = o->model,
+                              .compute = o->compute,
+                              .recompute = o->recompute,
+                              .recompute_blocks = o->recompute_blocks,
+                              .ranks = world->size,
+                              .rank = world->rank,
+                              .degrees = o->degrees,
+                              .fsdp = o->fsdp,
+                              .lora = o->lora,
+                              .batch = o->batch,
+                              .t = o->t,
+                              .h = o->h,
+                              .w = o->w,
+                              .train = true};
+}
+
 /* Latent array on the device in S. */
 static struct tensor latent(struct fixture *f, const double *host, int64_t channels)
 {

@@ -3,6 +3,7 @@
 #define TESTS_FIXTURE_H
 #include "model/lora.h"
 #include "parallel/fsdp.h"
+#include "train/dryrun.h"
 struct fixture {
     struct dev *dev;
     struct mesh mesh;
@@ -29,6 +30,8 @@ struct fixture_opts {
 };
 void fixture_open(struct fixture *f, struct comm *world, const struct fixture_opts *o);
 void fixture_close(struct fixture *f);
+/* The dry run of a training step of these. */
+struct dryrun_in fixture_dryrun(const struct fixture_opts *o, const struct comm *world);
 struct model_config fixture_model(void); /* a tiny default */
 /* One forward and backward pass of mean((v - target)^2) / share. Arrays are host doubles in the
  * latent layout [B,C,T,2H,2W]; outputs may be NULL. Returns the loss of this rank's rows, already

@@ -41,6 +41,12 @@ void problem_free(struct problem *p)
     free(p->text);
 }
 
+struct step_io problem_io(const struct problem *p, double share)
+{
+    return (struct step_io){
+        .xt = p->xt, .target = p->target, .text = p->text, .t = p->t, .share = share};
+}
+
 void problem_fill_params(struct fixture *f)
 {
     for (int u = 0; u < f->dit->num_units; u++)
@@ -88,4 +94,54 @@ double *problem_adapter_grads(struct fixture *f, int64_t *n)
         at += param_count(&f->lora->param[i]);
     }
     return g;
+}
+
+double *problem_share(struct comm *world, double *x, int64_t *n)
+{
+    comm_broadcast_bytes(world, n, sizeof *n, 0, "number of values");
+    if (!x) x = calloc((size_t)*n + 1, sizeof *x);
+    comm_broadcast_bytes(world, x, (size_t)*n * sizeof *x, 0, "values");
+    return x;
+}
+
+double problem_fd_loss(void *arg)
+{
+    const struct problem_fd *d = arg;
+    const struct step_io io = problem_io(d->p, (double)d->p->out_n);
+    return fixture_step(d->f, &io);
+}
+
+static void fd_put(void *arg)
+{
+    const struct problem_fd *d = arg;
+    if (d->adapters)
+        lora_put(d->f->lora, STATE_LORA, d->param->name, d->x);
+    else
+        fsdp_put(d->f->fsdp, STATE_MASTER, d->param->name, d->x);
+}
+
+static void fd_get(const struct problem_fd *d, bool grad, double *x)
+{
+    if (d->adapters)
+        lora_get(d->f->lora, grad ? STATE_GRAD : STATE_LORA, d->param->name, x);
+    else
+        fsdp_get(d->f->fsdp, grad ? STATE_GRAD : STATE_MASTER, d->param->name, x);
+}
+
+double problem_fd_worst(const struct grad_case *c, struct problem_fd *d, const struct param *q,
+                        int n, int entries)
+{
+    double worst = 0;
+    for (int i = 0; i < n; i++) {
+        d->param = &q[i];
+        double *g = calloc((size_t)param_count(d->param), sizeof *g);
+        d->x = calloc((size_t)param_count(d->param), sizeof *d->x);
+        fd_get(d, true, g);
+        fd_get(d, false, d->x);
+        worst =
+            fmax(worst, grad_worst(c, q[i].name, d->x, g, param_count(d->param), entries, fd_put));
+        free(g);
+        free(d->x);
+    }
+    return worst;
 }

@@ -10,8 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
+#include "data/video.h"
 #include "tests/check.h"
 #include "tests/train_case.h"
 
@@ -33,6 +35,16 @@ bool process_ready(void)
     free(osp);
     if (!there) test_skip("mpirun or the program is missing");
     return there;
+}
+
+bool process_video_ready(const char *what)
+{
+    struct err e = {0};
+    struct video_info info;
+    if (video_probe("tests/clips/example_3_B.mp4", &info, &e) || !strstr(e.msg, "no video support"))
+        return true;
+    printf("  skip %s: built without libav\n0 passed, 0 failed, 1 skipped\n", what);
+    return false;
 }
 
 char *process_yaml(const char *run, int iterations)
@@ -179,4 +191,20 @@ int process_diff(const char *a, const char *b)
     free(cmd);
     free(osp);
     return WEXITSTATUS(rc);
+}
+
+bool process_fault(int k, const char *action, void (*save)(void *arg), void *arg)
+{
+    fflush(stdout);
+    const pid_t pid = fork();
+    if (pid == 0) {
+        char spec[64];
+        snprintf(spec, sizeof spec, "io:%d:%s", k, action);
+        fault_set(spec);
+        save(arg);
+        _exit(fault_count("io") < k ? 3 : 0);
+    }
+    int status;
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 3;
 }

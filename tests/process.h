@@ -5,6 +5,9 @@
 #include <sys/types.h>
 /* False, and the test is skipped, where mpirun or the program is missing. */
 bool process_ready(void);
+/* False, with the closing line of a program of which all is skipped, where videos are not decoded.
+ */
+bool process_video_ready(const char *what);
 char *process_program(void); /* path of osp of this build */
 /* test_dir()/RUN.yaml: a tiny training run into test_dir()/RUN on the data set of train_case. */
 char *process_yaml(const char *run, int iterations);
@@ -26,6 +29,9 @@ int process_ranks(const char *yaml, pid_t *rank, int max);
 void process_wait_gone(const char *yaml); /* at most 10 s */
 /* 0: the newest checkpoints of test_dir()/a and b have equal bits. */
 int process_diff(const char *a, const char *b);
+/* Runs save(arg) in a child whose k-th operation of core/io.h meets the action ("kill", "fail").
+ * True: it ended before that operation, so that all of them have been tried. */
+bool process_fault(int k, const char *action, void (*save)(void *arg), void *arg);
 char *process_log(const char *log); /* its text; "" when there is none */
 void process_nap(double seconds);
 #endif

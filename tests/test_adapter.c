@@ -4,14 +4,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
 #include "tests/check.h"
 #include "tests/problem.h"
+#include "tests/process.h"
 #include "train/adapter.h"
 #include "train/inspect.h"
 #include "train/merge.h"
@@ -333,6 +331,20 @@ static void test_bond(struct comm *world)
     free(dir);
 }
 
+struct second {
+    struct fixture *f;
+    const struct lora_config *cfg;
+    const char *dir;
+};
+
+static void save_second(void *arg)
+{
+    const struct second *s = arg;
+    struct err e = {0};
+    fill(s->f->lora, 2);
+    save(s->f, s->cfg, s->dir, &no_base, &(struct adapter_state){.step = 2}, ALL_KINDS, &e);
+}
+
 /* ---- kill ------------------------------------------------------------------------------------*/
 static void test_kill(struct comm *world)
 {
@@ -348,20 +360,7 @@ static void test_kill(struct comm *world)
     bool complete = false;
     log_set_level(LOG_WARN + 1);
     for (; !complete && k < 2000; k += test_fast() ? 7 : 1) {
-        fflush(stdout);
-        const pid_t pid = fork();
-        if (pid == 0) {
-            char spec[64];
-            snprintf(spec, sizeof spec, "io:%d:kill", k);
-            fill(f.lora, 2);
-            fault_set(spec);
-            struct err ce = {0};
-            save(&f, &cfg, dir, &no_base, &(struct adapter_state){.step = 2}, ALL_KINDS, &ce);
-            _exit(fault_count("io") < k ? 3 : ce.code ? 4 : 0);
-        }
-        int status;
-        waitpid(pid, &status, 0);
-        complete = WIFEXITED(status) && WEXITSTATUS(status) == 3;
+        complete = process_fault(k, "kill", save_second, &(struct second){&f, &cfg, dir});
         const int step = load_newest(&f, dir);
         EXPECT(step == 1 || step == 2, "operation %d: step %d is left", k, step);
         if (step != 1 && step != 2) break;

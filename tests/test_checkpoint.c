@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "core/fault.h"
 #include "core/io.h"
@@ -15,13 +13,12 @@
 #include "parallel/checkpoint_dir.h"
 #include "tests/check.h"
 #include "tests/fixture.h"
+#include "tests/process.h"
 
 enum { KINDS = 1 << STATE_MASTER | 1 << STATE_M | 1 << STATE_V | 1 << STATE_EMA };
 
-static void open_small(struct fixture *f, struct comm *world, enum dtype t)
+static void open_model(struct fixture *f, struct comm *world, enum dtype t, struct model_config m)
 {
-    struct model_config m = fixture_model();
-    m.num_layers = 2;
     fixture_open(f, world,
                  &(struct fixture_opts){.device = "ref",
                                         .compute = t,
@@ -31,6 +28,13 @@ static void open_small(struct fixture *f, struct comm *world, enum dtype t)
                                         .h = 2,
                                         .w = 2,
                                         .fsdp = {.optimizer = true, .ema = true}});
+}
+
+static void open_small(struct fixture *f, struct comm *world, enum dtype t)
+{
+    struct model_config m = fixture_model();
+    m.num_layers = 2;
+    open_model(f, world, t, m);
 }
 
 struct value_arg {
@@ -147,6 +151,19 @@ static void test_reshard(struct comm *world)
 
 /* Every file operation of one save, killed or failing: what loads afterwards is the old state or
  * the new one, and the next save works. */
+struct second {
+    struct fixture *f;
+    const char *dir;
+};
+
+static void save_second(void *arg)
+{
+    const struct second *s = arg;
+    struct err e = {0};
+    fill(s->f, 2);
+    save(s->f, s->dir, 2, 2, &e);
+}
+
 static void every_operation(const char *action, const char *name)
 {
     char *dir = fresh_dir(name);
@@ -161,20 +178,7 @@ static void every_operation(const char *action, const char *name)
     bool complete = false;
     log_set_level(LOG_WARN + 1);
     for (; !complete && k < 2000; k++) {
-        fflush(stdout);
-        const pid_t pid = fork();
-        if (pid == 0) {
-            char spec[64];
-            snprintf(spec, sizeof spec, "io:%d:%s", k, action);
-            fill(&f, 2);
-            fault_set(spec);
-            struct err ce = {0};
-            save(&f, dir, 2, 2, &ce);
-            _exit(fault_count("io") < k ? 3 : ce.code ? 4 : 0);
-        }
-        int status;
-        waitpid(pid, &status, 0);
-        complete = WIFEXITED(status) && WEXITSTATUS(status) == 3;
+        complete = process_fault(k, action, save_second, &(struct second){&f, dir});
         const int step = load(&f, dir);
         EXPECT(step == 1 || step == 2, "operation %d: step %d is left", k, step);
         EXPECT(wrong_values(&f, step) == 0, "operation %d: step %d has wrong values", k, step);
@@ -245,9 +249,10 @@ static void test_damage(struct comm *world)
     uint64_t draw = 0;
     log_set_level(LOG_WARN + 1);
     int detected = 0;
+    const int flips = test_fast() ? 15 : 60;
     for (int n = 0; n < 3; n++) {
         char *path = io_path("%s/iter_%09d/%s", dir, 2, names[n]);
-        for (int k = 0; k < 60; k++) {
+        for (int k = 0; k < flips; k++) {
             const long at = (long)(rng_uniform_at(s, draw++) * (double)size_of(path));
             const unsigned char bit = (unsigned char)(1 << (int)(rng_uniform_at(s, draw++) * 8));
             flip(path, at, bit);
@@ -268,7 +273,7 @@ static void test_damage(struct comm *world)
     EXPECT(load(&f, dir) == 1, "a truncated file was not noticed");
     free(path);
     log_set_level(LOG_WARN);
-    printf("    %d of 180 bit flips noticed\n", detected);
+    printf("    %d of %d bit flips noticed\n", detected, 3 * flips);
     fixture_close(&f);
     free(dir);
 }
@@ -347,16 +352,7 @@ static void load_wrong(void *arg)
     m.dim = w->dim;
     m.full_block_indices = (struct cfg_ints){1, {0}};
     struct fixture f;
-    struct comm *world = comm_self(NULL);
-    fixture_open(&f, world,
-                 &(struct fixture_opts){.device = "ref",
-                                        .compute = DT_F32,
-                                        .model = m,
-                                        .batch = 1,
-                                        .t = 1,
-                                        .h = 2,
-                                        .w = 2,
-                                        .fsdp = {.optimizer = true, .ema = true}});
+    open_model(&f, comm_self(NULL), DT_F32, m);
     load(&f, w->dir);
 }
 

@@ -273,6 +273,7 @@ static void test_tree(struct comm *world)
     load_folder("configs/train", SETTINGS_TRAIN, 4);
     load_folder("configs/data", SETTINGS_DATA, 1);
     load_folder("configs/sample", SETTINGS_SAMPLE, 1);
+    load_folder("configs/rl", SETTINGS_RL, 2);
     for (int ranks = 1; ranks <= 8; ranks *= 2) {
         const char *p = outcome((struct job){.path = "configs/train/tiny.yaml", .ranks = ranks});
         EXPECT(!*p, "%s", p);

@@ -322,8 +322,8 @@ int main(int argc, char **argv)
     const struct test tests[] = {
         {.name = "models reproduce velocity, loss and all gradients (variant 0: ref f64)",
          .run = models_0},
-        {.name = "models, variant 1 (ref f64, padded layout)", .run = models_1},
-        {.name = "models, variant 2 (ref f32)", .run = models_2},
+        {.name = "models, variant 1 (ref f64, padded layout)", .run = models_1, .flags = TEST_SLOW},
+        {.name = "models, variant 2 (ref f32)", .run = models_2, .flags = TEST_SLOW},
         {.name = "models, variant 3 (cpu f32)", .run = models_3},
         {.name = "models, variant 4 (cpu f32, padded layout)", .run = models_4},
         {.name = "models, variant 5 (cpu bf16)", .run = models_5},

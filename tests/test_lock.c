@@ -12,6 +12,7 @@
 #include "data/dataset.h"
 #include "data/dataset_write.h"
 #include "tests/check.h"
+#include "tests/train_case.h"
 
 static void one_owner(struct comm *world)
 {
@@ -55,25 +56,6 @@ static void owner_killed(struct comm *world)
     free(path);
 }
 
-static struct data_build config(const char *path)
-{
-    return (struct data_build){.meta_path = "tests/clips/clips.json",
-                               .save_path = path,
-                               .codec = "pixel",
-                               .text_codec = "hash",
-                               .filter = {.sample_height = 16,
-                                          .sample_width = 16,
-                                          .sample_num_frames = 4,
-                                          .train_fps = 8,
-                                          .too_long_factor = 1e9,
-                                          .max_h_div_w_ratio = 10,
-                                          .min_h_div_w_ratio = 0.1,
-                                          .max_motion_value = 1e9},
-                               .window_stride = 4,
-                               .text_dim = 8,
-                               .text_len = 8};
-}
-
 /* Four processes at once; exit code 1: built, 2: found it finished. */
 static void built_once(struct comm *world)
 {
@@ -87,7 +69,7 @@ static void built_once(struct comm *world)
         if (child[i]) continue;
         struct err e = {0};
         struct build_report r;
-        struct data_build g = config(path);
+        struct data_build g = train_case_build(path);
         g.keep_existing = i % 2; /* as osp data does, and as osp train does */
         const bool ok = build_dataset(&g, &r, &e);
         if (!ok) fprintf(stderr, "%s\n", e.msg);
@@ -116,7 +98,7 @@ static void waits_and_can_be_stopped(struct comm *world)
     char *path = io_path("%s/busy.h5", test_dir()), *name = io_path("%s.lock", path), who[32];
     struct lock l;
     struct err e = {0};
-    struct data_build g = config(path);
+    struct data_build g = train_case_build(path);
     g.interrupted = soon;
     EXPECT(lock_take(&l, name, who, &e), "%s", e.msg);
     EXPECT(!build_dataset(&g, NULL, &e) && e.code == RC_PREEMPTED && asked == 3, "%s", e.msg);

@@ -7,9 +7,7 @@
 
 #include "optim/schedule.h"
 #include "tests/check.h"
-#include "tests/grad.h"
 #include "tests/problem.h"
-#include "train/dryrun.h"
 
 static const char *const everything[] = {"*", NULL};
 
@@ -41,33 +39,7 @@ static void open_filled(struct fixture *f, struct comm *world, const struct fixt
     if (f->lora) problem_fill_adapters(f);
 }
 
-static struct step_io io_of(const struct problem *p, double share)
-{
-    return (struct step_io){
-        .xt = p->xt, .target = p->target, .text = p->text, .t = p->t, .share = share};
-}
-
 /* ---- gradients -------------------------------------------------------------------------------*/
-struct fd {
-    struct fixture *f;
-    struct problem *p;
-    const char *name;
-    double *x;
-};
-
-static double fd_loss(void *arg)
-{
-    struct fd *d = arg;
-    const struct step_io io = io_of(d->p, (double)d->p->out_n);
-    return fixture_step(d->f, &io);
-}
-
-static void fd_put(void *arg)
-{
-    struct fd *d = arg;
-    lora_put(d->f->lora, STATE_LORA, d->name, d->x);
-}
-
 static void check_gradients(const char *name, struct fixture_opts o, const uint8_t *gate)
 {
     struct fixture f;
@@ -78,25 +50,15 @@ static void check_gradients(const char *name, struct fixture_opts o, const uint8
     struct problem p = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
     double *dxt = calloc((size_t)p.n, sizeof *dxt),
            *dtext = calloc((size_t)p.text_n, sizeof *dtext);
-    struct step_io io = io_of(&p, (double)p.out_n);
+    struct step_io io = problem_io(&p, (double)p.out_n);
     io.dxt = dxt;
     io.dtext = dtext;
     io.backward = true;
     fixture_step(&f, &io);
-    struct fd d = {.f = &f, .p = &p};
-    struct grad_case c = {.name = name, .loss = fd_loss, .arg = &d, .step = 1e-3, .tol = 1e-6};
-    double worst = 0;
-    for (int i = 0; i < f.lora->num_params; i++) {
-        const struct param *q = &f.lora->param[i];
-        double *g = calloc((size_t)param_count(q), sizeof *g);
-        d.x = calloc((size_t)param_count(q), sizeof *d.x);
-        d.name = q->name;
-        lora_get(f.lora, STATE_GRAD, q->name, g);
-        lora_get(f.lora, STATE_LORA, q->name, d.x);
-        worst = fmax(worst, grad_worst(&c, q->name, d.x, g, param_count(q), 6, fd_put));
-        free(g);
-        free(d.x);
-    }
+    struct problem_fd d = {.f = &f, .p = &p, .adapters = true};
+    const struct grad_case c = {
+        .name = name, .loss = problem_fd_loss, .arg = &d, .step = 1e-3, .tol = 1e-6};
+    double worst = problem_fd_worst(&c, &d, f.lora->param, f.lora->num_params, 6);
     worst = fmax(worst, grad_worst(&c, "xt", p.xt, dxt, p.n, 6, NULL));
     worst = fmax(worst, grad_worst(&c, "text", p.text, dtext, p.text_n, 6, NULL));
     printf("    %s: %d tensors, worst error %.2g\n", name, f.lora->num_params + 2, worst);
@@ -144,7 +106,7 @@ static void test_policies(struct comm *world)
         open_filled(&f, world, &o);
         f.ctx.gate = gate;
         struct problem p = problem_new(&m, 0, o.batch, o.t, o.h, o.w);
-        struct step_io io = io_of(&p, 1000);
+        struct step_io io = problem_io(&p, 1000);
         io.backward = true;
         const double loss = fixture_step(&f, &io);
         double *g = problem_adapter_grads(&f, &n);
@@ -170,7 +132,7 @@ static double *outputs(struct comm *world, struct fixture_opts o, const uint8_t 
     f.ctx.gate = gate;
     struct problem p = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
     double *v = calloc((size_t)p.out_n, sizeof *v);
-    struct step_io io = io_of(&p, 1);
+    struct step_io io = problem_io(&p, 1);
     io.v = v;
     fixture_step(&f, &io);
     *n = p.out_n;
@@ -249,7 +211,7 @@ static void test_frozen(struct comm *world)
            (long long)elements);
     int64_t count;
     struct problem p = problem_new(&m, world->rank * 2, o.batch, o.t, o.h, o.w);
-    struct step_io io = io_of(&p, 1000);
+    struct step_io io = problem_io(&p, 1000);
     io.backward = true;
     for (int a = 0; a < AXIS_COUNT; a++) comm_reset_counts(f.mesh.axis[a]);
     fixture_step(&f, &io);
@@ -287,7 +249,7 @@ static void test_partly(struct comm *world)
     half.ctx.hooks = fsdp_hooks(half.fsdp);
     problem_fill_params(&half);
     struct problem p = problem_new(&m, world->rank * o.batch, o.batch, o.t, o.h, o.w);
-    struct step_io io = io_of(&p, 1000);
+    struct step_io io = problem_io(&p, 1000);
     io.backward = true;
     const double a = fixture_step(&all, &io), b = fixture_step(&half, &io);
     EXPECT(a == b, "loss %.17g, partly frozen %.17g", a, b);
@@ -347,7 +309,7 @@ static void test_init(struct comm *world)
            (long long)n);
     struct problem p = problem_new(&m, 0, o.batch, o.t, o.h, o.w);
     double *v = calloc((size_t)p.out_n, sizeof *v), *base;
-    struct step_io io = io_of(&p, 1);
+    struct step_io io = problem_io(&p, 1);
     io.v = v;
     problem_fill_params(&f);
     fixture_step(&f, &io);
@@ -376,7 +338,7 @@ static void test_sizes(struct comm *world)
         m.num_heads = size[i].heads;
         struct dev *dev = dev_open("null", DT_BF16, 1);
         struct dit *d = dit_new(dev, &m, RECOMPUTE_ALL, NULL, 8);
-        struct lora *l = lora_new(dev, d, &cfg, (struct lora_opts){true, true});
+        struct lora *l = lora_new(dev, d, &cfg, (struct lora_opts){.optimizer = true, .ema = true});
         EXPECT(lora_num_elements(l) == size[i].want, "%lld parameters, expected %lld",
                (long long)lora_num_elements(l), (long long)size[i].want);
         EXPECT(l->num_params == 16 * size[i].layers && l->store.scale == 2, "%d tensors",
@@ -437,7 +399,7 @@ static void test_steps(struct comm *world)
     open_filled(&f, world, &o);
     lora_init_params(f.lora, 3);
     struct problem p = problem_new(&m, world->rank * o.batch, o.batch, o.t, o.h, o.w);
-    struct step_io io = io_of(&p, 8000);
+    struct step_io io = problem_io(&p, 8000);
     io.backward = true;
     const int64_t n = f.lora->count;
     double *w = calloc((size_t)n, sizeof *w), *mm = calloc((size_t)n, sizeof *w),
@@ -501,23 +463,11 @@ static void test_dryrun(struct comm *world)
         struct fixture f;
         open_filled(&f, world, &o);
         struct problem p = problem_new(&m, 0, o.batch, o.t, o.h, o.w);
-        struct step_io io = io_of(&p, 1000);
+        struct step_io io = problem_io(&p, 1000);
         fixture_step(&f, &io); /* as validation does */
         io.backward = true;
         fixture_step(&f, &io);
-        const struct dryrun_in d = {.model = m,
-                                    .compute = o.compute,
-                                    .recompute = o.recompute,
-                                    .ranks = world->size,
-                                    .rank = world->rank,
-                                    .degrees = o.degrees,
-                                    .fsdp = o.fsdp,
-                                    .batch = o.batch,
-                                    .t = o.t,
-                                    .h = o.h,
-                                    .w = o.w,
-                                    .train = true,
-                                    .lora = &all};
+        const struct dryrun_in d = fixture_dryrun(&o, world);
         struct dryrun_out with, without;
         dryrun(&d, &with);
         struct dryrun_in plain = d;

@@ -29,12 +29,8 @@ static double *layout_grads(struct comm *world, struct fixture_opts o, int globa
     const int first = f.mesh.axis[AXIS_DP]->rank * o.batch;
     f.ctx.gate = gate + first;
     struct problem p = problem_new(&o.model, first, o.batch, o.t, o.h, o.w);
-    const struct step_io io = {.xt = p.xt,
-                               .target = p.target,
-                               .text = p.text,
-                               .t = p.t,
-                               .share = (double)global * 1000,
-                               .backward = true};
+    struct step_io io = problem_io(&p, (double)global * 1000);
+    io.backward = true;
     *loss = fixture_step(&f, &io);
     comm_sum_f64(world, loss, 1, "loss");
     lora_reduce_grads(f.lora, world);
@@ -64,10 +60,15 @@ static void check_layouts(struct comm *world, struct fixture_opts o, int classes
                           int *seen, int *runs, double *worst)
 {
     const int W = world->size;
-    struct comm *alone = comm_self(NULL);
-    int64_t n;
-    double want_loss, loss, *want = layout_grads(alone, o, W, &n, &want_loss);
-    comm_free(alone);
+    int64_t n = 0;
+    double want_loss = 0, loss, *want = NULL;
+    if (world->rank == 0) {
+        struct comm *alone = comm_self(NULL);
+        want = layout_grads(alone, o, W, &n, &want_loss);
+        comm_free(alone);
+    }
+    comm_broadcast_bytes(world, &want_loss, sizeof want_loss, 0, "loss");
+    want = problem_share(world, want, &n);
     for (int S = 1; S <= W; S++)
         for (int U = 1; S * U <= W; U++)
             for (int F = 1; F <= W; F++) {

@@ -13,18 +13,6 @@
 
 enum { SAID = 1 << 16 };
 
-static void train_base(struct comm *world, void *arg)
-{
-    struct train_case *c = calloc(1, sizeof *c);
-    const char *extra[] = {arg, NULL};
-    train_case_open(c, world, extra);
-    double loss[2];
-    train_case_steps(c, 2, loss);
-    resume_save(&c->t, &c->l);
-    train_case_close(c);
-    free(c);
-}
-
 /* Three ranks write adapters for the averaged weights of base, raw ones and other averaged ones. */
 static void make_adapters(struct comm *world, void *arg)
 {
@@ -173,7 +161,7 @@ static void test_run(struct comm *world)
     }
     char *base = io_path("%s/sft", test_dir()), *rl = io_path("%s/rl", test_dir()),
          *out = io_path("output_dir=%s", base), *folder = io_path("%s/checkpoints", rl);
-    comm_thread_run(2, train_base, out);
+    comm_thread_run(2, train_case_save, out);
     const char *path[] = {base, folder};
     comm_thread_run(3, make_adapters, path);
     check_sampling(base, rl);

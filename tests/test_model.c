@@ -6,33 +6,7 @@
 #include <string.h>
 
 #include "tests/check.h"
-#include "tests/fixture.h"
-#include "tests/grad.h"
 #include "tests/problem.h"
-
-struct fd {
-    struct fixture *f;
-    struct problem *p;
-    const char *name;
-    double *x;
-};
-
-static double fd_loss(void *arg)
-{
-    struct fd *d = arg;
-    const struct step_io io = {.xt = d->p->xt,
-                               .target = d->p->target,
-                               .text = d->p->text,
-                               .t = d->p->t,
-                               .share = (double)d->p->out_n};
-    return fixture_step(d->f, &io);
-}
-
-static void fd_put(void *arg)
-{
-    struct fd *d = arg;
-    fsdp_put(d->f->fsdp, STATE_MASTER, d->name, d->x);
-}
 
 /* Direction k for one parameter: normal numbers, turned so that g.d is not negative. */
 static double *direction(struct fixture *f, const struct param *q, uint64_t k, double *slope)
@@ -72,13 +46,13 @@ static double move(struct fixture *f, uint64_t k, double step)
  * so that the parts add up: a slope that cancels to nothing would make the quotient meaningless. */
 static void directions(struct fixture *f, struct problem *p, double *worst)
 {
-    struct fd a = {f, p, NULL, NULL};
+    struct problem_fd a = {.f = f, .p = p};
     for (uint64_t k = 0; k < 4; k++) {
         const double h = 1e-4, at[4] = {2, 1, -1, -2};
         double value[4], want = 0;
         for (int point = 0; point < 4; point++) {
             want = move(f, k, (at[point] - (point ? at[point - 1] : 0)) * h);
-            value[point] = fd_loss(&a);
+            value[point] = problem_fd_loss(&a);
         }
         const double fd = (8 * (value[1] - value[2]) - (value[0] - value[3])) / (12 * h);
         const double e = fabs(fd - want) / want;
@@ -108,32 +82,22 @@ static void check_gradients(const char *name, struct model_config m, int batch, 
     struct problem p = problem_new(&m, 0, batch, t, h, w);
     double *dxt = calloc((size_t)p.n, sizeof *dxt),
            *dtext = calloc((size_t)p.text_n, sizeof *dtext);
-    const struct step_io io = {.xt = p.xt,
-                               .target = p.target,
-                               .text = p.text,
-                               .t = p.t,
-                               .dxt = dxt,
-                               .dtext = dtext,
-                               .share = (double)p.out_n,
-                               .backward = true};
+    struct step_io io = problem_io(&p, (double)p.out_n);
+    io.dxt = dxt;
+    io.dtext = dtext;
+    io.backward = true;
     fixture_step(&f, &io);
     double worst = 0, along = 0;
     directions(&f, &p, &along);
-    struct fd d = {.f = &f, .p = &p};
-    struct grad_case c = {.name = name, .loss = fd_loss, .arg = &d, .step = 1e-3, .tol = 1e-6};
+    struct problem_fd d = {.f = &f, .p = &p};
+    const struct grad_case c = {
+        .name = name, .loss = problem_fd_loss, .arg = &d, .step = 1e-3, .tol = 1e-6};
     int tensors = 2;
-    for (int u = 0; u < f.dit->num_units; u++)
-        for (int i = 0; i < f.dit->unit[u].num_params; i++, tensors++) {
-            const struct param *q = &f.dit->unit[u].param[i];
-            double *g = calloc((size_t)param_count(q), sizeof *g);
-            d.x = calloc((size_t)param_count(q), sizeof *d.x);
-            d.name = q->name;
-            fsdp_get(f.fsdp, STATE_GRAD, q->name, g);
-            fsdp_get(f.fsdp, STATE_MASTER, q->name, d.x);
-            worst = fmax(worst, grad_worst(&c, q->name, d.x, g, param_count(q), 8, fd_put));
-            free(g);
-            free(d.x);
-        }
+    for (int u = 0; u < f.dit->num_units; u++) {
+        const struct unit *unit = &f.dit->unit[u];
+        worst = fmax(worst, problem_fd_worst(&c, &d, unit->param, unit->num_params, 8));
+        tensors += unit->num_params;
+    }
     worst = fmax(worst, grad_worst(&c, "xt", p.xt, dxt, p.n, 8, NULL));
     worst = fmax(worst, grad_worst(&c, "text", p.text, dtext, p.text_n, 8, NULL));
     printf("    %s: %d tensors, worst error %.2g, along directions %.2g\n", name, tensors, worst,
@@ -184,8 +148,8 @@ static double *run_once(struct comm *world, struct fixture_opts o, int first, do
     fixture_open(&f, world, &o);
     problem_fill_params(&f);
     struct problem p = problem_new(&o.model, first, o.batch, o.t, o.h, o.w);
-    const struct step_io io = {
-        .xt = p.xt, .target = p.target, .text = p.text, .t = p.t, .share = share, .backward = true};
+    struct step_io io = problem_io(&p, share);
+    io.backward = true;
     *loss = fixture_step(&f, &io);
     comm_sum_f64(world, loss, 1, "loss");
     double *g = problem_grads(&f, n);
@@ -242,11 +206,15 @@ static void test_ranks(struct comm *world)
                              .h = 3,
                              .w = 5,
                              .fsdp = {.optimizer = true}};
-    struct comm *alone = comm_self(NULL);
-    double want_loss, loss;
-    int64_t n;
-    double *want = run_once(alone, o, 0, share, &want_loss, &n);
-    comm_free(alone);
+    double want_loss = 0, loss, *want = NULL;
+    int64_t n = 0;
+    if (world->rank == 0) {
+        struct comm *alone = comm_self(NULL);
+        want = run_once(alone, o, 0, share, &want_loss, &n);
+        comm_free(alone);
+    }
+    comm_broadcast_bytes(world, &want_loss, sizeof want_loss, 0, "loss");
+    want = problem_share(world, want, &n);
     o.batch = GLOBAL / world->size;
     for (int fsdp = 1; fsdp <= world->size; fsdp++) {
         if (world->size % fsdp) continue;

@@ -83,8 +83,11 @@ static void gemm_target(const struct target *t)
             }
         }
     /* parts wider than a packed block */
-    if (t->isa && strcmp(t->isa, "plain") != 0 && strcmp(t->gemm, "own") == 0 && !test_fast())
+    if (t->isa && strcmp(t->isa, "plain") != 0 && strcmp(t->gemm, "own") == 0 && !test_fast()) {
         gemm_one(t, (struct gemm_case){2100, 3000, 3, 0, false, true, 1, 0, EPI_BIAS, false});
+        /* packed in two runs of columns */
+        gemm_one(t, (struct gemm_case){5, 5000, 1700, 0, false, false, 1, 1, EPI_NONE, false});
+    }
     if (strcmp(t->mx ? t->mx : "no", "no") != 0 && !test_fast()) { /* several parts and passes */
         gemm_one(t, (struct gemm_case){420, 530, 70, 0, false, true, 1, 0, EPI_BIAS_GELU, false});
         gemm_one(t, (struct gemm_case){64, 96, 1700, 0, true, false, 1, 1, EPI_BIAS_GRAD, true});
@@ -95,6 +98,12 @@ static void gemm_target(const struct target *t)
 static void test_gemm(struct comm *w)
 {
     (void)w;
+    const enum dtype types[] = {DT_F32, DT_BF16}; /* engines as this machine chooses them */
+    for (int i = 0; i < 2; i++) {
+        const struct target t = {.name = "cpu, as chosen", .dev = "cpu", .compute = types[i]};
+        if (dev_supports("cpu", types[i]) && (!ops_only || strcmp(ops_only, "cpu") == 0))
+            gemm_target(&t);
+    }
     each_target(gemm_target);
 }
 

@@ -250,10 +250,10 @@ static void prefetch(struct comm *world)
     struct plan_cost c;
     size_t slots[3];
     double step[3];
+    const struct session_shape shape = {.batch = 1, .t = 1, .h = 4, .w = 4, .channels = 16};
     for (int n = 0; n < 3; n++) {
         s.explicit_prefetching_num_blocks = n;
-        const struct dryrun_in in =
-            session_dryrun(&s, 16, 0, (struct session_shape){1, 1, 4, 4, 16}, true);
+        const struct dryrun_in in = session_dryrun(&s, 16, 0, shape, true);
         EXPECT(in.fsdp.prefetch == n && !in.fsdp.keep_after_forward, "%d", in.fsdp.prefetch);
         plan_cost(&s, 16, &c);
         slots[n] = c.rank.slot_bytes;
@@ -268,7 +268,6 @@ static void prefetch(struct comm *world)
     /* one more gathered unit each; the first brings a second gradient buffer too */
     EXPECT(slots[2] > slots[1] && slots[1] - slots[0] > slots[2] - slots[1], "%zu %zu %zu",
            slots[0], slots[1], slots[2]);
-    const struct session_shape shape = {1, 1, 4, 4, 16};
     struct dryrun_in in = session_dryrun(&s, 16, 0, shape, false);
     struct dryrun_out out;
     dryrun(&in, &out);
@@ -276,8 +275,7 @@ static void prefetch(struct comm *world)
            out.ema_bytes);
     for (int how = 0; how < 3; how++) { /* null, true, false */
         s.reshard_after_forward = how;
-        EXPECT(session_dryrun(&s, 16, 0, (struct session_shape){1, 1, 4, 4, 16}, true)
-                       .fsdp.keep_after_forward == (how == 2),
+        EXPECT(session_dryrun(&s, 16, 0, shape, true).fsdp.keep_after_forward == (how == 2),
                "reshard_after_forward %d", how);
     }
 }

@@ -136,6 +136,92 @@ static void page_has_everything(struct comm *world)
     free(run);
 }
 
+/* ---- post-training ---------------------------------------------------------------------------*/
+#define EPOCH(n, more)                                                                           \
+    "{" T ",\"step\":" #n ",\"wall_s\":" #n "0,\"reward/mean\":0." #n ",\"reward/std\":0.2,"     \
+    "\"reward/min\":-1,\"reward/max\":1,\"reward/std_within_groups\":0.1,"                       \
+    "\"reward/std_between_groups\":0.3,\"reward/VQ/mean\":0.1,\"reward/TA<b>/mean\":0.2,"        \
+    "\"reward/VQ/std\":0.1,\"advantage/max\":2,\"update/optimizer_steps\":" #n ","               \
+    "\"update/skipped_steps\":0,\"adapter/norm_A\":3,\"adapter/norm_B\":0." #n ","               \
+    "\"time/rollout_s\":4,\"time/decode_s\":1,\"time/reward_wait_s\":2,\"time/update_s\":3" more \
+    "}\n"
+#define UPDATE                                                                      \
+    ",\"update/grad_norm\":0.01,\"update/kl\":0.002,\"update/clip_fraction\":0.25," \
+    "\"update/max_log_ratio/step_00\":0.1,\"update/max_log_ratio/step_03\":0.2,"    \
+    "\"update/velocity_gap/step_00\":0.1"
+static const char rl_log[] =
+    "{" T ",\"step\":0,\"wall_s\":0,\"eval/reward_mean\":1,\"eval/reward_std\":0.5,"
+    "\"eval/samples\":6,\"eval/VQ\":0.1,\"eval/MQ\":0.2}\n" EPOCH(1, UPDATE) EPOCH(2, "")
+        EPOCH(3, UPDATE) "{" T ",\"step\":3,\"wall_s\":31,\"eval/reward_mean\":1.75,"
+                         "\"eval/reward_std\":0.6,\"eval/samples\":6,\"eval/VQ\":0.4,"
+                         "\"eval/MQ\":0.3}\n{" T ",\"event\":\"finished\",\"step\":3}\n";
+
+static char *rl_run(const char *name)
+{
+    struct err e = {0};
+    char *run = fresh_run(name), *before = io_path("%s/eval/epoch_000000", run),
+         *between = io_path("%s/eval/epoch_000002", run),
+         *after = io_path("%s/eval/epoch_000003", run);
+    io_mkdir(before, &e);
+    io_mkdir(between, &e);
+    io_mkdir(after, &e);
+    EXPECT(!e.code, "%s", e.msg);
+    put_text(run, "metrics.jsonl", rl_log);
+    put_file(run, "eval/epoch_000000/prompt_000_00.mp4", "video", 5);
+    put_file(run, "eval/epoch_000002/prompt_000_00.mp4", "between", 7);
+    put_file(run, "eval/epoch_000003/prompt_000_00.mp4", "after", 5);
+    put_file(run, "eval/epoch_000003/prompt_001_00.mp4", "alone", 5);
+    free(after);
+    free(between);
+    free(before);
+    return run;
+}
+
+static void page_of_post_training(struct comm *world)
+{
+    (void)world;
+    char *run = rl_run("rl"), *p = page_of(run);
+    static const char *const want[] = {"Evaluation reward",
+                                       "1 → 1.75: +1.50 standard deviations",
+                                       "3 optimizer steps",
+                                       "10 s per epoch",
+                                       "Reward of the samples",
+                                       "Scores by dimension",
+                                       "TA&lt;b&gt;",
+                                       "Evaluation by dimension",
+                                       "within groups",
+                                       "between groups",
+                                       "KL from the base",
+                                       "Clipped ratios",
+                                       "Largest |ln ratio| by step",
+                                       "step_03",
+                                       "Distance of the velocity",
+                                       "Gradient norm",
+                                       "Adapter norms",
+                                       "Where the time goes",
+                                       "reward wait",
+                                       "decode",
+                                       ">epoch</text>",
+                                       "Before and after",
+                                       "epoch_000000, then epoch_000003",
+                                       "base64,dmlkZW8=",
+                                       "base64,YWZ0ZXI="};
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++)
+        EXPECT(strstr(p, want[i]), "no \"%s\"", want[i]);
+    EXPECT(count(p, "class=pair") == 1 && count(p, "data:video") == 2, "one pair, not the others");
+    EXPECT(count(p, "<svg") == 12 && count(p, "</svg>") == 12, "%d charts", count(p, "<svg"));
+    EXPECT(!strstr(p, "Training loss") && !strstr(p, ">samples</span>"), "nothing of training");
+    EXPECT(!strstr(p, "http:") && !strstr(p, "https:") && !strstr(p, "<script"), "self-contained");
+    EXPECT(!strstr(p, " nan") && !strstr(p, "inf "), "plain numbers");
+    free(p);
+    put_text(run, "metrics.jsonl", "{" T ",\"step\":0,\"eval/reward_mean\":1}\n");
+    p = page_of(run); /* it has only just begun */
+    EXPECT(strstr(p, "of the weights it began with: 1") && count(p, "<svg") == 1, "%d",
+           count(p, "<svg"));
+    free(p);
+    free(run);
+}
+
 static void clips_left_out(struct comm *world)
 {
     (void)world;
@@ -229,6 +315,7 @@ int main(int argc, char **argv)
          page_has_everything,
          {0},
          0},
+        {"the page of a post-training run", page_of_post_training, {0}, 0},
         {"clips that the data set does without are listed", clips_left_out, {0}, 0},
         {"a folder that is no run is a clear error", errors_are_clear, {0}, 0},
         {"curves without finite values, flat ones, single points", odd_curves, {0}, 0},

@@ -9,18 +9,6 @@
 #include "tests/check.h"
 #include "tests/train_case.h"
 
-static void save_rank(struct comm *world, void *arg)
-{
-    struct train_case *c = calloc(1, sizeof *c);
-    const char *extra[] = {arg, NULL};
-    train_case_open(c, world, extra);
-    double loss[2];
-    train_case_steps(c, 2, loss);
-    resume_save(&c->t, &c->l);
-    train_case_close(c);
-    free(c);
-}
-
 /* Exit code; the output goes to said[]. */
 static int sample(int ranks, const char *out, const char *more, char said[8192])
 {
@@ -89,7 +77,7 @@ static void test_sample(struct comm *world)
         return;
     }
     char said[8192], *out = io_path("output_dir=%s/sampled", test_dir());
-    comm_thread_run(2, save_rank, out);
+    comm_thread_run(2, train_case_save, out);
     EXPECT(sample(1, "one", "", said) == 0, "%s", said);
     EXPECT(strstr(said, "6 to make") && strstr(said, "sheet.png"), "%s", said);
     least_work(said);

@@ -7,23 +7,13 @@
 #include "core/io.h"
 #include "rl/reward.h"
 #include "tests/check.h"
+#include "tests/fake_scorer.h"
 
 static struct spawner *spawner;
 
 static struct reward_config config(int workers)
 {
     return (struct reward_config){.workers = workers, .log_dir = test_dir()};
-}
-
-/* NULL after a failed expectation. */
-static struct reward *start(const struct reward_config *c)
-{
-    struct err e = {0};
-    struct reward *r = reward_open(spawner, c, &e);
-    EXPECT(r, "%s", e.msg);
-    if (!r) return NULL;
-    EXPECT(reward_ready(r, &e), "%s", e.msg);
-    return r;
 }
 
 static void simple_scorer(struct comm *world)
@@ -37,7 +27,7 @@ static void simple_scorer(struct comm *world)
     c.command = "python3 scripts/simple_scorer.py";
     c.slot_bytes = 4 * 16 * 16 * 3;
     c.request_s = 20;
-    struct reward *r = start(&c);
+    struct reward *r = fake_start(spawner, &c);
     if (!r) return;
     static const struct {
         const char *prompt;
@@ -159,7 +149,7 @@ static void videoalign_bridge(struct comm *world)
     reward_close(r);
     EXPECT(system(convert) == 0, "%s", convert);
     e.code = 0;
-    r = start(&c);
+    r = fake_start(spawner, &c);
     const struct reward_clip whole = {.frames = 33, .height = 30, .width = 40, .fps = 16};
     struct reward_result d[2];
     const char *prompt[] = {"a dog", "a <|TA_reward|> dog"};

@@ -68,7 +68,7 @@ static void compare(const char *device, const char *dtype, int steps, double tol
 static void test_curve_f64(struct comm *w)
 {
     (void)w;
-    compare("device=ref", "weight_dtype=fp64", test_fast() ? 10 : MOST / 4, 1e-10);
+    compare("device=ref", "weight_dtype=fp64", test_fast() ? 5 : MOST / 4, 1e-10);
 }
 
 static void test_curve_f32(struct comm *w)

@@ -42,7 +42,7 @@ static double worst_over_ranks(const char *device, const char *dtype, bool all)
     for (int ranks = 1; ranks <= 8; ranks *= 2)
         for (int fsdp = 1; fsdp <= ranks; fsdp *= 2)
             for (int p = 0; p < 5; p++) {
-                if (!all && (ranks + fsdp + p) % 5) continue;
+                if (!all && (ranks + fsdp + p) % (test_fast() ? 7 : 5)) continue;
                 char size[32], ahead[64];
                 snprintf(size, sizeof size, "fsdp_size=%d", fsdp);
                 snprintf(ahead, sizeof ahead, "explicit_prefetching_num_blocks=%d",
@@ -201,8 +201,9 @@ static void test_resume(struct comm *w)
     const char *device = dev_supports("cpu", DT_F32) ? "device=cpu" : "device=ref";
     resume_case(device, "weight_dtype=fp32", 1, 1, true, 0);
     resume_case(device, "weight_dtype=fp32", 2, 2, true, 0);
-    resume_case(device, "weight_dtype=fp32", 2, 1, false, 1e-6);
     resume_case(device, "weight_dtype=fp32", 1, 4, false, 1e-6);
+    if (test_fast()) return;
+    resume_case(device, "weight_dtype=fp32", 2, 1, false, 1e-6);
     resume_case("device=ref", "weight_dtype=fp64", 4, 2, false, 1e-12);
     if (dev_supports("cpu", DT_BF16)) resume_case("device=cpu", "weight_dtype=bf16", 2, 2, true, 0);
 }

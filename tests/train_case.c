@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "core/io.h"
-#include "data/build.h"
 #include "tests/check.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -24,6 +23,25 @@ static const char yaml[] =
     "optimizer_config: {lr: 1e-3, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.01}\n"
     "validation: {interval: 0, sigmas: 4, samples: 4, window: 0.25}\n";
 
+struct data_build train_case_build(const char *path)
+{
+    return (struct data_build){.meta_path = "tests/clips/clips.json",
+                               .save_path = path,
+                               .codec = "pixel",
+                               .text_codec = "hash",
+                               .window_stride = 4,
+                               .text_dim = 8,
+                               .text_len = 8,
+                               .filter = {.sample_height = 16,
+                                          .sample_width = 16,
+                                          .sample_num_frames = 4,
+                                          .train_fps = 8,
+                                          .too_long_factor = 1e9,
+                                          .max_h_div_w_ratio = 10,
+                                          .min_h_div_w_ratio = 0.1,
+                                          .max_motion_value = 1e9}};
+}
+
 const char *train_case_data(void)
 {
     pthread_mutex_lock(&lock);
@@ -32,21 +50,7 @@ const char *train_case_data(void)
         data_path = io_path("%s/clips.h5", test_dir());
         yaml_path = io_path("%s/train.yaml", test_dir());
         io_write_file(yaml_path, yaml, sizeof yaml - 1, &e);
-        const struct data_build b = {.meta_path = "tests/clips/clips.json",
-                                     .save_path = data_path,
-                                     .codec = "pixel",
-                                     .text_codec = "hash",
-                                     .window_stride = 4,
-                                     .text_dim = 8,
-                                     .text_len = 8,
-                                     .filter = {.sample_height = 16,
-                                                .sample_width = 16,
-                                                .sample_num_frames = 4,
-                                                .train_fps = 8,
-                                                .too_long_factor = 1e9,
-                                                .max_h_div_w_ratio = 10,
-                                                .min_h_div_w_ratio = 0.1,
-                                                .max_motion_value = 1e9}};
+        const struct data_build b = train_case_build(data_path);
         if (!e.code) build_dataset(&b, NULL, &e);
         CHECK(!e.code, "the test data set: %s", e.msg);
     }
@@ -89,4 +93,16 @@ void train_case_steps(struct train_case *c, int n, double *loss)
         EXPECT(!r.skipped, "step %d was skipped", i);
         loss[i] = r.loss;
     }
+}
+
+void train_case_save(struct comm *world, void *arg)
+{
+    struct train_case *c = calloc(1, sizeof *c);
+    const char *extra[] = {arg, NULL};
+    train_case_open(c, world, extra);
+    double loss[2];
+    train_case_steps(c, 2, loss);
+    resume_save(&c->t, &c->l);
+    train_case_close(c);
+    free(c);
 }

@@ -107,7 +107,8 @@ static void open_bench(struct block_bench *k, const struct bench *b, struct comm
     world->dev = k->dev;
     mesh_init(&k->mesh, world, (struct mesh_degrees){1, 1, 1});
     k->dit = dit_new(k->dev, &m, RECOMPUTE_NONE, NULL, 1024);
-    k->fsdp = fsdp_new(k->dev, &k->mesh, k->dit->unit, 2, (struct fsdp_opts){.optimizer = true});
+    k->fsdp = fsdp_new(k->dev, &k->mesh, k->dit->unit, 2,
+                       (struct fsdp_opts){.optimizer = true, .no_moments = true});
     fsdp_init_params(k->fsdp, 1);
     k->plan = plan_shape(k->dev, &k->mesh, &m, 1, (int)b->t, (int)b->h, (int)b->w, (int)b->text);
     const int64_t R = k->plan->stage[0].layout->rows;

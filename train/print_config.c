@@ -7,8 +7,8 @@
 #include "train/verbs.h"
 
 static const char usage[] =
-    "osp print-config [VERB] CONFIG [key=value ...]   (VERB: train, data, sample, plan; default "
-    "train)\n"
+    "osp print-config [VERB] CONFIG [key=value ...]\n"
+    "VERB: train, data, sample, plan or rl; default train.\n"
     "The effective configuration as YAML, with the origin of every value. --help-config: all keys.";
 
 int print_config(enum settings_verb verb, const struct args *a)

@@ -13,12 +13,10 @@
 
 static const char usage[] =
     "osp report RUN\n"
-    "Writes RUN/report.html from RUN/metrics.jsonl and RUN/samples: one file\n"
-    "with curves, samples and configuration, to be opened in any browser.";
+    "Writes RUN/report.html from RUN/metrics.jsonl, RUN/samples and, of post-training, RUN/eval:\n"
+    "one file with curves, samples and configuration, to be opened in any browser.";
 
-static void tile(FILE *out, const char *name, const char *value, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
-static void tile(FILE *out, const char *name, const char *value, const char *fmt, ...)
+void report_tile(FILE *out, const char *name, const char *value, const char *fmt, ...)
 {
     fprintf(out, "<div class=tile><span>%s</span><b>%s</b><small>", name, value);
     va_list ap;
@@ -28,13 +26,13 @@ static void tile(FILE *out, const char *name, const char *value, const char *fmt
     fprintf(out, "</small></div>\n");
 }
 
-static const char *number(double v, char out[32])
+const char *report_number(double v, char out[32])
 {
     snprintf(out, 32, isfinite(v) ? "%.4g" : "–", v);
     return out;
 }
 
-static const char *duration(double s, char out[32])
+const char *report_duration(double s, char out[32])
 {
     const long t = isfinite(s) && s > 0 ? lround(s) : 0;
     if (t >= 3600)
@@ -53,11 +51,11 @@ static void loss_tile(FILE *out, const struct runlog *l, const char *name, const
     char from[32], to[32];
     if (!s) return;
     const double a = series_first(s), b = series_last(s);
-    number(a, from);
+    report_number(a, from);
     if (isfinite(a) && isfinite(b) && a > 0)
-        tile(out, name, number(b, to), "%s → %s (× %.3g)", from, to, b / a);
+        report_tile(out, name, report_number(b, to), "%s → %s (× %.3g)", from, to, b / a);
     else
-        tile(out, name, number(b, to), "from %s", from);
+        report_tile(out, name, report_number(b, to), "from %s", from);
 }
 
 /* The end of the smoothed curve: a single value of the loss is noise. */
@@ -69,9 +67,10 @@ static void train_loss_tile(FILE *out, const struct runlog *l)
     CHECK(v, "out of memory");
     smooth(v, s->value, s->n);
     char from[32], to[32];
-    number(v[0], from);
-    number(v[s->n - 1], to);
-    tile(out, "Training loss (smoothed)", to, "%s → %s (× %.3g)", from, to, v[s->n - 1] / v[0]);
+    report_number(v[0], from);
+    report_number(v[s->n - 1], to);
+    report_tile(out, "Training loss (smoothed)", to, "%s → %s (× %.3g)", from, to,
+                v[s->n - 1] / v[0]);
     free(v);
 }
 
@@ -91,18 +90,19 @@ static void tiles(FILE *out, const struct runlog *l)
     const int resumes = count_events(l, "resume");
     fprintf(out, "<div class=tiles>\n");
     snprintf(a, sizeof a, "%lld", (long long)l->step);
-    tile(out, "Steps", a, "%d resume%s", resumes, resumes == 1 ? "" : "s");
+    report_tile(out, "Steps", a, "%d resume%s", resumes, resumes == 1 ? "" : "s");
     train_loss_tile(out, l);
     loss_tile(out, l, "Validation, weights", "validation/raw/loss");
     loss_tile(out, l, "Validation, EMA", "validation/ema/loss");
     if (tokens)
-        tile(out, "Tokens per second", si_number(series_median(tokens), a), "median; last %s",
-             si_number(series_last(tokens), b));
-    if (flops) tile(out, "Model FLOP/s", si_number(series_median(flops), a), "median, all ranks");
-    tile(out, "Skipped steps", number(isfinite(skipped) ? skipped : 0, a),
-         "loss or norm not finite");
-    tile(out, "Training time", duration(l->wall_s, a), "%s per step",
-         duration(series_median(runlog_find(l, "speed/step_s")), b));
+        report_tile(out, "Tokens per second", si_number(series_median(tokens), a),
+                    "median; last %s", si_number(series_last(tokens), b));
+    if (flops)
+        report_tile(out, "Model FLOP/s", si_number(series_median(flops), a), "median, all ranks");
+    report_tile(out, "Skipped steps", report_number(isfinite(skipped) ? skipped : 0, a),
+                "loss or norm not finite");
+    report_tile(out, "Training time", report_duration(l->wall_s, a), "%s per step",
+                report_duration(series_median(runlog_find(l, "speed/step_s")), b));
     fprintf(out, "</div>\n");
 }
 
@@ -183,9 +183,10 @@ int report_write(const char *run)
     FILE *out = open_memstream(&text, &n);
     CHECK(out, "out of memory");
     head(out, name, &log);
-    tiles(out, &log);
-    report_charts(out, &log);
-    const int samples = report_samples(out, run);
+    const bool rl = report_is_rl(&log);
+    (rl ? report_rl_tiles : tiles)(out, &log);
+    (rl ? report_rl_charts : report_charts)(out, &log);
+    const int samples = report_before_after(out, run) + report_samples(out, run);
     events(out, &log);
     configuration(out, run, &log);
     fprintf(out, "<footer>%lld lines of metrics", (long long)log.lines);

@@ -3,6 +3,7 @@
 #define TRAIN_REPORT_H
 #include <stdio.h>
 
+#include "train/report_svg.h"
 #include "train/runlog.h"
 
 /* Writes <run>/report.html and returns the number of samples on it; stops when run is no run. */
@@ -12,5 +13,24 @@ int report_samples(FILE *out, const char *run);
 /* Clips that the data set of this configuration does without; nothing when it cannot be read. */
 void report_rejected(FILE *out, const char *config);
 void report_charts(FILE *out, const struct runlog *log);
+/* ---- post-training ----------------------------------------------------------------------------*/
+bool report_is_rl(const struct runlog *log);
+void report_rl_tiles(FILE *out, const struct runlog *log);
+void report_rl_charts(FILE *out, const struct runlog *log);
+/* Videos of <run>/eval, first evaluation and last side by side; returns the number of pairs. */
+int report_before_after(FILE *out, const char *run);
+/* ---- parts ------------------------------------------------------------------------------------*/
+void report_tile(FILE *out, const char *name, const char *value, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+const char *report_number(double v, char out[32]);
+const char *report_duration(double seconds, char out[32]);
+/* s NULL: nothing. */
+void chart_add(struct chart *c, const struct series *s, const char *label, int color,
+               enum curve_style style);
+/* The curve as measured, faint, under its smooth form. *room keeps the smooth values: free it. */
+void chart_add_smooth(struct chart *c, const struct series *s, const char *label, bool median,
+                      double **room);
+/* A chart without curves is not drawn. */
+void chart_put(FILE *out, const struct chart *c);
 extern const char report_style[];
 #endif

@@ -9,29 +9,33 @@
 
 enum { SIGMA_COLOURS = 8 };
 
-static void add(struct chart *c, const struct series *s, const char *label, int color,
-                enum curve_style style)
+void chart_add(struct chart *c, const struct series *s, const char *label, int color,
+               enum curve_style style)
 {
     if (!s || c->n == CHART_CURVES) return;
     c->curve[c->n++] = (struct curve){label, s->step, s->value, s->n, color, style};
 }
 
-/* The curve as measured, faint, under its smooth form. *room keeps the smooth values: free it. */
-static void add_smooth(struct chart *c, const struct series *s, const char *label, bool median,
-                       double **room)
+void chart_add_smooth(struct chart *c, const struct series *s, const char *label, bool median,
+                      double **room)
 {
     *room = NULL;
     if (!s) return;
     if (s->n < 8) {
-        add(c, s, label, 0, CURVE_LINE);
+        chart_add(c, s, label, 0, CURVE_LINE);
         return;
     }
     *room = malloc((size_t)s->n * sizeof **room);
     CHECK(*room, "out of memory");
     (median ? running_median : smooth)(*room, s->value, s->n);
-    add(c, s, label, 0, CURVE_FAINT);
+    chart_add(c, s, label, 0, CURVE_FAINT);
     c->curve[c->n++] = (struct curve){
         median ? "running median" : "running mean", s->step, *room, s->n, 0, CURVE_LINE};
+}
+
+void chart_put(FILE *out, const struct chart *c)
+{
+    if (c->n) svg_chart(out, c);
 }
 
 static void loss(FILE *out, const struct runlog *l)
@@ -39,17 +43,17 @@ static void loss(FILE *out, const struct runlog *l)
     struct chart c = {
         .title = "Training loss", .note = "logarithmic", .y_label = "loss", .log_y = true};
     double *room;
-    add_smooth(&c, runlog_find(l, "train/loss"), "per log interval", false, &room);
-    if (c.n) svg_chart(out, &c);
+    chart_add_smooth(&c, runlog_find(l, "train/loss"), "per log interval", false, &room);
+    chart_put(out, &c);
     free(room);
 }
 
 static void validation(FILE *out, const struct runlog *l)
 {
     struct chart c = {.title = "Validation loss", .note = "held-out windows", .y_label = "loss"};
-    add(&c, runlog_find(l, "validation/raw/loss"), "weights", 1, CURVE_POINTS);
-    add(&c, runlog_find(l, "validation/ema/loss"), "EMA of the weights", 0, CURVE_POINTS);
-    if (c.n) svg_chart(out, &c);
+    chart_add(&c, runlog_find(l, "validation/raw/loss"), "weights", 1, CURVE_POINTS);
+    chart_add(&c, runlog_find(l, "validation/ema/loss"), "EMA of the weights", 0, CURVE_POINTS);
+    chart_put(out, &c);
 }
 
 /* Buckets of sigma, from little noise (dark) to much. */
@@ -71,10 +75,10 @@ static void sigma(FILE *out, const struct runlog *l)
         if (s->n == 0 || strncmp(s->key, prefix, strlen(prefix))) continue;
         snprintf(label[c.n], sizeof label[0], "σ %.40s", s->key + strlen(prefix));
         const int colour = total > 1 ? k * (SIGMA_COLOURS - 1) / (total - 1) : 0;
-        add(&c, s, label[c.n], 10 + colour, CURVE_POINTS);
+        chart_add(&c, s, label[c.n], 10 + colour, CURVE_POINTS);
         k++;
     }
-    if (c.n) svg_chart(out, &c);
+    chart_put(out, &c);
 }
 
 static void gradients(FILE *out, const struct runlog *l)
@@ -82,16 +86,16 @@ static void gradients(FILE *out, const struct runlog *l)
     struct chart c = {
         .title = "Gradient norm", .note = "before clipping", .y_label = "norm", .log_y = true};
     double *room;
-    add_smooth(&c, runlog_find(l, "train/grad_norm"), "norm", true, &room);
-    add(&c, runlog_find(l, "train/clip_limit"), "clip limit", 3, CURVE_LIMIT);
-    if (c.n) svg_chart(out, &c);
+    chart_add_smooth(&c, runlog_find(l, "train/grad_norm"), "norm", true, &room);
+    chart_add(&c, runlog_find(l, "train/clip_limit"), "clip limit", 3, CURVE_LIMIT);
+    chart_put(out, &c);
     free(room);
 }
 
 static void single(FILE *out, const struct runlog *l, const char *key, struct chart c, int colour)
 {
-    add(&c, runlog_find(l, key), NULL, colour, CURVE_LINE);
-    if (c.n) svg_chart(out, &c);
+    chart_add(&c, runlog_find(l, key), NULL, colour, CURVE_LINE);
+    chart_put(out, &c);
 }
 
 static void time_split(FILE *out, const struct runlog *l)
@@ -100,9 +104,9 @@ static void time_split(FILE *out, const struct runlog *l)
                       .note = "share of a step",
                       .y_label = "share",
                       .percent = true};
-    add(&c, runlog_find(l, "speed/compute_share"), "compute", 0, CURVE_AREA);
-    add(&c, runlog_find(l, "speed/comm_share"), "communication", 1, CURVE_AREA);
-    add(&c, runlog_find(l, "speed/data_share"), "data", 2, CURVE_AREA);
+    chart_add(&c, runlog_find(l, "speed/compute_share"), "compute", 0, CURVE_AREA);
+    chart_add(&c, runlog_find(l, "speed/comm_share"), "communication", 1, CURVE_AREA);
+    chart_add(&c, runlog_find(l, "speed/data_share"), "data", 2, CURVE_AREA);
     if (c.n == 3) svg_chart(out, &c);
 }
 

@@ -69,6 +69,7 @@ static void base64(FILE *out, const uint8_t *p, size_t n)
     }
 }
 
+/* The file itself, or a link when it is large. */
 static void one_sample(FILE *out, const char *run, const char *name, size_t *used)
 {
     char *path = io_path("%s/%s", run, name);
@@ -117,6 +118,68 @@ int report_samples(FILE *out, const char *run)
     }
     free(list.v);
     return list.n;
+}
+
+/* ---- evaluations ------------------------------------------------------------------------------*/
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* First and last folder of <run>/eval, by name: epoch_<number>. */
+static bool evaluations(const char *run, char *first, char *last, size_t size)
+{
+    char *folder = io_path("%s/eval", run);
+    DIR *d = opendir(folder);
+    *first = *last = 0;
+    for (struct dirent *f; d && (f = readdir(d));) {
+        if (strncmp(f->d_name, "epoch_", 6)) continue;
+        if (!*first || strcmp(f->d_name, first) < 0) snprintf(first, size, "%s", f->d_name);
+        if (strcmp(f->d_name, last) > 0) snprintf(last, size, "%s", f->d_name);
+    }
+    if (d) closedir(d);
+    free(folder);
+    return *first && strcmp(first, last) != 0;
+}
+
+static void pair(FILE *out, const char *run, const char *before, const char *after, size_t *used)
+{
+    fprintf(out, "<div class=pair>");
+    one_sample(out, run, before, used);
+    fprintf(out, "<span class=arrow>→</span>");
+    one_sample(out, run, after, used);
+    fprintf(out, "</div>\n");
+}
+
+int report_before_after(FILE *out, const char *run)
+{
+    char first[256], last[256];
+    if (!evaluations(run, first, last, sizeof first)) return 0;
+    struct names list = {0};
+    size_t used = 0;
+    int pairs = 0;
+    char *sub = io_path("eval/%s", last);
+    collect(&list, run, sub, 1);
+    if (list.n) qsort(list.v, (size_t)list.n, sizeof *list.v, by_name);
+    for (int i = 0; i < list.n; i++) {
+        char *before = io_path("eval/%s%s", first, strrchr(list.v[i], '/'));
+        char *path = io_path("%s/%s", run, before);
+        if (io_exists(path)) {
+            if (!pairs++)
+                fprintf(out,
+                        "<h2>Before and after</h2><p class=sub>evaluation prompts from the same "
+                        "noise: %s, then %s</p><div class=samples>\n",
+                        first, last);
+            pair(out, run, before, list.v[i], &used);
+        }
+        free(path);
+        free(before);
+        free(list.v[i]);
+    }
+    if (pairs) fprintf(out, "</div>\n");
+    free(list.v);
+    free(sub);
+    return pairs;
 }
 
 /* The value of a key in YAML text of one key per line; malloc'ed, NULL: not there or null. */

@@ -54,6 +54,7 @@ const char report_style[] =
     ".samples{display:flex;align-items:flex-start;flex-wrap:wrap;gap:16px}.sample{max-width:100%}"
     ".sample img,.sample video{display:block;max-width:100%;min-width:180px;border-radius:6px;"
     "image-rendering:auto}.sample figcaption{font-size:13px;margin-top:8px}\n"
+    ".pair{display:flex;align-items:center;gap:10px}.arrow{color:var(--dim)}\n"
     "a{color:var(--c0);text-decoration:none}a:hover{text-decoration:underline}\n"
     "table{border-collapse:collapse;width:100%;font-size:14px;background:var(--card)}"
     "th,td{text-align:left;padding:7px 14px;border-bottom:1px solid var(--rule);"

@@ -221,8 +221,8 @@ static void axes(FILE *out, const struct chart *c, const struct frame *f)
                 HEIGHT - BOTTOM + 19, tick_text(t[i], false, text));
     }
     fprintf(out, "<path class=axis d=\"M%d %dH%d\"/>", LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT);
-    fprintf(out, "<text class=label x=%d y=%d text-anchor=middle>step</text>",
-            (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6);
+    fprintf(out, "<text class=label x=%d y=%d text-anchor=middle>%s</text>",
+            (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, c->x_label ? c->x_label : "step");
     fprintf(out, "<text class=label transform=\"translate(13 %d) rotate(-90)\" text-anchor=middle>",
             (TOP + HEIGHT - BOTTOM) / 2);
     html_text(out, c->y_label);
@@ -270,11 +270,10 @@ static void draw_line(FILE *out, const struct curve *c, const struct frame *f)
     char a[32], b[32];
     for (int i = 0; i < n && c->style == CURVE_POINTS && n <= TITLED_POINTS; i++)
         if (drawable(f, c->y[i]))
-            fprintf(
-                out,
-                "<circle class=\"dot c%d\" cx=%.1f cy=%.1f r=3><title>step %s: %s</title></circle>",
-                c->color, px(f, c->x[i]), py(f, c->y[i]), si_number(c->x[i], a),
-                (snprintf(b, sizeof b, "%.5g", c->y[i]), b));
+            fprintf(out,
+                    "<circle class=\"dot c%d\" cx=%.1f cy=%.1f r=3><title>%s: %s</title></circle>",
+                    c->color, px(f, c->x[i]), py(f, c->y[i]), si_number(c->x[i], a),
+                    (snprintf(b, sizeof b, "%.5g", c->y[i]), b));
     fprintf(out, "\n");
     free(keep);
 }

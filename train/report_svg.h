@@ -14,8 +14,8 @@ struct curve {
     enum curve_style style;
 };
 struct chart {
-    const char *title, *note; /* note: small text beside the title; NULL: none */
-    const char *y_label;
+    const char *title, *note;      /* note: small text beside the title; NULL: none */
+    const char *y_label, *x_label; /* x_label NULL: step */
     bool log_y, from_zero;
     bool percent; /* y is a share; areas are stacked, 0 to 100 % */
     struct curve curve[CHART_CURVES];

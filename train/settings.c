@@ -499,6 +499,28 @@ char *settings_text(const struct loaded_settings *l, bool with_origins)
     return cfg_text(schema, n, &l->s, with_origins ? l->origin : NULL);
 }
 
+void settings_changed(struct loaded_settings *l, const struct settings *before, const char *from)
+{
+    static const size_t size[] = {[CFG_BOOL] = sizeof(bool),
+                                  [CFG_INT] = sizeof(int64_t),
+                                  [CFG_REAL] = sizeof(double),
+                                  [CFG_TEXT] = sizeof(char *),
+                                  [CFG_ENUM] = sizeof(int),
+                                  [CFG_REALS] = sizeof(struct cfg_reals),
+                                  [CFG_INTS] = sizeof(struct cfg_ints),
+                                  [CFG_TEXTS] = sizeof(struct cfg_texts),
+                                  [CFG_WORD_OR_INTS] = sizeof(int)};
+    int n;
+    const struct cfg_field *schema = settings_schema(l->verb, &n);
+    for (int i = 0; i < n; i++) {
+        const struct cfg_field *f = &schema[i];
+        if (f->type >= CFG_ONLY) continue;
+        const char *now = (const char *)&l->s + f->offset;
+        if (memcmp(now, (const char *)before + f->offset, size[f->type]) != 0)
+            l->origin[i] = (struct cfg_origin){.file = from};
+    }
+}
+
 void settings_free(struct loaded_settings *l)
 {
     int n;

@@ -135,6 +135,8 @@ void settings_load(struct loaded_settings *out, enum settings_verb verb, const c
 /* The rules that need the number of ranks (fsdp_size divides it, batch divides, ...). */
 void settings_check_ranks(const struct loaded_settings *l, int ranks);
 char *settings_text(const struct loaded_settings *l, bool with_origins);
+/* Values that differ from before are said to come from there ("rl.algo"). */
+void settings_changed(struct loaded_settings *l, const struct settings *before, const char *from);
 void settings_free(struct loaded_settings *l);
 enum dtype settings_dtype(const struct settings *s); /* compute dtype */
 #endif

@@ -64,12 +64,13 @@ static int default_threads(void)
 }
 
 /* CPU_GEMM=own|blas|dnnl|mx asks for one engine (tests, measurements); mx and blas know one dtype
- * only. */
+ * only. In f32 our own kernel is faster than OpenBLAS with AVX-512, and slower without
+ * (docs/speed.md). */
 static void choose_gemm(struct cpu *c)
 {
     c->f32 = c->bf16 = GEMM_OWN;
 #ifdef HAVE_OPENBLAS
-    c->f32 = GEMM_BLAS;
+    if (c->k != &cpu_kernels_avx512) c->f32 = GEMM_BLAS;
 #endif
     if (dnnl_has_fast_bf16()) c->bf16 = GEMM_DNNL;
     c->small_bf16 = c->bf16;

@@ -40,8 +40,7 @@ struct gemm_part {
 struct kernels {
     const char *name;
     struct dev_ops ops;
-    void (*gemm_part)(const struct gemm_part *p, void *scratch);
-    size_t gemm_scratch;
+    void (*gemm)(struct dev *d, const struct gemm_args *g); /* all but the bias gradient */
     /* acc: f32 [m, n] at row m0, column n0 of c (acc may be c itself): adds beta * c, applies the
      * epilogue, rounds */
     void (*gemm_finish)(const struct gemm_args *g, const struct gemm_part *p, float *acc,

@@ -67,7 +67,6 @@ static void part_task(void *arg, int64_t task, void *scratch)
     p.m = j->m - p.m0 < j->pm ? j->m - p.m0 : j->pm;
     p.n = j->n - p.n0 < j->pn ? j->n - p.n0 : j->pn;
     if (p.m <= 0 || p.n <= 0) return;
-    char *work = scratch;
     if (g->c.dtype == DT_F32) {
         p.c = (float *)g->c.data + p.m0 * tensor_ld(g->c) + p.n0;
         p.ldc = tensor_ld(g->c);
@@ -75,7 +74,6 @@ static void part_task(void *arg, int64_t task, void *scratch)
         p.c = (float *)scratch;
         p.ldc = j->pn;
         p.beta = 0;
-        work += (size_t)(j->pm * j->pn) * sizeof(float);
     }
     bool done = false;
 #ifdef HAVE_OPENBLAS
@@ -85,7 +83,7 @@ static void part_task(void *arg, int64_t task, void *scratch)
     }
 #endif
     if (j->engine == GEMM_DNNL) done = dnnl_gemm_part(j->cpu->dnnl, &p);
-    if (!done) j->cpu->k->gemm_part(&p, work);
+    CHECK(done, "oneDNN cannot make this product; set CPU_GEMM=own");
     const bool plain = g->epilogue == EPI_NONE || g->epilogue == EPI_BIAS_GRAD;
     if (!plain || g->c.dtype != DT_F32) j->cpu->k->gemm_finish(g, &p, p.c, p.ldc);
 }
@@ -124,9 +122,12 @@ static void check(const struct gemm_args *g, int64_t m, int64_t n, int64_t k)
 enum { SMALL = 32 };
 static enum gemm_engine choose(const struct cpu *cpu, const struct gemm_job *j)
 {
+    const bool small = j->m < SMALL || j->n < SMALL || j->k < SMALL;
     if (j->g->a.dtype != j->g->b.dtype) return GEMM_OWN;
-    if (j->g->a.dtype == DT_F32) return cpu->f32;
-    return j->m < SMALL || j->n < SMALL || j->k < SMALL ? cpu->small_bf16 : cpu->bf16;
+    const enum gemm_engine e = j->g->a.dtype == DT_F32 ? cpu->f32
+                               : small                 ? cpu->small_bf16
+                                                       : cpu->bf16;
+    return e == GEMM_DNNL && (j->g->alpha != 1 || !j->k) ? GEMM_OWN : e;
 }
 
 void cpu_gemm(struct dev *d, const struct gemm_args *g)
@@ -144,12 +145,12 @@ void cpu_gemm(struct dev *d, const struct gemm_args *g)
     }
     if (!j.m || !j.n) return;
     j.engine = choose(cpu, &j);
-    if (j.engine == GEMM_MX) {
-        cpu->mx->gemm(d, g);
+    if (j.engine == GEMM_MX || j.engine == GEMM_OWN) {
+        (j.engine == GEMM_MX ? cpu->mx->gemm : cpu->k->gemm)(d, g);
         return;
     }
     plan(&j);
     const int64_t parts = (j.m + j.pm - 1) / j.pm * j.cols;
     const size_t acc = g->c.dtype == DT_F32 ? 0 : (size_t)(j.pm * j.pn) * sizeof(float);
-    par_run(d, parts, acc + cpu->k->gemm_scratch, part_task, &j);
+    par_run(d, parts, acc, part_task, &j);
 }

@@ -3,6 +3,7 @@
 #include "core/ref/ref.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "core/bf16.h"
 
@@ -118,8 +119,14 @@ void ref_scale(struct dev *d, struct tensor x, double a)
 void ref_fill(struct dev *d, struct tensor x, double a)
 {
     (void)d;
-    for (int64_t r = 0; r < x.dim[0]; r++)
-        for (int64_t c = 0; c < tensor_width(x); c++) set(x, r * tensor_ld(x) + c, a);
+    const size_t row = (size_t)tensor_width(x) * dtype_size(x.dtype);
+    for (int64_t r = 0; row && r < x.dim[0]; r++) {
+        set(x, r * tensor_ld(x), a);
+        char *at = (char *)x.data + (size_t)(r * tensor_ld(x)) * dtype_size(x.dtype);
+        size_t done = dtype_size(x.dtype);
+        for (; 2 * done <= row; done *= 2) memcpy(at + done, at, done);
+        memcpy(at + done, at, row - done);
+    }
 }
 
 void ref_cast(struct dev *d, struct tensor dst, struct tensor src)

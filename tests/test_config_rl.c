@@ -1,0 +1,118 @@
+/* Configurations of `osp rl`: the official file, and what the algorithm decides. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/io.h"
+#include "core/log.h"
+#include "rl/algo.h"
+#include "tests/check.h"
+#include "train/settings.h"
+
+struct job {
+    const char *path;
+    char *const *sets;
+    int num_sets;
+};
+
+static void load_job(void *arg)
+{
+    const struct job *j = arg;
+    struct loaded_settings l;
+    settings_load(&l, SETTINGS_RL, j->path, j->sets, j->num_sets);
+    settings_free(&l);
+}
+
+static void test_official_rl(struct comm *world)
+{
+    (void)world;
+    struct job j = {.path = "tests/data/official_rl_14b.yaml"};
+    load_job(&j);
+    static const char *const refused[] = {
+        "rl_config.use_cfg_in_train=false", "rl_config.kl_reward=0.1",
+        "rl_config.sample_time_per_prompt=2", "resume_epoch=3", "optimizer_config.resume_lr=1e-4"};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        char text[128], *sets[] = {text};
+        snprintf(text, sizeof text, "%s", refused[i]);
+        j.sets = sets;
+        j.num_sets = 1;
+        expect_stop("1 problem", RC_CONFIG, load_job, &j);
+    }
+}
+
+static char *text_of(const char *path, char *const *sets, int num_sets, bool resolve)
+{
+    struct loaded_settings l;
+    struct err e = {0};
+    settings_load(&l, SETTINGS_RL, path, sets, num_sets);
+    const struct settings before = l.s;
+    if (resolve) EXPECT(algo_resolve(&l.s.rl, &e), "%s", e.msg);
+    settings_changed(&l, &before, "rl.algo");
+    char *text = settings_text(&l, resolve);
+    settings_free(&l);
+    return text;
+}
+
+/* Without the origins. */
+static char *plain(const char *text)
+{
+    char *out = calloc(strlen(text) + 1, 1), *o = out;
+    for (const char *s = text; *s;) {
+        const size_t line = strcspn(s, "\n");
+        const char *mark = memmem(s, line, "  # ", 4);
+        const size_t keep = mark ? (size_t)(mark - s) : line;
+        memcpy(o, s, keep);
+        o += keep;
+        *o++ = '\n';
+        s += line + (s[line] == '\n');
+    }
+    return out;
+}
+
+static void resolve_one(const char *file, const char *algo)
+{
+    static const char *const open[] = {"sde_steps: null", "timestep_fraction: null",
+                                       "strategy: auto",  "\n  size: null",
+                                       "g_rule: auto",    "solver: auto",
+                                       "compress: null",  "init_same_noise: auto",
+                                       "ddof: null",      "shuffle_steps: auto"};
+    char set[64], kl[] = "rl_config.kl_beta=0", *sets[] = {set, kl}; /* nft refuses a kl_beta */
+    snprintf(set, sizeof set, "rl.algo=%s", algo);
+    char *full = text_of(file, sets, 2, true), *once = plain(full);
+    char *path = io_path("%s/c.yaml", test_dir());
+    struct err e = {0};
+    io_write_file(path, once, strlen(once), &e);
+    EXPECT(!e.code, "%s", e.msg);
+    char *again = text_of(path, NULL, 0, false);
+    free(path);
+    for (size_t k = 0; k < sizeof open / sizeof *open; k++)
+        EXPECT(!strstr(once, open[k]), "%s: %s", algo, open[k]);
+    EXPECT(strstr(full, "  # rl.algo"), "%s", full);
+    EXPECT(strcmp(once, again) == 0, "%s:\n%s\n%s", algo, once, again);
+    free(full);
+    free(once);
+    free(again);
+}
+
+/* What `osp rl` writes has no choice of the algorithm left open, and reads back the same. */
+static void test_resolved(struct comm *world)
+{
+    (void)world;
+    static const char *const algos[] = {"mix_grpo",  "mix_grpo_window", "mix_grpo_flash",
+                                        "flow_grpo", "flow_grpo_fast",  "dance_grpo",
+                                        "nft"};
+    for (size_t i = 0; i < sizeof algos / sizeof *algos; i++) {
+        resolve_one("configs/rl/tiny.yaml", algos[i]);
+        resolve_one("configs/rl/osp_14b.yaml", algos[i]);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const struct test tests[] = {
+        {"the official file of post-training loads", test_official_rl, {0}, 0},
+        {"what the algorithm decides is written down, and reads back", test_resolved, {0}, 0},
+    };
+    log_set_level(LOG_WARN);
+    return test_main(argc, argv, tests, sizeof tests / sizeof tests[0]);
+}
