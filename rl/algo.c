@@ -102,6 +102,30 @@ static void fill_choice(int *x, int value)
     if (*x == 0) *x = 1 + value;
 }
 
+/* Of a rule that is not the algorithm's own. */
+static double usual_eta(int rule)
+{
+    return rule == G_ETA_SNR ? 0.7 : rule == G_ETA_CONST ? 0.25 : rule == G_CPS ? 0.8 : 1;
+}
+
+/* Every epoch must have a step with noise that is not the last one. */
+static bool check_noise(const struct rl_config *c, struct err *e)
+{
+    const int rule = c->g_rule - 1;
+    const bool fixed = c->window == 1 + WINDOW_FIXED;
+    const int64_t last = fixed ? c->window_start + c->window_size : c->window_limit;
+    if (rule != G_SIGMA && !(c->eta > 0))
+        err_set(e, RC_CONFIG, "sde.eta: %g; without noise nothing can be trained", c->eta);
+    else if (rule == G_CPS && c->eta > 1)
+        err_set(e, RC_CONFIG, "sde.eta: %g; at most 1 with sde.g_rule: cps", c->eta);
+    else if (c->window_size == 1 && last == c->steps)
+        err_set(e, RC_CONFIG,
+                "window.%s: a window of one step may not be at the last of the %lld steps, which "
+                "has no noise",
+                fixed ? "start" : "limit", (long long)c->steps);
+    return !e->code;
+}
+
 static bool check_window(const struct rl_config *c, struct err *e)
 {
     const int64_t limit = c->window_limit, N = c->steps;
@@ -136,7 +160,7 @@ bool algo_resolve(struct rl_config *c, struct err *e)
     const struct preset *p = &presets[c->algo];
     fill_window(c, p);
     fill_choice(&c->g_rule, (int)p->g);
-    fill_real(&c->eta, p->eta);
+    fill_real(&c->eta, c->g_rule == 1 + (int)p->g ? p->eta : usual_eta(c->g_rule - 1));
     fill_real(&c->fraction, p->fraction);
     fill_choice(&c->shuffle_steps, p->shuffle);
     fill_choice(&c->solver, (int)p->solver);
@@ -151,7 +175,8 @@ bool algo_resolve(struct rl_config *c, struct err *e)
         err_set(e, RC_CONFIG,
                 "rl_config.num_inference_steps: the last step is never trained, so "
                 "at least 2 are needed");
-    return !e->code && check_window(c, e);
+    if (e->code || c->algo == ALGO_NFT) return !e->code;
+    return check_window(c, e) && check_noise(c, e);
 }
 
 struct step_plan_config algo_plan(const struct rl_config *c)

@@ -63,7 +63,9 @@ static void rollouts(struct rl_run *r, const struct step_plan *plan)
         rollout_run(&r->policy, plan, entry, nft, (struct rollout_hooks){on_step, &x},
                     &r->batch[x.batch], latent);
         for (int64_t i = 0; i < B; i++)
-            scoring_submit(r->scoring, entry[i], r->prompts.text[entry[i].prompt], latent + i * D);
+            if (!scoring_submit(r->scoring, entry[i], r->prompts.text[entry[i].prompt],
+                                latent + i * D))
+                run_stop_if_asked(r);
     }
     if (nft) lora_use(r->ses->lora, STATE_LORA);
     comm_context(r->world, NULL);
@@ -93,7 +95,9 @@ static bool wait_for_scores(struct rl_run *r)
     }
 }
 
-static void require_valid(const struct rl_run *r, const struct score_row *row, int64_t n)
+/* The table is the same on all ranks, so all stop, with a checkpoint of the beginning of the epoch.
+ */
+static void require_valid(struct rl_run *r, const struct score_row *row, int64_t n)
 {
     int64_t bad = 0;
     const struct score_row *first = NULL;
@@ -106,12 +110,13 @@ static void require_valid(const struct rl_run *r, const struct score_row *row, i
     log_warn("epoch %lld: %lld of %lld clips have no score; the first: sample %lld: %s",
              (long long)r->state.epoch, (long long)bad, (long long)n,
              (long long)first->entry.sample, first->reason);
-    if ((double)bad > r->set->reward.max_invalid * (double)n)
-        err_stop(RC_TEMP,
-                 "%lld of %lld clips of epoch %lld have no score (reward.max_invalid %g); the "
-                 "scorers' logs are in %s",
-                 (long long)bad, (long long)n, (long long)r->state.epoch,
-                 r->set->reward.max_invalid, r->set->output_dir);
+    if ((double)bad <= r->set->reward.max_invalid * (double)n) return;
+    run_save(r, NULL, &r->state.adapter);
+    err_stop(RC_TEMP,
+             "%lld of %lld clips of epoch %lld have no score (reward.max_invalid %g); the "
+             "scorers' logs are in %s",
+             (long long)bad, (long long)n, (long long)r->state.epoch, r->set->reward.max_invalid,
+             r->set->output_dir);
 }
 
 static int by_sample(const void *a, const void *b)
@@ -145,7 +150,7 @@ static struct sample_gain *gains(struct rl_run *r, const struct score_row *row, 
             const struct score_row *at = bsearch(&key, row, (size_t)n, sizeof *row, by_sample);
             CHECK(at, "sample %lld has no row", (long long)key.entry.sample);
             const struct adv_out *o = &out[at - row];
-            g[b * E + i] = (struct sample_gain){o->advantage, o->weight, at->valid};
+            g[b * E + i] = (struct sample_gain){o->advantage, o->weight, !isnan(o->reward)};
         }
     free(m);
     free(out);
@@ -178,6 +183,7 @@ void run_epoch(struct rl_run *r)
     t.reward_wait = r->scoring->wait_s - waited;
     int64_t n;
     struct score_row *row = scoring_table(r->scoring, &n);
+    for (int64_t i = 0; i < n && !alive; i++) row[i].valid = false;
     if (alive) require_valid(r, row, n);
     struct sample_gain *gain = gains(r, row, n, &stats);
     const double t1 = log_seconds();

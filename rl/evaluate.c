@@ -63,8 +63,9 @@ static void sample_all(struct rl_run *r, const struct step_plan *plan)
         trajectory_free(&t);
         for (int64_t i = 0; i < B; i++) {
             const int64_t item = base + first + i;
-            scoring_submit(r->scoring, entry[i], r->eval_prompts.text[entry[i].prompt],
-                           latent + i * D);
+            if (!scoring_submit(r->scoring, entry[i], r->eval_prompts.text[entry[i].prompt],
+                                latent + i * D))
+                run_stop_if_asked(r);
             if (scoring_clip(r->scoring) && item < n) write_video(r, item);
         }
         log_progress("evaluation: %lld of %lld samples",

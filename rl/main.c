@@ -1,5 +1,6 @@
 /* Verb rl: builds everything, resumes, runs the epochs, evaluates, saves. */
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "parallel/launch.h"
+#include "rl/prompt_file.h"
 #include "rl/run.h"
 #include "rl/verb.h"
 #include "train/args.h"
@@ -41,8 +43,7 @@ static struct step_plan small_plan(const struct rl_config *cfg)
     struct step_plan p = {.n = 2};
     p.step[0] = all.step[all.num_recorded ? all.recorded[0] : 0];
     p.step[1] = all.step[all.n - 1];
-    for (int i = 0; i < all.n; i++)
-        if (all.step[i].ch != 0) p.step[1] = all.step[i];
+    if (cfg->solver == 1 + ODE_DPMPP_2M) p.step[1].ch = 1; /* has a history in some epoch */
     if (all.num_recorded) p.recorded[p.num_recorded++] = 0;
     return p;
 }
@@ -153,9 +154,10 @@ static struct ckpt *open_base(struct rl_run *r, struct settings *s)
 static void open_prompts(struct rl_run *r, const struct settings *s)
 {
     struct err e = {0};
-    prompts_read(&r->prompts, s->rl.prompt_file, &e);
+    prompt_file_read(&r->prompts, "rl_config.prompt_file", s->rl.prompt_file, &e);
     if (!e.code && s->rl.eval_prompt_file)
-        prompts_read(&r->eval_prompts, s->rl.eval_prompt_file, &e);
+        prompt_file_read(&r->eval_prompts, "rl_config.eval_prompt_file", s->rl.eval_prompt_file,
+                         &e);
     err_raise(&e);
 }
 
@@ -212,6 +214,15 @@ static void open_scorers(struct rl_run *r, struct spawner *p)
     if (s->reward.weights.n > r->scoring->dims)
         err_stop(RC_CONFIG, "reward.weights: %d numbers, but the scorer has %d dimensions (%s)",
                  s->reward.weights.n, r->scoring->dims, dims);
+    const struct adv_config a = algo_advantage(&s->rl, &s->reward, r->scoring->dims);
+    double sum = 0, most = 0;
+    for (int k = 0; k < a.dims; k++) sum += a.weight[k], most = fmax(most, fabs(a.weight[k]));
+    if (most == 0) err_stop(RC_CONFIG, "reward.weights: all are 0: no reward is left");
+    if (a.aggregate == ADV_OF_ADVANTAGES && sum <= 0)
+        err_stop(RC_CONFIG,
+                 "reward.weights: they sum to %g; adv.aggregate: advantage divides by "
+                 "the sum, which must be above 0",
+                 sum);
 }
 
 /* ---- the loop ---------------------------------------------------------------------------------*/

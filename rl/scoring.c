@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include "core/log.h"
+#include "parallel/launch.h"
 #include "rl/frames.h"
+#include "rl/identity.h"
 
 static bool scores(const struct mesh *m) { return m->axis[AXIS_SEQ]->rank == 0; }
 
@@ -160,41 +162,59 @@ static struct score_row *add_row(struct scoring *s, struct group_entry entry)
     return r;
 }
 
-static struct reward_slot *wait_slot(struct scoring *s)
+/* Collective: until every rank that scores has a slot, or can get none. All wait together, a second
+ * at a time, so that nobody is found missing in a collective. False: a rank was asked to stop. */
+static bool wait_slots(struct scoring *s, struct reward_slot **slot)
 {
-    struct reward_slot *slot = NULL;
-    while (!slot && reward_state(s->reward) == REWARD_OK) slot = reward_acquire(s->reward, 1);
-    return slot;
+    *slot = NULL;
+    for (;;) {
+        if (s->reward && !*slot) *slot = reward_acquire(s->reward, 1);
+        const bool wants = s->reward && !*slot && reward_state(s->reward) == REWARD_OK;
+        double x[2] = {wants, launch_signal() != 0};
+        comm_max_f64(s->mesh->axis[AXIS_WORLD], x, 2, "slots of the scorers");
+        if (x[0] == 0) return true;
+        if (x[1] == 0) continue;
+        if (*slot) reward_drop(s->reward, *slot);
+        return false;
+    }
 }
 
-void scoring_submit(struct scoring *s, struct group_entry entry, const char *prompt,
-                    const float *latent)
+static void submit(struct scoring *s, struct reward_slot *slot, struct score_row *row,
+                   const char *prompt)
 {
-    if (!s->reward) return;
     const struct scoring_opts *o = &s->opts;
-    struct score_row *row = add_row(s, entry);
-    const double t0 = log_seconds();
-    o->codec->decode(s->rgb, latent, o->frames, o->height, o->width);
-    const double t1 = log_seconds();
-    struct reward_slot *slot = wait_slot(s);
-    s->decode_s += t1 - t0;
-    s->wait_s += log_seconds() - t1;
     if (!slot) {
         snprintf(row->reason, sizeof row->reason, "no scorer is left");
         return;
     }
     frames_copy(slot->data, s->rgb, o->frames, o->height, o->width, s->index, s->num_index);
+    const bool declared = o->reward->profile == 0 && !o->reward->command;
     const struct reward_clip clip = {.frames = s->num_index,
                                      .height = (int)o->height,
                                      .width = (int)o->width,
-                                     .fps = o->reward->profile == 0 && !o->reward->command ? 8
-                                                                                           : o->fps,
+                                     .fps = declared ? 8 : o->fps,
                                      .total = (int)o->frames,
                                      .index = s->index};
     struct err e = {0};
-    if (reward_submit(s->reward, slot, (uint64_t)entry.sample, prompt, &clip, &e)) return;
+    if (reward_submit(s->reward, slot, (uint64_t)row->entry.sample, prompt, &clip, &e)) return;
     reward_drop(s->reward, slot);
     snprintf(row->reason, sizeof row->reason, "%.120s", e.msg);
+}
+
+bool scoring_submit(struct scoring *s, struct group_entry entry, const char *prompt,
+                    const float *latent)
+{
+    const struct scoring_opts *o = &s->opts;
+    struct score_row *row = s->reward ? add_row(s, entry) : NULL;
+    const double t0 = log_seconds();
+    if (s->reward) o->codec->decode(s->rgb, latent, o->frames, o->height, o->width);
+    const double t1 = log_seconds();
+    struct reward_slot *slot;
+    const bool go_on = wait_slots(s, &slot);
+    s->decode_s += t1 - t0;
+    s->wait_s += log_seconds() - t1;
+    if (go_on && s->reward) submit(s, slot, row, prompt);
+    return go_on;
 }
 
 const uint8_t *scoring_clip(const struct scoring *s) { return s->rgb; }
@@ -231,7 +251,7 @@ enum scoring_state scoring_collect(struct scoring *s, double seconds, bool stop)
         s->wait_s += log_seconds() - t0;
         poll_all(s);
         x[0] = state == REWARD_LATE;
-        x[1] = state == REWARD_DEAD;
+        x[1] = state == REWARD_DEAD || reward_state(s->reward) == REWARD_DEAD;
     }
     comm_max_f64(s->mesh->axis[AXIS_WORLD], x, 3, "scores");
     return x[2] > 0   ? SCORING_STOP

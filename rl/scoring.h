@@ -39,13 +39,19 @@ struct scoring {
  * reward_prepare; used on ranks that score. */
 struct scoring *scoring_open(struct spawner *p, struct mesh *mesh, struct scoring_opts o);
 void scoring_close(struct scoring *s);
-/* latent [C,T,H,W] of one sample; returns when the clip is with the scorers. A refused prompt is an
- * invalid row. Does nothing on ranks that do not score. */
-void scoring_submit(struct scoring *s, struct group_entry entry, const char *prompt,
+/* Collective, equally often on all ranks. latent [C,T,H,W] of one sample; returns when the clips of
+ * all ranks are with their scorers. A refused prompt, or no scorer left, is an invalid row. False:
+ * a rank was asked to stop meanwhile, and nothing was submitted. */
+bool scoring_submit(struct scoring *s, struct group_entry entry, const char *prompt,
                     const float *latent);
 /* The clip that was submitted last: uint8 [3,F,H,W], until the next one; NULL: not on this rank. */
 const uint8_t *scoring_clip(const struct scoring *s);
-enum scoring_state { SCORING_DONE, SCORING_WAITS, SCORING_STOP, SCORING_DEAD };
+enum scoring_state {
+    SCORING_DONE,
+    SCORING_WAITS,
+    SCORING_STOP,
+    SCORING_DEAD /* a data rank has no scorer left; rows may be without score */
+};
 /* Collective: takes what has come, waits at most so long. stop: this rank wants to end; then all
  * see SCORING_STOP. */
 enum scoring_state scoring_collect(struct scoring *s, double seconds, bool stop);

@@ -5,7 +5,9 @@
 #include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
+#include "rl/identity.h"
 #include "rl/run.h"
+#include "train/print_config.h"
 
 unsigned run_kinds(const struct rl_run *r)
 {
@@ -22,21 +24,46 @@ static uint64_t prompts_hash(const struct prompts *p)
     return h >> 1; /* JSON integers are signed */
 }
 
+/* What decides which samples are drawn; other keys may change, and are named when they do. */
+static void add_sampling(json_t *j, const struct rl_config *c)
+{
+    const struct {
+        const char *key;
+        int64_t value;
+    } whole[] = {{"window.strategy", c->window},
+                 {"window.start", c->window_start},
+                 {"window.size", c->window_size},
+                 {"window.stride", c->window_stride},
+                 {"window.iters", c->window_iters},
+                 {"window.limit", c->window_limit},
+                 {"sde.g_rule", c->g_rule},
+                 {"ode.solver", c->solver},
+                 {"rollout.init_same_noise", c->same_noise},
+                 {"rollout.placement", c->placement},
+                 {"rl.negative_prompt",
+                  (int64_t)(rng_hash(c->negative_prompt ? c->negative_prompt : "") >> 1)}};
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
+        json_object_set_new(j, whole[i].key, json_integer(whole[i].value));
+    json_object_set_new(j, "sde.eta", json_real(c->eta));
+    json_object_set_new(j, "ode.compress", json_real(c->compress));
+}
+
 /* What a checkpoint and a run must share to be the same run. */
 static json_t *identity_of(const struct rl_run *r)
 {
     const struct rl_config *c = &r->set->rl;
     json_t *j = json_pack(
-        "{s:s, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "rl.algo", algo_name(c->algo),
-        "seed", (json_int_t)r->set->seed, "rl.shift", c->shift, "rl_config.guidance_scale",
-        c->guidance, "rl_config.num_inference_steps", (json_int_t)c->steps,
-        "rl_config.num_image_per_prompt", (json_int_t)c->members, "rl_config.num_batches_per_epoch",
-        (json_int_t)c->batches, "samples of a rollout batch over all data ranks",
+        "{s:s, s:I, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I}", "rl.algo", algo_name(c->algo), "seed",
+        (json_int_t)r->set->seed, "rl.shift", c->shift, "rl_config.guidance_scale", c->guidance,
+        "rl_config.num_inference_steps", (json_int_t)c->steps, "rl_config.num_image_per_prompt",
+        (json_int_t)c->members, "rl_config.num_batches_per_epoch", (json_int_t)c->batches,
+        "samples of a rollout batch over all data ranks",
         (json_int_t)(c->sample_batch * r->ses->mesh.dp),
         "samples of an optimizer step over all data ranks",
         (json_int_t)(c->train_batch * r->set->gradient_accumulation_steps * r->ses->mesh.dp),
-        "prompts", (json_int_t)prompts_hash(&r->prompts), "scorer", r->scoring->identity);
+        "prompts", (json_int_t)prompts_hash(&r->prompts));
     CHECK(j, "the description of the run cannot be built");
+    add_sampling(j, c);
     return j;
 }
 
@@ -52,6 +79,7 @@ static json_t *meta_of(const struct rl_run *r)
                   "fsdp_size", m->fsdp, "skiparse_sp_size", m->ssp, "sp_size", m->sp);
     CHECK(meta, "the checkpoint's description cannot be built");
     free(text);
+    json_object_set_new(meta, "scorer", json_string(r->scoring->identity));
     return meta;
 }
 
@@ -104,6 +132,18 @@ static void require_identity(const struct rl_run *r, const struct ckpt *c)
     if (text[0])
         err_stop(RC_CONFIG, "%s does not belong to this configuration; use another output_dir:%s",
                  ckpt_path(c), text);
+}
+
+static void require_scorer(const struct rl_run *r, const struct ckpt *c)
+{
+    const char *then = json_string_value(json_object_get(ckpt_meta(c), "scorer"));
+    char why[1024], notice[1024];
+    if (!identity_same(then ? then : "", r->scoring->identity, why, notice, sizeof why))
+        err_stop(RC_CONFIG,
+                 "%s was made with another scorer, whose scores have another scale: %s; "
+                 "use another output_dir",
+                 ckpt_path(c), why);
+    if (*notice) log_info("scorers, in the checkpoint against now: %s", notice);
 }
 
 static void require_adapters(const struct rl_run *r, const struct ckpt *c, struct adapter_info *i)
@@ -170,7 +210,9 @@ bool run_resume(struct rl_run *r)
     err_push("resuming from %s", ckpt_path(c));
     struct adapter_info i = {0};
     require_identity(r, c);
+    require_scorer(r, c);
     require_adapters(r, c, &i);
+    config_log_changes(r->l, json_string_value(json_object_get(ckpt_meta(c), "config")));
     load_states(r, c, run_kinds(r));
     r->state.adapter = i.state;
     r->state.adapter.clip.init_max = init_max;

@@ -140,18 +140,21 @@ static void share_stats(struct rl_run *r, struct update_stats *s, int steps)
     }
 }
 
+/* NaN wins. */
+static double larger(double a, double b) { return isnan(a) || a > b ? a : b; }
+
 static double largest_log_ratio(const struct update_stats *s, int steps)
 {
     double m = 0;
-    for (int k = 0; k < steps; k++) m = fmax(m, s->step[k].max_log_ratio);
+    for (int k = 0; k < steps; k++) m = larger(m, s->step[k].max_log_ratio);
     return m;
 }
 
 /* Nothing has changed since the rollout: the ratio must be 1. */
 static void require_on_policy(const struct rl_run *r, double log_ratio)
 {
-    const double limit = ctx_compute(&r->ses->ctx) == DT_BF16 ? 1e-3 : 1e-6;
-    if (log_ratio > limit)
+    const double limit = ctx_compute(&r->ses->ctx) == DT_BF16 ? 1e-5 : 1e-6;
+    if (!(log_ratio <= limit))
         err_stop(RC_NUMERIC,
                  "the first update of epoch %lld finds |log ratio| %.2e where the rollout's own "
                  "policy must give 0 (limit %.0e): rollout and update do not compute the same",
@@ -171,7 +174,7 @@ static void add_stats(struct epoch_updates *u, const struct update_stats *s, int
         to->kl_terms += x->kl_terms;
         to->square_log_ratio += x->square_log_ratio;
         to->velocity_gap += x->velocity_gap;
-        to->max_log_ratio = fmax(to->max_log_ratio, x->max_log_ratio);
+        to->max_log_ratio = larger(to->max_log_ratio, x->max_log_ratio);
     }
 }
 
@@ -182,7 +185,8 @@ static void optimizer_step(struct rl_run *r, const struct step_plan *plan, int64
     struct session *s = r->ses;
     struct update_stats stats = {0};
     const bool kl = r->set->rl.kl_beta > 0 && set->kl_terms > 0;
-    if (set->policy_terms == 0 && !kl) { /* on all ranks: nothing changes, not even counters */
+    const bool empty = steps_trained(r, plan) == 0 || (set->policy_terms == 0 && !kl);
+    if (empty) { /* on all ranks: nothing changes, not even counters */
         u->skipped_empty++;
         return;
     }
@@ -200,6 +204,7 @@ static void optimizer_step(struct rl_run *r, const struct step_plan *plan, int64
         adapter_step(s->lora, r->world, &s->tmp, &h, &r->state.adapter, loss);
     require_finite(r, &a, loss);
     u->skipped_bad += a.skipped;
+    if (a.skipped) return;
     u->steps++;
     u->grad_norm += a.norm;
     u->loss += loss;

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/log.h"
 #include "train/args.h"
 #include "train/print_config.h"
 #include "train/verbs.h"
@@ -49,4 +50,17 @@ int verb_print_config(int argc, char **argv)
     const int rc = print_config(verb, &a);
     args_free(&a);
     return rc;
+}
+
+/* Both texts come from the same schema, so they differ line by line. */
+void config_log_changes(const struct loaded_settings *l, const char *then)
+{
+    if (!then) return;
+    char *now = settings_text(l, false), *was = strdup(then);
+    CHECK(now && was, "out of memory");
+    char *sa, *sb, *a = strtok_r(was, "\n", &sa), *b = strtok_r(now, "\n", &sb);
+    for (; a && b; a = strtok_r(NULL, "\n", &sa), b = strtok_r(NULL, "\n", &sb))
+        if (strcmp(a, b)) log_info("changed since the checkpoint: %s -> %s", a, b);
+    free(now);
+    free(was);
 }

@@ -7,6 +7,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "parallel/checkpoint.h"
+#include "train/print_config.h"
 
 /* What a checkpoint and a model must share to be the same run. */
 static json_t *structure_of(const struct trainer *t)
@@ -109,19 +110,6 @@ static void require_structure(const struct trainer *t, struct ckpt *c)
                  ckpt_path(c), text);
 }
 
-/* Both texts come from the same schema, so they differ line by line. */
-static void log_differences(struct ckpt *c, const struct loaded_settings *l)
-{
-    char *now = settings_text(l, false);
-    char *then = strdup(json_string_value(json_object_get(ckpt_meta(c), "config")));
-    CHECK(now && then, "out of memory");
-    char *sa, *sb, *a = strtok_r(then, "\n", &sa), *b = strtok_r(now, "\n", &sb);
-    for (; a && b; a = strtok_r(NULL, "\n", &sa), b = strtok_r(NULL, "\n", &sb))
-        if (strcmp(a, b)) log_info("changed since the checkpoint: %s -> %s", a, b);
-    free(now);
-    free(then);
-}
-
 static double number(const json_t *o, const char *key)
 {
     const json_t *v = json_object_get(o, key);
@@ -190,7 +178,7 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     if (!c) return false;
     err_push("resuming from %s", ckpt_path(c));
     require_structure(t, c);
-    log_differences(c, l);
+    config_log_changes(l, json_string_value(json_object_get(ckpt_meta(c), "config")));
     ckpt_load(c, s->fsdp, STATE_MASTER, STATE_MASTER);
     if (!json_object_get(ckpt_meta(c), "provenance")) {
         ckpt_load(c, s->fsdp, STATE_M, STATE_M);

@@ -332,7 +332,7 @@ static const struct {
     {T | P, rule_batches, {"data_config.batch_size", "data_config.global_batch_size"}},
     {T | P, rule_training, {"validation.", "output_dir", "resume"}},
     {R, rule_reward, {"reward."}},
-    {R, rule_rollout, {"rl_config.", "rl.", "model_config.", "recompute"}},
+    {R, rule_rollout, {"rl_config.", "rl.", "model_config.", "recompute", "reward.", "adv."}},
     {T | P | R,
      rule_optimizer,
      {"optimizer_config.", "lr_schedule.", "ema_decay", "training_iteration",
