@@ -22,6 +22,9 @@ static void put(struct rl_run *r, double value, const char *fmt, ...)
 
 void monitor_scores(struct rl_run *r, const struct adv_stats *s)
 {
+    const double n = s->members ? (double)s->members : 1, g = s->groups ? (double)s->groups : 1;
+    put(r, 1 - (double)s->valid / n, "reward/invalid_share");
+    if (!s->valid) return; /* nothing was scored: there is no mean of it */
     put(r, s->mean, "reward/mean");
     put(r, s->std, "reward/std");
     put(r, s->min, "reward/min");
@@ -32,8 +35,6 @@ void monitor_scores(struct rl_run *r, const struct adv_stats *s)
         put(r, s->dim_mean[k], "reward/%s/mean", r->scoring->name[k]);
         put(r, s->dim_std[k], "reward/%s/std", r->scoring->name[k]);
     }
-    const double n = s->members ? (double)s->members : 1, g = s->groups ? (double)s->groups : 1;
-    put(r, 1 - (double)s->valid / n, "reward/invalid_share");
     put(r, (double)s->zero_std_groups / g, "advantage/zero_std_share");
     put(r, (double)s->dropped_groups, "advantage/dropped_groups");
     put(r, (double)s->effective, "advantage/effective_samples");

@@ -301,6 +301,10 @@ static void rule_rollout(struct rules *r)
     if (c->best_of % 2 || c->best_of > c->members)
         blame(r, "rl_config.best_of", "%lld must be even and at most num_image_per_prompt %lld",
               ll(c->best_of), ll(c->members));
+    if (r->s->reward.min_group > c->members && c->group_stats && !c->merge_same_prompt)
+        blame(r, "reward.min_group",
+              "%lld is above num_image_per_prompt %lld: no group would count",
+              ll(r->s->reward.min_group), ll(c->members));
     if (r->s->recompute == -1)
         blame(r, "recompute",
               "a list of blocks is not for osp rl; give all, attention, gemm or none");
