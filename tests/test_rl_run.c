@@ -121,6 +121,20 @@ static void test_dead(struct comm *world)
     free(text);
 }
 
+/* The history of DPM-Solver++ is needed from the second epoch on only; memory is sized before. */
+static void test_late_history(struct comm *world)
+{
+    (void)world;
+    const struct process_opts o = {
+        .verb = "rl",
+        .sets = {"rl_config.num_inference_steps=10", "window.start=6", "window.size=2",
+                 "window.limit=8", "window.iters=1", "rl_config.sample_batch_size=16",
+                 "rl_config.train_batch_size=1", "recompute=all", "rl_config.kl_beta=0",
+                 "num_epochs=2", "rl_config.eval_freq=0"},
+        .ranks = 1};
+    if (rl_ready()) rl_calm("late", "mix_grpo_flash", &o);
+}
+
 static int command(const char *cmd, char *said, size_t size)
 {
     FILE *p = popen(cmd, "r");
@@ -261,6 +275,7 @@ int main(int argc, char **argv)
         {.name = "another base, seed or prompt file is refused",
          .run = test_refusals,
          .flags = TEST_SLOW},
+        {.name = "a history that is needed late", .run = test_late_history, .flags = TEST_SLOW},
         {.name = "scorers that die for good", .run = test_dead, .flags = TEST_SLOW},
         {.name = "sample from the result, merge it", .run = test_result, .flags = TEST_SLOW},
         {.name = "every clip with its prompt", .run = test_prompts, .flags = TEST_SLOW},
