@@ -82,6 +82,9 @@ const char *ckpt_path(const struct ckpt *c);
 int64_t ckpt_step(const struct ckpt *c);
 uint32_t ckpt_identity(const struct ckpt *c); /* checksum of its manifest, so of all its content */
 bool ckpt_has(const struct ckpt *c, enum state_kind kind);
+/* Stops with RC_CONFIG and every difference between the members of `now` and those of the meta's
+ * object `key`: what a checkpoint and a run must share to be the same run. */
+void ckpt_require_same(const struct ckpt *c, const char *key, json_t *now);
 /* Fills the kinds from c; every tensor must be there with the same shape, and none may be left
  * over. kind_from: for EMA-only or raw-only uses, loads kind_from into kind. */
 void ckpt_load(struct ckpt *c, struct fsdp *f, enum state_kind kind, enum state_kind kind_from);

@@ -110,30 +110,6 @@ void run_save(struct rl_run *r, const struct ckpt_snapshot *snap, const struct a
 }
 
 /* ---- resuming ---------------------------------------------------------------------------------*/
-static void require_identity(const struct rl_run *r, const struct ckpt *c)
-{
-    json_t *now = identity_of(r), *then = json_object_get(ckpt_meta(c), "identity");
-    char text[2048] = "";
-    const char *key;
-    json_t *v;
-    json_object_foreach(now, key, v)
-    {
-        json_t *w = json_object_get(then, key);
-        if (w && json_equal(v, w)) continue;
-        char *a = w ? json_dumps(w, JSON_ENCODE_ANY | JSON_COMPACT) : strdup("nothing");
-        char *b = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-        const size_t used = strlen(text);
-        snprintf(text + used, sizeof text - used, "\n  %s: %s in the checkpoint, %s now", key, a,
-                 b);
-        free(a);
-        free(b);
-    }
-    json_decref(now);
-    if (text[0])
-        err_stop(RC_CONFIG, "%s does not belong to this configuration; use another output_dir:%s",
-                 ckpt_path(c), text);
-}
-
 static void require_scorer(const struct rl_run *r, const struct ckpt *c)
 {
     const char *then = json_string_value(json_object_get(ckpt_meta(c), "scorer"));
@@ -209,7 +185,9 @@ bool run_resume(struct rl_run *r)
     }
     err_push("resuming from %s", ckpt_path(c));
     struct adapter_info i = {0};
-    require_identity(r, c);
+    json_t *identity = identity_of(r);
+    ckpt_require_same(c, "identity", identity);
+    json_decref(identity);
     require_scorer(r, c);
     require_adapters(r, c, &i);
     config_log_changes(r->l, json_string_value(json_object_get(ckpt_meta(c), "config")));

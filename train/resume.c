@@ -86,30 +86,6 @@ void resume_save(struct trainer *t, const struct loaded_settings *l)
     err_pop();
 }
 
-static void require_structure(const struct trainer *t, struct ckpt *c)
-{
-    json_t *now = structure_of(t), *then = json_object_get(ckpt_meta(c), "structure");
-    char text[2048] = "";
-    const char *key;
-    json_t *v;
-    json_object_foreach(now, key, v)
-    {
-        json_t *w = json_object_get(then, key);
-        if (w && json_equal(v, w)) continue;
-        char *a = w ? json_dumps(w, JSON_ENCODE_ANY | JSON_COMPACT) : strdup("nothing");
-        char *b = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-        const size_t used = strlen(text);
-        snprintf(text + used, sizeof text - used, "\n  %s: %s in the checkpoint, %s now", key, a,
-                 b);
-        free(a);
-        free(b);
-    }
-    json_decref(now);
-    if (text[0])
-        err_stop(RC_CONFIG, "%s does not belong to this configuration; use another output_dir:%s",
-                 ckpt_path(c), text);
-}
-
 static double number(const json_t *o, const char *key)
 {
     const json_t *v = json_object_get(o, key);
@@ -177,7 +153,9 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     free(dir);
     if (!c) return false;
     err_push("resuming from %s", ckpt_path(c));
-    require_structure(t, c);
+    json_t *structure = structure_of(t);
+    ckpt_require_same(c, "structure", structure);
+    json_decref(structure);
     config_log_changes(l, json_string_value(json_object_get(ckpt_meta(c), "config")));
     ckpt_load(c, s->fsdp, STATE_MASTER, STATE_MASTER);
     if (!json_object_get(ckpt_meta(c), "provenance")) {
