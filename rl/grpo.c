@@ -110,8 +110,8 @@ static void note(struct step_stats *s, double log_ratio, const struct grpo_term 
         s->terms++;
         s->clipped += t->clipped;
         s->square_log_ratio += log_ratio * log_ratio;
-        if (!(fabs(log_ratio) <= s->max_log_ratio))
-            s->max_log_ratio = fabs(log_ratio); /* NaN too */
+        if (!(fabs(log_ratio) <= s->max_log_ratio) && !isnan(s->max_log_ratio))
+            s->max_log_ratio = fabs(log_ratio); /* NaN stays */
     }
     if (counts) {
         s->kl += kl;

@@ -106,9 +106,10 @@ static void share_identity(struct scoring *s, struct comm *world)
     memcpy(first, said, sizeof said);
     comm_broadcast_bytes(world, first, sizeof first, 0, "scorers");
     struct err e = {0};
-    if (s->reward && strcmp(first, said))
-        err_set(&e, RC_CONFIG, "the scorers of this rank differ from those of rank 0:\n%s\n%s",
-                said, first);
+    char why[1024], notice[1024] = "";
+    if (s->reward && !identity_same(first, said, why, notice, sizeof why))
+        err_set(&e, RC_CONFIG, "the scorers of rank 0 and of this rank differ: %s", why);
+    if (*notice) log_warn("scorers of rank 0 against those of this rank: %s", notice);
     raise_first(world, &e);
     s->identity = strdup(first);
     CHECK(s->identity, "out of memory");

@@ -15,6 +15,9 @@ p=0; f=0; s=0; bad=(); names=(); pids=(); begun=(); next=0
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
+# for daily work: what takes long and has shorter relatives, and the runs over MPI, wait for the full set
+later=" test_updates test_policy_layouts test_rollout test_rl_toy test_sampler_table "
+daily() { [[ -n ${TEST_FAST:-} && $BUILD == */release ]]; }
 # start NAME COMMAND...: one run of a test program, when there is room
 start() {
     local i=${#names[@]}; names+=("$1"); shift
@@ -53,8 +56,10 @@ for t in "${list[@]}"; do
     [ -x "$t" ] && [ ! -d "$t" ] || continue
     case $t in *.o|*.d) continue;; esac
     if [ ${#only[@]} -gt 0 ]; then m=0; for o in "${only[@]}"; do [[ $t == *$o* ]] && m=1; done; [ $m = 1 ] || continue; fi
+    daily && [[ $later == *" $(basename "$t") "* ]] && continue
     start "$(basename "$t")" "$t" "${args[@]}"
     case $t in *.sh) continue;; esac
+    daily && continue
     command -v mpirun >/dev/null || continue
     [[ $BUILD == */tsan ]] && continue # the MPI library is not instrumented; threads are the ranks there
     for n in $("$t" "${args[@]}" -m 2>/dev/null | grep -xE '[0-9]+'); do
