@@ -138,7 +138,7 @@ endif
 $(BUILD)/core/cpu/%.o: ALLC += -O3
 
 # ---- the cuda device ----------------------------------------------------------------------------
-CUDA_SRCS := $(filter-out core/cuda/emulate.cu,$(wildcard core/cuda/*.cu))
+CUDA_SRCS := $(wildcard core/cuda/*.cu)
 CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o)
 # machine code for sm_90a; PTX of the base architecture for newer ones
 CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
@@ -161,10 +161,10 @@ $(BUILD)/core/cuda/%.o: core/cuda/%.cu
 	$(Q)$(NVCC) $(NVFLAGS) -c $< -o $@
 comma := ,
 
-# the same kernels as host code, for a test only
-EMU_OBJS := $(patsubst core/cuda/%.cu,$(BUILD)/emulate/%.o,$(filter-out core/cuda/cuda.cu \
-            core/cuda/cublaslt.cu,$(wildcard core/cuda/*.cu)))
-$(BUILD)/emulate/%.o: core/cuda/%.cu
+# the same kernels as host code on a simulator of blocks, for the tests only
+EMU_OBJS := $(patsubst %.cu,$(BUILD)/emulate/%.o,tests/cudasim/cudasim.cu $(filter-out \
+            core/cuda/cuda.cu core/cuda/cublaslt.cu,$(CUDA_SRCS)))
+$(BUILD)/emulate/%.o: %.cu
 	@mkdir -p $(@D)
 	@echo "  CXX $<"
 	$(Q)$(CXX) -x c++ -std=c++20 -DCUDA_EMULATE $(OPT) -g -Wall -Wextra -Wshadow -Wundef \

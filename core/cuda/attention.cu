@@ -188,6 +188,7 @@ float *stats(struct tensor lse)
 
 void cuda_attn_fwd(struct dev *d, const struct attn_args *a)
 {
+    if (cuda_flash_fwd(d, a)) return;
     AttentionForward f = {heads_of(a->o), heads_of(a->q), heads_of(a->k), heads_of(a->v),
                           stats(a->lse),  a->q.dim[1],    Range{},        (float)a->scale};
     for (int i = 0; i < a->seqs->n; i++) {
@@ -198,6 +199,7 @@ void cuda_attn_fwd(struct dev *d, const struct attn_args *a)
 
 void cuda_attn_bwd(struct dev *d, const struct attn_grad_args *a)
 {
+    if (cuda_flash_bwd(d, a)) return;
     Gradients g = {};
     g.dq = heads_of(a->dq);
     g.dk = heads_of(a->dk);

@@ -178,7 +178,7 @@ struct AddTo {
 
 /* ---- ops ------------------------------------------------------------------------------------- */
 
-/* cuda.cu, or emulate.cu in the tests */
+/* cuda.cu, or tests/cudasim in the tests */
 void *cuda_alloc(struct dev *d, size_t bytes);
 void cuda_free(struct dev *d, void *p);
 void cuda_copy(struct dev *d, void *dst, const void *src, size_t bytes);
@@ -192,6 +192,10 @@ bool cuda_library_gemm(struct dev *d, const struct gemm_args *g);
 void cuda_gemm(struct dev *d, const struct gemm_args *g);
 void cuda_attn_fwd(struct dev *d, const struct attn_args *a);
 void cuda_attn_bwd(struct dev *d, const struct attn_grad_args *a);
+
+/* flash.cu; false: not for these arguments */
+bool cuda_flash_fwd(struct dev *d, const struct attn_args *a);
+bool cuda_flash_bwd(struct dev *d, const struct attn_grad_args *a);
 
 void cuda_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a);
 void cuda_norm_rope_bwd(struct dev *d, const struct norm_rope_grad_args *a);

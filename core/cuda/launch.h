@@ -1,12 +1,13 @@
 /* The launch layer of the cuda device. A kernel is a small struct: its members are the arguments,
- * its call operator is the body. Two shapes are enough:
+ * its call operator is the body. Three shapes are enough:
  *   each(d, n, f)    f(i) for every i < n, one thread each, in no particular order;
  *   blocks(d, n, f)  f(block, shared, i) for every i < n by one block of threads, which meet in
- *                    block.sync() and share an object of type F::Shared.
- * A body must be right for any number of lanes. That is what makes the second compilation
- * possible: with CUDA_EMULATE the same sources are host C++, threads are loops (each) or fibers
- * that change at sync() (blocks), and the tests run the kernels without a GPU. A block whose lanes
- * do not all reach the same barrier is an error there. */
+ *                    block.sync() and share an object of type F::Shared; the body must be right
+ *                    for any number of lanes;
+ *   warps(d, n, f)   the same with F::WARPS full warps, whose lanes may use what warp.h has.
+ * With CUDA_EMULATE the same sources are host C++ (tests/cudasim): threads are loops (each) or
+ * fibers that change at barriers, and the tests run the kernels without a GPU. A barrier that not
+ * all lanes reach is an error there. */
 #ifndef CORE_CUDA_LAUNCH_H
 #define CORE_CUDA_LAUNCH_H
 #include <math.h>
@@ -24,17 +25,23 @@ extern "C" {
 
 #ifdef CUDA_EMULATE
 #define DEVICE inline
+#define UNROLL
 enum { MAX_LANES = 4 };
 #else
 #include <cuda_runtime.h>
 #define DEVICE __device__ inline
+#define UNROLL _Pragma("unroll")
 enum { MAX_LANES = 256 };
 #endif
 
+enum { WARP = 32 };
 struct Block {
     int lane, lanes;
 #ifdef CUDA_EMULATE
     void sync();
+    /* What every lane of the warp posted (n words), [lane][word]; valid until the next but one. */
+    enum { WORDS = 8 };
+    const uint32_t (*exchange(const uint32_t *mine, int n))[WORDS];
 #else
     DEVICE void sync() { __syncthreads(); }
 #endif
@@ -72,8 +79,8 @@ template <class F> void each(struct dev *, int64_t n, const F &f)
     for (int64_t i = 0; i < n; i++) f(i);
 }
 
-/* Runs body(arg, block) on every lane. */
-void emulate_block(void (*body)(void *arg, Block &b), void *arg);
+/* Runs body(arg, block) on every lane; lanes 0: as many as the simulator likes. */
+void emulate_block(void (*body)(void *arg, Block &b), void *arg, int lanes);
 
 template <class F> struct EmulatedBlock {
     const F &f;
@@ -85,14 +92,25 @@ template <class F> struct EmulatedBlock {
         e.f(b, e.shared, e.i);
     }
 };
-template <class F> void blocks(struct dev *, int64_t n, const F &f)
+template <class F> void emulate_blocks(int64_t n, const F &f, int lanes)
 {
     for (int64_t i = 0; i < n; i++) {
         EmulatedBlock<F> e{f, {}, i};
         memset(&e.shared, 0x7f, sizeof e.shared); /* shared memory starts with anything */
-        emulate_block(EmulatedBlock<F>::run, &e);
+        emulate_block(EmulatedBlock<F>::run, &e, lanes);
     }
 }
+template <class F> void blocks(struct dev *, int64_t n, const F &f) { emulate_blocks(n, f, 0); }
+template <class F> void warps(struct dev *, int64_t n, const F &f)
+{
+    emulate_blocks(n, f, F::WARPS * (int)WARP);
+}
+/* The thread sanitizer does not follow a change of stacks: there are no warps under it. */
+#if defined(__SANITIZE_THREAD__)
+enum { HAVE_WARPS = 0 };
+#else
+enum { HAVE_WARPS = 1 };
+#endif
 
 #else
 
@@ -115,6 +133,20 @@ template <class F> __global__ void __launch_bounds__(MAX_LANES) blocks_kernel(F 
     }
 }
 
+/* Shared memory is dynamic: beyond 48 KiB it must be. */
+template <class F>
+__global__ void __launch_bounds__(F::WARPS *(int)WARP) warps_kernel(F f, int64_t n)
+{
+    extern __shared__ __align__(16) unsigned char memory[];
+    typename F::Shared &shared = *reinterpret_cast<typename F::Shared *>(memory);
+    Block b = {(int)threadIdx.x, (int)blockDim.x};
+    for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
+        b.sync();
+        f(b, shared, i);
+    }
+}
+enum { HAVE_WARPS = 1 };
+
 template <class F> void each(struct dev *d, int64_t n, const F &f)
 {
     if (n <= 0) return;
@@ -129,6 +161,19 @@ template <class F> void blocks(struct dev *d, int64_t n, const F &f)
     const int64_t most = 1 << 20;
     cudaStream_t stream = cuda_stream(d);
     blocks_kernel<F><<<(unsigned)(n < most ? n : most), MAX_LANES, 0, stream>>>(f, n);
+    cuda_check(cudaGetLastError(), __PRETTY_FUNCTION__);
+}
+
+template <class F> void warps(struct dev *d, int64_t n, const F &f)
+{
+    if (n <= 0) return;
+    const int64_t most = 1 << 30;
+    cudaStream_t stream = cuda_stream(d);
+    const int bytes = (int)sizeof(typename F::Shared);
+    cuda_check(
+        cudaFuncSetAttribute(warps_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+        __PRETTY_FUNCTION__);
+    warps_kernel<F><<<(unsigned)(n < most ? n : most), F::WARPS *(int)WARP, bytes, stream>>>(f, n);
     cuda_check(cudaGetLastError(), __PRETTY_FUNCTION__);
 }
 

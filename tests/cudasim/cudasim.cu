@@ -1,5 +1,9 @@
-/* The emulated cuda device: host memory, and the lanes of a block as fibers that take turns at its
- * barriers. Only the tests link it. */
+/* A simulator of blocks of threads: the kernels of the cuda device as host code, on host memory.
+ * The lanes of a block are fibers. A fiber runs to its next barrier, of the block (sync) or of its
+ * warp (exchange: what shuffles and tensor units are made of). A warp goes on as far as it can
+ * before the next one starts, and every other time the last warp is first: a block barrier that is
+ * missing between them shows. Shared and scratch memory start with anything. Only the tests link
+ * this. */
 #include "core/cuda/cuda.h"
 
 #include <setjmp.h>
@@ -7,11 +11,11 @@
 #include <ucontext.h>
 
 #if defined(__SANITIZE_THREAD__)
-enum { LANES = 1 }; /* the thread sanitizer does not follow a change of stacks */
+enum { USUAL = 1 }; /* the thread sanitizer does not follow a change of stacks */
 #else
-enum { LANES = MAX_LANES };
+enum { USUAL = MAX_LANES };
 #endif
-enum { STACK = 128 << 10 };
+enum { STACK = 128 << 10, MOST = 8 * WARP };
 
 namespace
 {
@@ -26,13 +30,16 @@ typedef jmp_buf Place;
 #define CHANGE(from, to) (_setjmp(from) == 0 ? _longjmp(to, 1) : (void)0)
 #endif
 
+enum State { FRESH, AT_BLOCK, AT_WARP, ENDED };
 struct Fibers {
-    ucontext_t first[LANES];
-    Place home, lane[LANES];
-    bool begun[LANES];
-    char *stack[LANES];
-    bool ended[LANES];
-    int now;
+    ucontext_t first[MOST];
+    Place home, lane[MOST];
+    State state[MOST];
+    char *stack[MOST];
+    int now, lanes;
+    bool backwards;
+    uint32_t table[2][MOST][Block::WORDS]; /* what lanes posted; in turn */
+    unsigned posted[MOST];
     void (*body)(void *arg, Block &b);
     void *arg;
 };
@@ -42,9 +49,9 @@ void lane_main()
 {
     Fibers *f = fibers;
     const int lane = f->now;
-    Block b = {lane, LANES};
+    Block b = {lane, f->lanes};
     f->body(f->arg, b);
-    f->ended[lane] = true;
+    f->state[lane] = ENDED;
     CHANGE(f->lane[lane], f->home); /* for good */
 }
 
@@ -52,11 +59,14 @@ void lane_main()
 void turn(Fibers *f, int lane)
 {
     f->now = lane;
-    if (f->begun[lane]) {
+    if (f->state[lane] != FRESH) {
         CHANGE(f->home, f->lane[lane]);
         return;
     }
-    f->begun[lane] = true;
+    if (!f->stack[lane]) {
+        f->stack[lane] = (char *)malloc(STACK);
+        CHECK(f->stack[lane], "out of memory");
+    }
     ucontext_t *c = &f->first[lane];
     getcontext(c);
     c->uc_stack.ss_sp = f->stack[lane];
@@ -70,18 +80,46 @@ void turn(Fibers *f, int lane)
 #endif
 }
 
+/* Runs lanes [from, to) to the next barrier of the block, or to their end. */
+State run_warp(Fibers *f, int from, int to)
+{
+    do {
+        for (int i = from; i < to; i++) turn(f, i);
+        for (int i = from; i < to; i++)
+            CHECK(f->state[i] == f->state[from],
+                  "lanes %d and %d of a warp are at different barriers, or one has ended", from, i);
+    } while (f->state[from] == AT_WARP);
+    return f->state[from];
+}
+
+void wait(State at)
+{
+    Fibers *f = fibers;
+    f->state[f->now] = at;
+    CHANGE(f->lane[f->now], f->home);
+}
+
 } // namespace
 
 void Block::sync()
 {
-    if (LANES == 1) return;
-    Fibers *f = fibers;
-    CHANGE(f->lane[f->now], f->home);
+    if (lanes > 1) wait(AT_BLOCK);
 }
 
-void emulate_block(void (*body)(void *arg, Block &b), void *arg)
+const uint32_t (*Block::exchange(const uint32_t *mine, int n))[Block::WORDS]
 {
-    if (LANES == 1) {
+    Fibers *f = fibers;
+    uint32_t(*table)[WORDS] = f->table[f->posted[lane]++ % 2];
+    memcpy(table[lane], mine, (size_t)n * sizeof *mine);
+    wait(AT_WARP);
+    return table + lane / WARP * WARP;
+}
+
+void emulate_block(void (*body)(void *arg, Block &b), void *arg, int lanes)
+{
+    if (!lanes) lanes = USUAL;
+    CHECK(lanes <= MOST && (lanes < WARP || lanes % WARP == 0), "a block of %d lanes", lanes);
+    if (lanes == 1) {
         Block b = {0, 1};
         body(arg, b);
         return;
@@ -89,22 +127,24 @@ void emulate_block(void (*body)(void *arg, Block &b), void *arg)
     if (!fibers) {
         fibers = (Fibers *)calloc(1, sizeof *fibers);
         CHECK(fibers, "out of memory");
-        for (int i = 0; i < LANES; i++) {
-            fibers->stack[i] = (char *)malloc(STACK);
-            CHECK(fibers->stack[i], "out of memory");
-        }
     }
     Fibers *f = fibers;
     f->body = body;
     f->arg = arg;
-    for (int i = 0; i < LANES; i++) f->begun[i] = f->ended[i] = false;
-    for (int ended = 0; ended == 0;) { /* every turn runs each lane to its next barrier */
-        for (int i = 0; i < LANES; i++) {
-            turn(f, i);
-            ended += f->ended[i];
+    f->lanes = lanes;
+    for (int i = 0; i < lanes; i++) {
+        f->state[i] = FRESH;
+        f->posted[i] = 0;
+    }
+    const int width = lanes < WARP ? lanes : WARP, warps = lanes / width;
+    for (int ended = 0; ended == 0;) { /* every turn runs each warp to its next block barrier */
+        f->backwards = !f->backwards;
+        for (int i = 0; i < warps; i++) {
+            const int w = f->backwards ? warps - 1 - i : i;
+            ended += run_warp(f, w * width, (w + 1) * width) == ENDED;
         }
-        CHECK(ended == 0 || ended == LANES, "%d of %d lanes ended before a barrier of the others",
-              ended, (int)LANES);
+        CHECK(ended == 0 || ended == warps, "%d of %d warps ended before a barrier of the others",
+              ended, warps);
     }
 }
 
