@@ -199,6 +199,12 @@ static void attn_target(const struct target *t)
     if (!(ops_only && test_fast())) /* slow in the emulation */
         attn_one(t, &(struct seqs){1, zero, long_q, zero, long_k}, 3, 32, 0, 2);
     attn_one(t, &(struct seqs){0, zero, zero, zero, zero}, 3, 32, 0, 2);
+    int32_t first[40], short_len[40]; /* many short ranges */
+    for (int i = 0; i < 40; i++) {
+        first[i] = 3 * i;
+        short_len[i] = 1 + i % 3;
+    }
+    attn_one(t, &(struct seqs){40, first, short_len, first, short_len}, 2, 24, 0, 2);
     if (t->mx && strcmp(t->mx, "no") != 0 && !test_fast()) { /* several groups of queries, keys */
         const int32_t many[] = {2600}, more[] = {1100};
         attn_one(t, &(struct seqs){1, zero, many, zero, more}, 1, 64, 0, 2);
