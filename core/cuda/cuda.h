@@ -62,6 +62,11 @@ static DEVICE void put(const View &v, int64_t row, int64_t col, float x)
         ((uint16_t *)v.p)[i] = bf16_of_float(x);
 }
 
+/* 16 bytes, moved at once */
+struct __attribute__((may_alias, aligned(16))) Quad {
+    uint32_t w[4];
+};
+
 /* Stops when t is not f32 or bf16 (what get and put read). */
 void cuda_expect_float(struct tensor t, const char *what);
 /* Memory for one op, valid until the next op asks. */

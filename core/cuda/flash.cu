@@ -60,9 +60,6 @@ Tiles tiles_of(const struct seqs *s, int from, int size, bool own_keys)
     return t;
 }
 
-struct __attribute__((may_alias, aligned(16))) Quad {
-    uint32_t w[4];
-};
 typedef uint32_t __attribute__((may_alias)) Pair;
 
 /* ---- tiles in shared memory ------------------------------------------------------------------ */

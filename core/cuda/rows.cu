@@ -1,57 +1,12 @@
 /* Norms, rotation, modulation and gates. Forward and input gradients: one block per row, sums in
- * double. Gradients of weights, scales, shifts and gates: sums down the columns. */
-#include "core/cuda/cuda.h"
+ * double. Gradients of weights, scales, shifts and gates: sums down the columns. For any width,
+ * stride and alignment; rows_wide.cu takes the common case first. */
+#include "core/cuda/rows.h"
 
 namespace
 {
 
 /* ---- RMS norm and rotation ------------------------------------------------------------------- */
-
-struct Turn { /* rotation per head; pos NULL: none */
-    const int16_t *pos;
-    View cos[3], sin[3];
-    int pairs[3];
-    int64_t half; /* pairs of a head */
-
-    /* Angle of pair `pair` (counted over the whole row) of row r; false: it does not turn. */
-    DEVICE bool angle(int64_t r, int64_t pair, float *c, float *s) const
-    {
-        if (!pos || pos[3 * r] < 0) return false;
-        int64_t i = pair % half;
-        for (int axis = 0; axis < 3; axis++) {
-            if (i < pairs[axis]) {
-                *c = get(cos[axis], pos[3 * r + axis], i);
-                *s = get(sin[axis], pos[3 * r + axis], i);
-                return true;
-            }
-            i -= pairs[axis];
-        }
-        return false;
-    }
-    /* Element c of the row whose elements f(c) are turned forward (sign 1) or back (-1). */
-    template <class F> DEVICE float turned(int64_t r, int64_t c, float sign, const F &f) const
-    {
-        float co, si;
-        if (!angle(r, c / 2, &co, &si)) return f(c);
-        si *= sign;
-        return c % 2 ? f(c - 1) * si + f(c) * co : f(c) * co - f(c + 1) * si;
-    }
-};
-
-Turn turn_of(struct tensor pos, const struct rope *rope, int64_t C, int heads)
-{
-    Turn t = {};
-    t.half = C / heads / 2;
-    if (!pos.data) return t;
-    CHECK(pos.dtype == DT_I16 && rope && C % (2 * heads) == 0, "rotation: pos is i16, heads even");
-    t.pos = (const int16_t *)pos.data;
-    for (int axis = 0; axis < 3; axis++) {
-        t.pairs[axis] = rope->pairs[axis];
-        t.cos[axis] = view(rope->cos[axis]);
-        t.sin[axis] = view(rope->sin[axis]);
-    }
-    return t;
-}
 
 struct NormRopeForward {
     struct Shared {
@@ -235,6 +190,7 @@ float *state(struct tensor t, const char *what)
 
 void cuda_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a)
 {
+    if (wide_norm_rope_fwd(d, a)) return;
     cuda_expect_float(a->x, "RMS norm");
     cuda_expect_float(a->out, "RMS norm");
     blocks(d, a->x.dim[0],
@@ -244,6 +200,7 @@ void cuda_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a)
 
 void cuda_norm_rope_bwd(struct dev *d, const struct norm_rope_grad_args *a)
 {
+    if (wide_norm_rope_bwd(d, a)) return;
     cuda_expect_float(a->x, "RMS norm");
     cuda_expect_float(a->dy, "RMS norm");
     const int64_t C = a->x.dim[1];
@@ -262,6 +219,7 @@ void cuda_norm_rope_bwd(struct dev *d, const struct norm_rope_grad_args *a)
 
 void cuda_ln_fwd(struct dev *d, const struct ln_args *a)
 {
+    if (wide_ln_fwd(d, a)) return;
     cuda_expect_float(a->x, "layer norm");
     cuda_expect_float(a->out, "layer norm");
     const int64_t per = a->scale.data ? a->x.dim[0] / a->scale.dim[0] : 1;
@@ -274,6 +232,7 @@ void cuda_ln_fwd(struct dev *d, const struct ln_args *a)
 
 void cuda_ln_bwd(struct dev *d, const struct ln_grad_args *a)
 {
+    if (wide_ln_bwd(d, a)) return;
     cuda_expect_float(a->x, "layer norm");
     cuda_expect_float(a->dy, "layer norm");
     const int64_t C = a->x.dim[1], batch = a->scale.data ? a->scale.dim[0] : 1;
@@ -296,6 +255,7 @@ void cuda_ln_bwd(struct dev *d, const struct ln_grad_args *a)
 void cuda_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct tensor y,
                        struct tensor gate)
 {
+    if (wide_gate_add_fwd(d, out, x, y, gate)) return;
     cuda_expect_float(x, "gate");
     cuda_expect_float(y, "gate");
     const int64_t per = gate.data ? x.dim[0] / gate.dim[0] : 1;
@@ -305,6 +265,7 @@ void cuda_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct
 void cuda_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate, struct tensor dout,
                        struct tensor y, struct tensor gate)
 {
+    if (wide_gate_add_bwd(d, dy, dgate, dout, y, gate)) return;
     cuda_expect_float(dout, "gate");
     cuda_expect_float(y, "gate");
     const int64_t C = dout.dim[1], batch = gate.dim[0], per = dout.dim[0] / batch;
