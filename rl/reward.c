@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -72,20 +73,23 @@ static void take_config(struct reward *r, const struct reward_config *c)
     r->max_attempts = c->max_attempts > 0 ? c->max_attempts : 3;
     r->max_deaths = c->max_deaths > 0 ? c->max_deaths : 2;
     r->score_limit = or_default(c->score_limit, 100);
-    r->rules = (struct worker_rules){.command = r->command,
-                                     .env = c->env,
-                                     .options = r->options,
-                                     .memory = -1,
-                                     .slot_bytes = (c->slot_bytes + PAGE - 1) / PAGE * PAGE,
-                                     .slots = (uint32_t)r->num_slots,
-                                     .start_s = or_default(c->start_s, 600),
-                                     .ping_s = or_default(c->ping_s, 5),
-                                     .request_s = or_default(c->request_s, 80),
-                                     .restart_window_s = or_default(c->restart_window_s, 600),
-                                     .backoff_s = or_default(c->backoff_s, 1),
-                                     .backoff_max_s = or_default(c->backoff_max_s, 60),
-                                     .missed_pings = c->missed_pings > 0 ? c->missed_pings : 3,
-                                     .max_restarts = c->max_restarts > 0 ? c->max_restarts : 5};
+    r->rules =
+        (struct worker_rules){.command = r->command,
+                              .env = c->env,
+                              .options = r->options,
+                              .memory = -1,
+                              .slot_bytes = (c->slot_bytes + PAGE - 1) / PAGE * PAGE,
+                              .slots = (uint32_t)r->num_slots,
+                              .start_s = or_default(c->start_s, 600),
+                              .ping_s = or_default(c->ping_s, 5),
+                              .request_s = or_default(c->request_s, 80),
+                              .restart_window_s = or_default(c->restart_window_s, 600),
+                              .backoff_s = c->backoff_s < 0 ? 0 : or_default(c->backoff_s, 1),
+                              .backoff_max_s = or_default(c->backoff_max_s, 60),
+                              .missed_pings = c->missed_pings > 0 ? c->missed_pings : 3,
+                              .max_restarts = c->max_restarts < 0 ? INT_MAX
+                                              : c->max_restarts   ? c->max_restarts
+                                                                  : 5};
 }
 
 /* Memory that only this process can write and nobody can resize. */

@@ -62,7 +62,7 @@ static bool right_scores(const struct reward_result *d, const char *prompt)
     uint8_t p[BYTES];
     double want[3];
     paint(p, d->id);
-    fake_scores(want, prompt, p, BYTES);
+    fake_scores(want, prompt, p, FRAMES, BYTES);
     return d->valid && memcmp(want, d->raw, sizeof want) == 0 &&
            memcmp(want, d->norm, sizeof want) == 0;
 }
