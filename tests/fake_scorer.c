@@ -167,7 +167,7 @@ static void spoil_answer(const char *how, uint64_t id, const struct wire_result 
 {
     uint8_t *p = out.data + out.at;
     if (!strcmp(how, "twice")) wire_put_result(&out, id, r);
-    if (!strcmp(how, "flip")) p[40] ^= 1;
+    if (!strcmp(how, "flip")) p[WIRE_HEADER + 20] ^= 1; /* of the first score */
     if (!strcmp(how, "head")) p[16] ^= 1;
     if (!strcmp(how, "long")) p[10] = 0xff;
     if (!strcmp(how, "oversize")) p[10] = 0x10, p[8] = 1, mend(); /* 1 MiB and a bit */
@@ -237,7 +237,7 @@ static void answer(const struct wire_msg *m)
     if (!strcmp(how, "nan")) r.raw[1] = NAN;
     if (!strcmp(how, "inf")) r.norm[2] = INFINITY;
     if (!strcmp(how, "huge")) r.raw[0] = 101;
-    if (!strcmp(how, "crc")) r.crc++;
+    if (!strcmp(how, "crc")) r.crc++, r.raw[0] = r.norm[0] = 0.5; /* it saw other frames */
     if (!strcmp(how, "dims")) r.dims = 2;
     if (!strcmp(how, "id")) id += 1000;
     if (!strcmp(how, "bad")) r.status = WIRE_BAD_INPUT, strcpy(r.text, "not my kind of prompt");

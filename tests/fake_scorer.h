@@ -1,7 +1,7 @@
 /* A scorer in C for tests: the test program started again with "--scorer MODE" as its command. The
  * first word of a prompt says how it misbehaves with that clip ("crash", "hang", ...), a second one
- * names a file: then it does so only once, for whoever creates the file. "storm" writes the file that
- * OSP_REWARD_STORM names: a start for every byte of it ends as soon as it is ready. */
+ * names a file: then it does so only once, for whoever creates the file. "storm" writes the file
+ * that OSP_REWARD_STORM names: a start for every byte of it ends as soon as it is ready. */
 #ifndef TESTS_FAKE_SCORER_H
 #define TESTS_FAKE_SCORER_H
 #include <stdint.h>
