@@ -73,6 +73,8 @@ static void take_config(struct reward *r, const struct reward_config *c)
     r->max_attempts = c->max_attempts > 0 ? c->max_attempts : 3;
     r->max_deaths = c->max_deaths > 0 ? c->max_deaths : 2;
     r->score_limit = or_default(c->score_limit, 100);
+    snprintf(r->beyond, sizeof r->beyond, "a score is beyond reward.score_limit %g",
+             r->score_limit);
     r->rules =
         (struct worker_rules){.command = r->command,
                               .env = c->env,
@@ -224,6 +226,18 @@ static bool all_ready(const struct reward *r)
     return true;
 }
 
+/* The end of the message is what may be cut: command lines and logs are long. */
+static void tell_failed(const struct reward *r, const struct worker *w, struct err *e)
+{
+    const int code = w->fatal_code;
+    char said[300];
+    worker_said(w, said, sizeof said);
+    err_set(e, code >= RC_USAGE && code <= RC_CONFIG ? code : RC_CONFIG,
+            "reward worker %d did not start: %s; its log %s ends with: %s; reward.command is "
+            "\"%s\"",
+            w->number, w->why, w->log, said, r->command);
+}
+
 bool reward_ready(struct reward *r, struct err *e)
 {
     pthread_mutex_lock(&r->lock);
@@ -233,13 +247,7 @@ bool reward_ready(struct reward *r, struct err *e)
     while (!(ready = all_ready(r)) && !(failed = failed_start(r)) && !r->dead)
         if (!wait_until(r, end)) break;
     if (failed)
-        err_set(e,
-                failed->fatal_code >= RC_USAGE && failed->fatal_code <= RC_CONFIG
-                    ? failed->fatal_code
-                    : RC_CONFIG,
-                "reward worker %d did not start: %s; reward.command is \"%s\"; what it printed "
-                "is in %s",
-                failed->number, failed->why, r->command, failed->log);
+        tell_failed(r, failed, e);
     else if (!ready)
         err_set(e, RC_TEMP, "the reward workers were not ready %g s after their start",
                 r->rules.start_s);

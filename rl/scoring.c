@@ -70,7 +70,8 @@ static struct reward *start(struct scoring *s, struct spawner *p, struct err *e)
                                     .ranks = dp->size,
                                     .options = s->options,
                                     .start_s = w->start_s,
-                                    .request_s = w->request_s};
+                                    .request_s = w->request_s,
+                                    .score_limit = w->score_limit};
     struct reward *r = reward_open(p, &c, e);
     if (r && !reward_ready(r, e)) {
         reward_close(r);

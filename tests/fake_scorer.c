@@ -117,6 +117,13 @@ static void noise(void)
     fflush(stdout);
 }
 
+static _Noreturn void refuse(int code)
+{
+    puts("reading the model\n\tof /weights\nfolder /weights/7: no such model\n");
+    fflush(stdout);
+    _exit(code);
+}
+
 /* Things that never come to an answer, or are said before it. */
 static void spoil(const char *how)
 {
@@ -126,6 +133,8 @@ static void spoil(const char *how)
     if (!strcmp(how, "tardy")) process_nap(0.1);
     if (!strcmp(how, "crash")) abort();
     if (!strcmp(how, "exit")) _exit(3);
+    if (!strncmp(how, "leave", 5)) refuse(atoi(how + 5));
+    if (!strcmp(how, "wrong")) lines(WIRE_FATAL, "code=78\ntext=/weights: another model\n");
     if (!strcmp(how, "hang"))
         for (;;) pause();
     if (!strcmp(how, "stop")) raise(SIGSTOP);
@@ -253,6 +262,7 @@ static void start(const char *nonce, int number)
 {
     char text[256];
     if (!strcmp(mode, "exit3")) _exit(3);
+    if (!strncmp(mode, "leave", 5)) refuse(atoi(mode + 5));
     if (!strcmp(mode, "silent")) pause();
     if (!strcmp(mode, "noise")) wire_add(&out, "hello\n", 6);
     snprintf(text, sizeof text, "protocol=1\npid=%d\nnonce=%s\n", (int)getpid(),
