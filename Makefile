@@ -85,7 +85,7 @@ endif
 CFLAGS  ?=
 Q       := $(if $(V),,@) # V=1 shows the whole commands
 ALLC    := -std=c17 $(OPT) -g $(WARN) $(MATH) $(OMP) $(SAN) $(DEFS) $(INCS) -MMD -MP $(CFLAGS)
-# -rdynamic: libosp_cuda.so uses err_stop, tensor_rows and rng_open of the program
+# -rdynamic: libosp_cuda.so uses err_stop, tensor_rows, rng_open ... of the program
 LINK    := $(OMP) $(SAN) -rdynamic $(LDFLAGS)
 
 # ---- sources -----------------------------------------------------------------------------------

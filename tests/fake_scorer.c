@@ -258,7 +258,7 @@ static void answer(const struct wire_msg *m)
     if (!strcmp(how, "after")) abort();
 }
 
-static void start(const char *nonce, int number)
+static void start(const char *nonce, int number, const char *device)
 {
     char text[256];
     if (!strcmp(mode, "exit3")) _exit(3);
@@ -274,10 +274,10 @@ static void start(const char *nonce, int number)
     }
     if (!strcmp(mode, "child") && fork() == 0) /* a process of its own that outlives it */
         for (;;) pause();
-    snprintf(text, sizeof text, "dims=%s\nselftest=%s\nscorer=fake\npid=%d\n",
+    snprintf(text, sizeof text, "dims=%s\nselftest=%s\nscorer=fake\npid=%d\n%s%s%s",
              !strcmp(mode, "nodims") ? "A,,B" : "VQ,MQ,TA",
-             !strcmp(mode, "odd") && number ? "0.5,0.25,0.126002" : "0.5,0.25,0.125",
-             (int)getpid());
+             !strcmp(mode, "odd") && number ? "0.5,0.25,0.126002" : "0.5,0.25,0.125", (int)getpid(),
+             *device ? "device=" : "", device, *device ? "\n" : "");
     lines(WIRE_READY, text);
     in_a_storm();
 }
@@ -286,7 +286,7 @@ _Noreturn void fake_scorer(const char *how)
 {
     struct wire_msg m;
     int fd = -1;
-    char nonce[32] = "", size[32] = "", number[16] = "";
+    char nonce[32] = "", size[32] = "", number[16] = "", device[32] = "";
     mode = how;
     receive(&m, &fd);
     if (m.type != WIRE_CONFIG || !wire_lines(&m) || !wire_value(&m, "nonce", nonce, 32) ||
@@ -297,7 +297,9 @@ _Noreturn void fake_scorer(const char *how)
     p = mmap(NULL, strtoull(size, NULL, 10), PROT_READ, MAP_SHARED, fd, 0);
     if (p == MAP_FAILED) _exit(95);
     memory = p;
-    start(nonce, atoi(number));
+    wire_value(&m, "device", device, sizeof device);
+    if (*device) printf("I was told device=%s\n", device), fflush(stdout);
+    start(nonce, atoi(number), device);
     for (;;) {
         leave_unread();
         receive(&m, NULL);
