@@ -275,9 +275,10 @@ static const char *on_ready(struct worker *w, const struct wire_msg *m, double n
 
 static void on_fatal(struct worker *w, const struct wire_msg *m, double now)
 {
-    char code[16] = "", text[WORKER_WHY - 8] = "it gave up without a reason";
+    char code[16] = "", text[WORKER_WHY - 8] = "";
     wire_value(m, "code", code, sizeof code);
-    wire_value(m, "text", text, sizeof text);
+    if (!wire_value(m, "text", text, sizeof text) || !text[0])
+        strcpy(text, "it gave up without a reason");
     const int said = (int)strtol(code, NULL, 10);
     w->fatal_code = as_ours(said);
     /* at its first start: a wrong configuration */
