@@ -204,9 +204,9 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows ops_policy policy_math reward reward_wire units guided nft updates
-SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire
-SAN_tsan  := reward loader comm check_comm model resume sequence guided
+             ops_rows ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates
+SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire reward_fuzz
+SAN_tsan  := reward reward_ranks loader comm check_comm model resume sequence guided
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
 	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
@@ -214,6 +214,7 @@ asan ubsan tsan:
 # hours; what it found is written into docs/campaign.md by hand
 campaign:
 	@$(MAKE) --no-print-directory osp tests
+	@$(MAKE) --no-print-directory CONFIG=asan build/asan/tests/test_reward_fuzz
 	@BUILD=$(BUILD) scripts/campaign.sh
 clang:
 	@$(MAKE) --no-print-directory CONFIG=clang CC=clang OMP= WERROR=1 osp tests
@@ -235,7 +236,7 @@ help:
 	echo "make test-fast    the set for daily work, under a minute (also: make fast)"; \
 	echo "make golden       reproduce the golden files of \$$GOLDEN_DIR (default tests/golden)"; \
 	echo "make asan|ubsan|tsan   fast tests under a sanitizer;  make clang: build with clang, -Werror"; \
-	echo "make campaign     the long runs: all layouts and policies in f64, FUZZ=100000 inputs a parser, KILLS=50"; \
+	echo "make campaign     the long runs: all layouts and policies in f64, FUZZ inputs a parser (100000, a million for scorers), faulty scorers on 8 ranks, KILLS=50"; \
 	echo "make cuda         only the library of the cuda device (make CUDA=1: all; needs nvcc)"; \
 	echo "make check        include directions, style;  make format: clang-format in place"; \
 	echo "make bench        CPU speed side by side with PyTorch;  make clean"

@@ -120,6 +120,55 @@ static void put_score(struct wire_buf *b)
     wire_put_score(b, 1 + below(3), &s);
 }
 
+/* Payloads that agree with themselves, and go a little beyond what is allowed. */
+static uint8_t raw[4 * WIRE_INDICES + WIRE_PROMPT + 200];
+static size_t raw_size;
+
+static void add(uint64_t v, int bytes)
+{
+    for (int i = 0; i < bytes; i++) raw[raw_size++] = (uint8_t)(v >> 8 * i);
+}
+
+static void put_long_result(struct wire_buf *b, uint64_t id)
+{
+    raw_size = 0;
+    add(below(8) ? 1 : below(3), 4);
+    add(below(WIRE_STATUSES + 1), 4);
+    add(draw(), 4);
+    const uint32_t dims = below(WIRE_DIMS + 3);
+    add(dims, 4);
+    for (uint32_t i = 0; i < 2 * dims; i++) add(draw(), 8);
+    add(draw(), 8);
+    add(0, 4);
+    const uint32_t text = below(2) ? below(9) : WIRE_TEXT - 2 + below(5);
+    add(text, 4);
+    memset(raw + raw_size, 'a', text);
+    wire_put(b, WIRE_RESULT, id, raw, raw_size + text);
+}
+
+static void put_long_score(struct wire_buf *b, uint64_t id)
+{
+    const uint32_t frames = below(2) ? below(9) : WIRE_INDICES - 2 + below(5);
+    const uint32_t prompt = below(2) ? below(9) : WIRE_PROMPT - 2 + below(5);
+    raw_size = 0;
+    add(below(8) ? 1 : below(3), 4);
+    add(draw(), 4);
+    add(draw(), 8);
+    add(frames, 4);
+    add(draw(), 8);
+    add(below(8) == 0, 1);
+    add(below(3), 1);
+    add(below(8) == 0, 2);
+    add(draw(), 8);
+    add(draw(), 4);
+    add(frames, 4);
+    for (uint32_t i = 0; i < frames; i++) add(i, 4);
+    add(draw(), 4);
+    add(prompt, 4);
+    memset(raw + raw_size, 'a', prompt);
+    wire_put(b, WIRE_SCORE, id, raw, raw_size + prompt);
+}
+
 static void put_text(struct wire_buf *b, enum wire_type type)
 {
     static const char *const key[] = {"dims", "selftest", "nonce", "code", "text", "pid", "x"};
@@ -145,13 +194,20 @@ static void put_text(struct wire_buf *b, enum wire_type type)
         "h\xc3\xa9",
         "\xff",
         "a value that is longer than the room for codes and nonces and names of dimensions"};
-    char text[2048] = "";
+    char text[2048 + WORKER_INFO] = "";
     size_t n = 0;
     if (type == WIRE_READY && below(4)) n = (size_t)sprintf(text, "dims=VQ,MQ\nselftest=1,-2.5\n");
     if (type == WIRE_HELLO && below(4)) n = (size_t)sprintf(text, "nonce=%016x\n", NONCE);
     for (uint32_t k = below(5); k; k--) {
         const char *name = key[below(7)];
         n += (size_t)sprintf(text + n, "%s=%s\n", name, value[below(sizeof value / sizeof *value)]);
+    }
+    if (below(40) == 0 && n) { /* about as long as the trainer keeps */
+        const size_t to = WORKER_INFO - 4 + below(8);
+        memset(text + n, '=', to - n);
+        text[to - 1] = '\n';
+        text[n] = 'x';
+        n = to;
     }
     if (below(30) == 0 && n) n--; /* the last line has no end */
     wire_put(b, type, type == WIRE_PONG ? PING_ID : 0, text, n);
@@ -171,7 +227,11 @@ static void put_stream(struct wire_buf *b, enum scene scene)
     uint64_t id = 1;
     for (uint32_t n = 1 + below(MESSAGES); n; n--) {
         const uint32_t k = below(12);
-        if (scene == AT_WORK && k < 8)
+        if (below(24) == 0)
+            put_long_result(b, id);
+        else if (below(24) == 0)
+            put_long_score(b, id);
+        else if (scene == AT_WORK && k < 8)
             put_result(b, id++);
         else if (k < 5)
             put_result(b, 1 + below(3));
