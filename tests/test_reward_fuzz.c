@@ -140,7 +140,7 @@ static void put_long_result(struct wire_buf *b, uint64_t id)
     for (uint32_t i = 0; i < 2 * dims; i++) add(draw(), 8);
     add(draw(), 8);
     add(0, 4);
-    const uint32_t text = below(2) ? below(9) : WIRE_TEXT - 2 + below(5);
+    const uint32_t text = below(2) ? below(9) : WIRE_TEXT - 2 + below(9);
     add(text, 4);
     memset(raw + raw_size, 'a', text);
     wire_put(b, WIRE_RESULT, id, raw, raw_size + text);
@@ -405,6 +405,8 @@ static void read_payload(const struct wire_msg *m)
     if (wire_get_result(&r, m)) {
         size_t at;
         seen.results++;
+        EXPECT(memchr(r.text, 0, sizeof r.text), "input %lld: a text without end",
+               (long long)number);
         wire_put_result(&again, m->id, &r);
         EXPECT(r.dims <= WIRE_DIMS && r.status < WIRE_STATUSES && same_bytes(m, &again) &&
                    wire_printable(r.text, strlen(r.text), &at),
@@ -450,8 +452,11 @@ static void take_all(struct wire_buf *b, struct outcome *o, bool deep)
         free(exact);
     }
     EXPECT(o->verdict == 0 || wrong, "input %lld: an error without a reason", (long long)number);
-    EXPECT(o->verdict < 0 || b->size - b->at < WIRE_HEADER ||
-               load32(b->data + b->at + 8) <= WIRE_MAX,
+    const size_t left = b->size - b->at;
+    const uint8_t *p = left ? b->data + b->at : NULL;
+    EXPECT(o->verdict < 0 || !left || memcmp(p, "OSPR", left < 4 ? left : 4) == 0,
+           "input %lld: waits for the rest of garbage", (long long)number);
+    EXPECT(o->verdict < 0 || left < WIRE_HEADER || load32(p + 8) <= WIRE_MAX,
            "input %lld: waits for a message that is too long", (long long)number);
 }
 
