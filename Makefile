@@ -101,7 +101,7 @@ TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_policy))
 TESTS   += $(EMULATED)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
-           $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o \
+           $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o $(BUILD)/tests/wire_damage.o \
            $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
