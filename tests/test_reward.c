@@ -273,7 +273,7 @@ static void no_use_again(struct comm *world)
     expect_no_start("leave77", RC_CONFIG, "exit code 77");
     static const char *const kinds[] = {"leave64", "leave66", "leave77", "leave78",
                                         "wrong",   "leave70", "leave65"};
-    for (int i = 0; i < 7; i++) {
+    for (int i = test_fast() ? 3 : 0; i < (test_fast() ? 6 : 7); i++) {
         const struct reward_config c = config("useless", 2);
         struct reward *r = fake_start(spawner, &c);
         if (!r) return;
@@ -411,7 +411,7 @@ static void storm(struct comm *world)
     (void)world;
     static const char *const fault[] = {"crash", "exit", "garbage", "nan", "crc",
                                         "twice", "half", "after",   "oom", "flip"};
-    const int clips = test_fast() ? 400 : test_campaign() ? 10000 : 2000;
+    const int clips = test_fast() ? 200 : test_campaign() ? 10000 : 2000;
     struct reward_config c = config("many", 3);
     c.max_restarts = 1 << 20;
     c.max_deaths = c.max_attempts = 5; /* neighbours of a crash are tried again too */
