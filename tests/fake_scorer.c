@@ -131,7 +131,9 @@ static void spoil(const char *how)
     if (!strcmp(how, "random")) random_bytes();
     if (!strcmp(how, "noise")) noise();
     if (!strcmp(how, "tardy")) process_nap(0.1);
-    if (!strcmp(how, "crash")) abort();
+    if (!strcmp(how, "child") && fork() == 0) /* outlives it, and holds its socket */
+        for (;;) pause();
+    if (!strcmp(how, "crash") || !strcmp(how, "child")) abort();
     if (!strcmp(how, "exit")) _exit(3);
     if (!strncmp(how, "leave", 5)) refuse(atoi(how + 5));
     if (!strcmp(how, "wrong")) lines(WIRE_FATAL, "code=78\ntext=/weights: another model\n");

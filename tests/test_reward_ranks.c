@@ -26,7 +26,7 @@ static const char *const kinds[] = {
     "unread",   "crash",  "after",   "exit",  "hang",  "stop",  "late",    "slow",    "tardy",
     "nan",      "inf",    "huge",    "dims",  "count", "crc",   "flip",    "head",    "long",
     "oversize", "random", "garbage", "noise", "oom",   "half",  "stall",   "trickle", "storm",
-    "twice",    "id",     "unasked", "again", "fatal", "flood", "nolines", "config"};
+    "twice",    "id",     "unasked", "again", "fatal", "flood", "nolines", "config",  "child"};
 static const char *const kinds_of_python[] = {"crash", "late",  "half",  "nan",   "dims",
                                               "exit",  "oom",   "count", "noise", "random",
                                               "stop",  "tardy", "raise", "slow"};
