@@ -85,7 +85,7 @@ endif
 CFLAGS  ?=
 Q       := $(if $(V),,@) # V=1 shows the whole commands
 ALLC    := -std=c17 $(OPT) -g $(WARN) $(MATH) $(OMP) $(SAN) $(DEFS) $(INCS) -MMD -MP $(CFLAGS)
-# -rdynamic: libosp_cuda.so uses err_stop, tensor_rows and rng_open of the program
+# -rdynamic: libosp_cuda.so uses err_stop, tensor_rows, rng_open ... of the program
 LINK    := $(OMP) $(SAN) -rdynamic $(LDFLAGS)
 
 # ---- sources -----------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_policy))
 TESTS   += $(EMULATED)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
-           $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o \
+           $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o $(BUILD)/tests/wire_damage.o \
            $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
@@ -204,9 +204,9 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows ops_policy policy_math reward reward_wire units guided nft updates
-SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire
-SAN_tsan  := reward loader comm check_comm model resume sequence guided
+             ops_rows ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates
+SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire reward_fuzz
+SAN_tsan  := reward reward_ranks loader comm check_comm model resume sequence guided
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
 	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
@@ -214,6 +214,7 @@ asan ubsan tsan:
 # hours; what it found is written into docs/campaign.md by hand
 campaign:
 	@$(MAKE) --no-print-directory osp tests
+	@$(MAKE) --no-print-directory CONFIG=asan build/asan/tests/test_reward_fuzz
 	@BUILD=$(BUILD) scripts/campaign.sh
 clang:
 	@$(MAKE) --no-print-directory CONFIG=clang CC=clang OMP= WERROR=1 osp tests
@@ -235,7 +236,7 @@ help:
 	echo "make test-fast    the set for daily work, under a minute (also: make fast)"; \
 	echo "make golden       reproduce the golden files of \$$GOLDEN_DIR (default tests/golden)"; \
 	echo "make asan|ubsan|tsan   fast tests under a sanitizer;  make clang: build with clang, -Werror"; \
-	echo "make campaign     the long runs: all layouts and policies in f64, FUZZ=100000 inputs a parser, KILLS=50"; \
+	echo "make campaign     the long runs: all layouts and policies in f64, FUZZ inputs a parser (100000, a million for scorers), faulty scorers on 8 ranks, KILLS=50"; \
 	echo "make cuda         only the library of the cuda device (make CUDA=1: all; needs nvcc)"; \
 	echo "make check        include directions, style;  make format: clang-format in place"; \
 	echo "make bench        CPU speed side by side with PyTorch;  make clean"

@@ -96,6 +96,18 @@ const char *const *dev_names(void)
     return names;
 }
 
+int dev_local_rank(void)
+{
+    static const char *const variables[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+                                            "PMI_LOCAL_RANK", "SLURM_LOCALID"};
+    for (size_t i = 0; i < sizeof variables / sizeof *variables; i++) {
+        const char *value = getenv(variables[i]);
+        const int n = value && *value ? atoi(value) : -1;
+        if (n >= 0) return n;
+    }
+    return 0;
+}
+
 bool dev_supports(const char *name, enum dtype compute)
 {
     const struct dev_backend *b = find(name);

@@ -253,6 +253,9 @@ void dev_close(struct dev *d);
 /* Of this build and machine (cuda only with a usable GPU), NULL-terminated. */
 const char *const *dev_names(void);
 bool dev_supports(const char *name, enum dtype compute);
+/* Which rank of its host this process is, as the launcher says (before MPI_Init, too); 0 without
+ * one. Ranks of a host take its GPUs in turn. */
+int dev_local_rank(void);
 /* One line for the start banner: library, instruction set, threads. */
 void dev_describe(struct dev *d, char *out, size_t size);
 

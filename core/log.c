@@ -1,6 +1,7 @@
 #include "core/log.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,8 +10,9 @@
 
 enum { LINE_BYTES = 4096 };
 static _Thread_local int my_rank, my_size = 1;
-static enum log_level threshold = LOG_INFO;
-static bool progress_open; /* a progress line without newline is on the terminal */
+/* Shared by the ranks and helpers that are threads of one process. */
+static _Atomic enum log_level threshold = LOG_INFO;
+static atomic_bool progress_open; /* a progress line without newline is on the terminal */
 
 void log_identify(int rank, int size)
 {
@@ -43,8 +45,8 @@ void log_line(enum log_level level, const char *fmt, ...)
 {
     if (level < threshold || (my_rank > 0 && level < LOG_WARN)) return;
     const char *prefix = level == LOG_WARN ? "warning: " : "";
-    if (progress_open) prefix = level == LOG_WARN ? "\nwarning: " : "\n";
-    progress_open = false;
+    if (atomic_exchange(&progress_open, false))
+        prefix = level == LOG_WARN ? "\nwarning: " : "\n"; /* whoever is first ends it */
     va_list ap;
     va_start(ap, fmt);
     emit(level == LOG_WARN ? STDERR_FILENO : STDOUT_FILENO, prefix, "\n", fmt, ap);

@@ -61,6 +61,7 @@ struct reward_settings {
     struct cfg_reals weights;               /* by dimension of the scorer */
     int64_t workers, min_group;             /* min_group 0: max(2, G-1) */
     double request_s, start_s, max_invalid; /* share of an epoch */
+    double score_limit;                     /* a raw score beyond it is no score */
     int on_dead;                            /* 0 stop, 1 degrade: go on without updates */
 };
 #endif

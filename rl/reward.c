@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -72,20 +73,25 @@ static void take_config(struct reward *r, const struct reward_config *c)
     r->max_attempts = c->max_attempts > 0 ? c->max_attempts : 3;
     r->max_deaths = c->max_deaths > 0 ? c->max_deaths : 2;
     r->score_limit = or_default(c->score_limit, 100);
-    r->rules = (struct worker_rules){.command = r->command,
-                                     .env = c->env,
-                                     .options = r->options,
-                                     .memory = -1,
-                                     .slot_bytes = (c->slot_bytes + PAGE - 1) / PAGE * PAGE,
-                                     .slots = (uint32_t)r->num_slots,
-                                     .start_s = or_default(c->start_s, 600),
-                                     .ping_s = or_default(c->ping_s, 5),
-                                     .request_s = or_default(c->request_s, 80),
-                                     .restart_window_s = or_default(c->restart_window_s, 600),
-                                     .backoff_s = or_default(c->backoff_s, 1),
-                                     .backoff_max_s = or_default(c->backoff_max_s, 60),
-                                     .missed_pings = c->missed_pings > 0 ? c->missed_pings : 3,
-                                     .max_restarts = c->max_restarts > 0 ? c->max_restarts : 5};
+    snprintf(r->beyond, sizeof r->beyond, "a score is beyond reward.score_limit %g",
+             r->score_limit);
+    r->rules =
+        (struct worker_rules){.command = r->command,
+                              .env = c->env,
+                              .options = r->options,
+                              .memory = -1,
+                              .slot_bytes = (c->slot_bytes + PAGE - 1) / PAGE * PAGE,
+                              .slots = (uint32_t)r->num_slots,
+                              .start_s = or_default(c->start_s, 600),
+                              .ping_s = or_default(c->ping_s, 5),
+                              .request_s = or_default(c->request_s, 80),
+                              .restart_window_s = or_default(c->restart_window_s, 600),
+                              .backoff_s = c->backoff_s < 0 ? 0 : or_default(c->backoff_s, 1),
+                              .backoff_max_s = or_default(c->backoff_max_s, 60),
+                              .missed_pings = c->missed_pings > 0 ? c->missed_pings : 3,
+                              .max_restarts = c->max_restarts < 0 ? INT_MAX
+                                              : c->max_restarts   ? c->max_restarts
+                                                                  : 5};
 }
 
 /* Memory that only this process can write and nobody can resize. */
@@ -220,6 +226,18 @@ static bool all_ready(const struct reward *r)
     return true;
 }
 
+/* The end of the message is what may be cut: command lines and logs are long. */
+static void tell_failed(const struct reward *r, const struct worker *w, struct err *e)
+{
+    const int code = w->fatal_code;
+    char said[300];
+    worker_said(w, said, sizeof said);
+    err_set(e, code >= RC_USAGE && code <= RC_CONFIG ? code : RC_CONFIG,
+            "reward worker %d did not start: %s; its log %s ends with: %s; reward.command is "
+            "\"%s\"",
+            w->number, w->why, w->log, said, r->command);
+}
+
 bool reward_ready(struct reward *r, struct err *e)
 {
     pthread_mutex_lock(&r->lock);
@@ -229,13 +247,7 @@ bool reward_ready(struct reward *r, struct err *e)
     while (!(ready = all_ready(r)) && !(failed = failed_start(r)) && !r->dead)
         if (!wait_until(r, end)) break;
     if (failed)
-        err_set(e,
-                failed->fatal_code >= RC_USAGE && failed->fatal_code <= RC_CONFIG
-                    ? failed->fatal_code
-                    : RC_CONFIG,
-                "reward worker %d did not start: %s; reward.command is \"%s\"; what it printed "
-                "is in %s",
-                failed->number, failed->why, r->command, failed->log);
+        tell_failed(r, failed, e);
     else if (!ready)
         err_set(e, RC_TEMP, "the reward workers were not ready %g s after their start",
                 r->rules.start_s);

@@ -24,22 +24,24 @@
 #include "core/err.h"
 enum { REWARD_DIMS = 8, REWARD_NAME = 32, REWARD_REASON = 512, REWARD_PROMPT = 16384 };
 
-struct reward_config {      /* 0 and NULL: the default in brackets */
-    const char *command;    /* program and arguments; '...' and "..." keep blanks; no shell */
-    int workers;            /* processes [1] */
-    int slots;              /* clips in memory at a time [2 per worker + 2] */
-    size_t slot_bytes;      /* of the largest clip; no default */
-    const char *log_dir;    /* reward_%d.log go there ["."] */
-    int first_log;          /* number of the first worker; ranks that share log_dir differ [0] */
-    int rank, ranks;        /* for log lines */
-    const char *const *env; /* NAME=VALUE, NULL-terminated, for the scorers */
-    const char *options;    /* "key=value\n" lines for the scorers (source_fps, ...) */
-    double start_s;         /* until READY [600] */
-    double ping_s;          /* between heartbeats [5] */
-    int missed_pings;       /* silence of so many is an end [3] */
-    double request_s;       /* for one clip, from when the scorer may begin [80] */
-    int max_restarts;       /* within restart_window_s, then that worker is given up [5] */
-    double restart_window_s, backoff_s, backoff_max_s; /* [600, 1, 60] */
+struct reward_config {   /* 0 and NULL: the default in brackets */
+    const char *command; /* program and arguments; '...' and "..." keep blanks; no shell */
+    int workers;         /* processes [1] */
+    int slots;           /* clips in memory at a time [2 per worker + 2] */
+    size_t slot_bytes;   /* of the largest clip; no default */
+    const char *log_dir; /* reward_%d.log go there ["."] */
+    int first_log;       /* number of the first worker; ranks that share log_dir differ [0] */
+    int rank, ranks;     /* for log lines */
+    const char *const
+        *env;            /* NAME=VALUE, NULL-terminated, for the scorers; yours until the close */
+    const char *options; /* "key=value\n" lines for the scorers (source_fps, ...) */
+    double start_s;      /* until READY [600] */
+    double ping_s;       /* between heartbeats [5] */
+    int missed_pings;    /* silence of so many is an end [3] */
+    double request_s;    /* for one clip, from when the scorer may begin [80] */
+    int max_restarts;    /* within restart_window_s, then that worker is given up [5]; negative:
+                            no limit */
+    double restart_window_s, backoff_s, backoff_max_s; /* [600, 1, 60]; backoff_s negative: none */
     int max_attempts;                                  /* of one clip [3] */
     int max_deaths;     /* a clip that so many scorers died of is invalid [2] */
     double score_limit; /* a raw score beyond it is invalid [100] */

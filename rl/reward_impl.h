@@ -23,6 +23,7 @@ struct reward {
     struct worker_rules rules;
     int max_attempts, max_deaths, rank, ranks;
     double score_limit;
+    char beyond[80]; /* what a score beyond it is called */
     char *command, *options;
     struct spawner *spawner;
     struct worker *worker;

@@ -10,6 +10,7 @@
 #include "core/log.h"
 #include "rl/reward_impl.h"
 
+_Static_assert((int)WIRE_DIMS == REWARD_DIMS && (int)WIRE_NAME == REWARD_NAME, "one size of names");
 enum { IN_FLIGHT = 2 /* per worker: the next clip is there already */ };
 
 /* ---- results ---- */
@@ -111,7 +112,7 @@ static const char *wrong_result(const struct reward *r, const struct slot *s,
     if (w->crc != s->clip.crc) return "it has seen other frames than were sent";
     for (int i = 0; i < r->dims; i++) {
         if (!isfinite(w->raw[i]) || !isfinite(w->norm[i])) return "its scores are not finite";
-        if (fabs(w->raw[i]) > r->score_limit) return "a score is beyond all bounds";
+        if (fabs(w->raw[i]) > r->score_limit) return r->beyond;
     }
     return NULL;
 }
@@ -144,57 +145,27 @@ static void on_lost(struct reward *r, struct worker *w)
 }
 
 /* ---- what a scorer says of itself ---- */
-static int split_names(char *text, char name[REWARD_DIMS][REWARD_NAME])
-{
-    int n = 0;
-    char *rest = text;
-    for (char *p; (p = strsep(&rest, ","));) {
-        if (n == REWARD_DIMS || !*p || strlen(p) >= REWARD_NAME) return -1;
-        for (const char *q = p; *q; q++)
-            if (!strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_", *q))
-                return -1;
-        strcpy(name[n++], p);
-    }
-    return n;
-}
-
-static int split_numbers(char *text, double *v)
-{
-    int n = 0;
-    char *rest = text, *end;
-    for (char *p; (p = strsep(&rest, ","));) {
-        if (n == REWARD_DIMS || !*p) return -1;
-        v[n] = strtod(p, &end);
-        if (*end || !isfinite(v[n++])) return -1;
-    }
-    return n;
-}
-
 /* NULL: it fits what the others said. */
 static const char *wrong_ready(struct reward *r, const struct worker *w)
 {
     const struct wire_msg m = {WIRE_READY, 0, (const uint8_t *)w->info, (uint32_t)strlen(w->info)};
-    char names[REWARD_DIMS * REWARD_NAME] = "", test[512] = "", name[REWARD_DIMS][REWARD_NAME];
-    double v[REWARD_DIMS];
-    wire_value(&m, "dims", names, sizeof names);
-    const int n = split_names(names, name);
-    if (n <= 0) return "its READY has no list of dimensions (dims=VQ,MQ,...)";
-    int tests = 0;
-    if (wire_value(&m, "selftest", test, sizeof test) && test[0]) tests = split_numbers(test, v);
-    if (tests != 0 && tests != n) return "the self-test of its READY is not one number a dimension";
+    struct wire_ready said;
+    const char *wrong = wire_get_ready(&said, &m);
+    if (wrong) return wrong;
     if (r->dims) {
-        if (n != r->dims || tests != r->num_selftest) return "it scores other dimensions";
-        for (int i = 0; i < n; i++)
-            if (strcmp(name[i], r->name[i])) return "it scores other dimensions";
-        for (int i = 0; i < tests; i++)
-            if (fabs(v[i] - r->selftest[i]) > 1e-3)
+        if (said.dims != r->dims || said.tests != r->num_selftest)
+            return "it scores other dimensions";
+        for (int i = 0; i < said.dims; i++)
+            if (strcmp(said.name[i], r->name[i])) return "it scores other dimensions";
+        for (int i = 0; i < said.tests; i++)
+            if (fabs(said.selftest[i] - r->selftest[i]) > 1e-3)
                 return "its self-test gives other scores than the other workers' did";
         return NULL;
     }
-    r->dims = n;
-    r->num_selftest = tests;
-    for (int i = 0; i < n; i++) strcpy(r->name[i], name[i]);
-    memcpy(r->selftest, v, (size_t)tests * sizeof *v);
+    r->dims = said.dims;
+    r->num_selftest = said.tests;
+    memcpy(r->name, said.name, sizeof r->name);
+    memcpy(r->selftest, said.selftest, sizeof r->selftest);
     return NULL;
 }
 

@@ -1,5 +1,6 @@
 #include "rl/reward_wire.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -320,4 +321,45 @@ bool wire_value(const struct wire_msg *m, const char *key, char *value, size_t r
         return true;
     }
     return false;
+}
+
+/* ---- READY ---- */
+static int split_names(char *text, char name[WIRE_DIMS][WIRE_NAME])
+{
+    int n = 0;
+    char *rest = text;
+    for (char *p; (p = strsep(&rest, ","));) {
+        if (n == WIRE_DIMS || !*p || strlen(p) >= WIRE_NAME) return -1;
+        for (const char *q = p; *q; q++)
+            if (!strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_", *q))
+                return -1;
+        strcpy(name[n++], p);
+    }
+    return n;
+}
+
+static int split_numbers(char *text, double *v)
+{
+    int n = 0;
+    char *rest = text, *end;
+    for (char *p; (p = strsep(&rest, ","));) {
+        if (n == WIRE_DIMS || !*p) return -1;
+        v[n] = strtod(p, &end);
+        if (*end || !isfinite(v[n++])) return -1;
+    }
+    return n;
+}
+
+const char *wire_get_ready(struct wire_ready *r, const struct wire_msg *m)
+{
+    char names[WIRE_DIMS * WIRE_NAME] = "", test[512] = "";
+    *r = (struct wire_ready){0};
+    wire_value(m, "dims", names, sizeof names);
+    r->dims = split_names(names, r->name);
+    if (r->dims <= 0) return "its READY has no list of dimensions (dims=VQ,MQ,...)";
+    if (wire_value(m, "selftest", test, sizeof test) && test[0])
+        r->tests = split_numbers(test, r->selftest);
+    if (r->tests != 0 && r->tests != r->dims)
+        return "the self-test of its READY is not one number a dimension";
+    return NULL;
 }

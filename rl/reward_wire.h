@@ -16,7 +16,8 @@ enum {
     WIRE_PROMPT = 1 << 14, /* bytes of a prompt */
     WIRE_TEXT = 512,       /* bytes of the reason in a result */
     WIRE_INDICES = 1024,   /* delivered frames with a source index */
-    WIRE_DIMS = 8          /* dimensions of a score */
+    WIRE_DIMS = 8,         /* dimensions of a score */
+    WIRE_NAME = 32         /* bytes of the name of one */
 };
 enum wire_type {
     WIRE_HELLO = 1, /* worker: protocol, pid, nonce echo */
@@ -88,6 +89,13 @@ bool wire_get_result(struct wire_result *r, const struct wire_msg *m);
 bool wire_lines(const struct wire_msg *m);
 /* The value of a key of a payload that is wire_lines; false: absent, or longer than room - 1. */
 bool wire_value(const struct wire_msg *m, const char *key, char *value, size_t room);
+struct wire_ready {  /* what a scorer says of itself, as far as the trainer looks at it */
+    int dims, tests; /* tests: numbers of the self-test; dims, or 0 for none */
+    char name[WIRE_DIMS][WIRE_NAME];
+    double selftest[WIRE_DIMS];
+};
+/* NULL, or what is wrong with a READY that is wire_lines. */
+const char *wire_get_ready(struct wire_ready *r, const struct wire_msg *m);
 /* Whole, shortest-form UTF-8 without control characters; *at is the first byte that is not. */
 bool wire_printable(const char *s, size_t n, size_t *at);
 #endif

@@ -6,13 +6,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/log.h"
 #include "core/rng.h"
 
-enum { END_S = 60 }; /* for the end of a killed process */
+enum {
+    END_S = 60,     /* for the end of a killed process */
+    EX_NOPERM = 77, /* of sysexits: this trainer itself never leaves with it */
+    LOG_LINES = 5
+};
 
 void worker_init(struct worker *w, const struct worker_rules *rules, struct spawner *spawner,
                  int number, const char *log)
@@ -103,6 +108,8 @@ static void begin(struct worker *w, double now)
     w->hello = w->fatal = false;
     w->ping = 0;
     w->serial = 0;
+    struct stat st;
+    w->log_from = stat(w->log, &st) == 0 ? (long)st.st_size : 0;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
         worker_fail(w, now, false, "no socket for it: %s", strerror(errno));
     } else {
@@ -127,6 +134,48 @@ static void how_it_ended(int status, char *text, size_t size)
         snprintf(text, size, "signal %d, %s", WTERMSIG(status), strsignal(WTERMSIG(status)));
 }
 
+/* Mistakes that the next start would meet too: command line, missing input, permission,
+ * configuration (sysexits). */
+static bool same_again(int code)
+{
+    return code == RC_USAGE || code == RC_NOINPUT || code == EX_NOPERM || code == RC_CONFIG;
+}
+
+/* What the training leaves with. */
+static int as_ours(int code) { return code == EX_NOPERM ? RC_CONFIG : code; }
+
+/* The last lines of text, at most so many bytes. */
+static const char *last_lines(char *text, size_t size)
+{
+    char *end = text + strlen(text);
+    while (end > text && end[-1] == '\n') *--end = 0;
+    const char *p = end;
+    for (int lines = 0; p > text && (size_t)(end - p) < size; p--)
+        if (p[-1] == '\n' && ++lines == LOG_LINES) break;
+    return p;
+}
+
+void worker_said(const struct worker *w, char *text, size_t size)
+{
+    char bytes[4096];
+    FILE *f = fopen(w->log, "r");
+    long from = w->log_from, all = 0;
+    if (f && fseek(f, 0, SEEK_END) == 0) all = ftell(f);
+    if (all - from >= (long)sizeof bytes) from = all - (long)sizeof bytes + 1;
+    const bool found = f && all > from && fseek(f, from, SEEK_SET) == 0;
+    bytes[found ? fread(bytes, 1, sizeof bytes - 1, f) : 0] = 0;
+    if (f) fclose(f);
+    for (char *p = bytes; *p; p++)
+        if ((*p < ' ' && *p != '\n') || *p == 0x7f) *p = ' ';
+    size_t n = 0;
+    for (const char *p = last_lines(bytes, size * 3 / 4); *p && n + 4 < size; p++) {
+        if (*p != '\n') text[n++] = *p;
+        if (*p == '\n') memcpy(text + n, " | ", 3), n += 3;
+    }
+    text[n] = 0;
+    if (!n) snprintf(text, size, "nothing");
+}
+
 static int deaths_in_window(const struct worker *w, double now)
 {
     int n = 0;
@@ -149,10 +198,16 @@ bool worker_ended(struct worker *w, double now, uint64_t serial, int status)
         enter(w, WORKER_GONE, now);
         return true;
     }
+    if (WIFEXITED(status) && same_again(WEXITSTATUS(status))) {
+        w->fatal = true;
+        if (!w->fatal_code) w->fatal_code = as_ours(WEXITSTATUS(status));
+    }
     if (w->fatal || recent > w->rules->max_restarts) {
+        char said[512];
+        worker_said(w, said, sizeof said);
         enter(w, WORKER_GONE, now);
-        log_warn("reward worker %d: %s; it is not started again%s; its log: %s", w->number, w->why,
-                 w->fatal ? "" : " after that many ends", w->log);
+        log_warn("reward worker %d: %s; it is not started again%s; its log %s ends with: %s",
+                 w->number, w->why, w->fatal ? "" : " after that many ends", w->log, said);
         return true;
     }
     double wait = w->rules->backoff_s;
@@ -220,11 +275,14 @@ static const char *on_ready(struct worker *w, const struct wire_msg *m, double n
 
 static void on_fatal(struct worker *w, const struct wire_msg *m, double now)
 {
-    char code[16] = "", text[WORKER_WHY - 8] = "it gave up without a reason";
+    char code[16] = "", text[WORKER_WHY - 8] = "";
     wire_value(m, "code", code, sizeof code);
-    wire_value(m, "text", text, sizeof text);
-    w->fatal_code = atoi(code);
-    worker_fail(w, now, !w->was_ready, "%s", text); /* at its first start: a wrong configuration */
+    if (!wire_value(m, "text", text, sizeof text) || !text[0])
+        strcpy(text, "it gave up without a reason");
+    const int said = (int)strtol(code, NULL, 10);
+    w->fatal_code = as_ours(said);
+    /* at its first start: a wrong configuration */
+    worker_fail(w, now, !w->was_ready || same_again(said), "%s", text);
 }
 
 static const char *on_result(struct worker *w, const struct wire_msg *m, double now,

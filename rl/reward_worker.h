@@ -40,7 +40,8 @@ struct worker {
     double deaths[WORKER_DEATHS]; /* when; a ring */
     int64_t num_deaths, scored, violations;
     double busy_s;          /* spent with requests */
-    int fatal_code;         /* of its FATAL */
+    int fatal_code;         /* of its FATAL, or its exit code when a restart cannot help */
+    long log_from;          /* bytes that were in the log before this start */
     char why[WORKER_WHY];   /* what went wrong last */
     char info[WORKER_INFO]; /* the lines of READY */
 };
@@ -65,6 +66,8 @@ void worker_fail(struct worker *w, double now, bool for_good, const char *fmt, .
 /* The spawner reported an end. False: not this worker's. Call worker_next until it has no news
  * before, so that nothing the process said last is lost; requests in flight are dropped. */
 bool worker_ended(struct worker *w, double now, uint64_t serial, int status);
+/* The last lines that this start has printed, in one line: "a | b | c"; "nothing" for none. */
+void worker_said(const struct worker *w, char *text, size_t size);
 /* Asks it to leave, at close. */
 void worker_bye(struct worker *w);
 #endif

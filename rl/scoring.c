@@ -9,6 +9,7 @@
 #include "parallel/launch.h"
 #include "rl/frames.h"
 #include "rl/identity.h"
+#include "rl/scorer_device.h"
 
 static bool scores(const struct mesh *m) { return m->axis[AXIS_SEQ]->rank == 0; }
 
@@ -25,19 +26,45 @@ static char *text(const char *fmt, ...)
 }
 
 /* ---- opening ----------------------------------------------------------------------------------*/
-static void describe(struct scoring *s)
+static void choose_device(struct scoring *s, char device[SCORER_DEVICE], struct err *e)
+{
+    const int gpus = scorer_gpus("/dev", getenv("CUDA_VISIBLE_DEVICES"));
+    memset(device, 0, SCORER_DEVICE);
+    scorer_device(s->opts.reward->device, dev_local_rank(), gpus, device, e);
+}
+
+static void tell_devices(struct comm *world, const char device[SCORER_DEVICE])
+{
+    enum { SHOWN = 16 };
+    char *all = calloc((size_t)world->size, SCORER_DEVICE), line[SHOWN * (SCORER_DEVICE + 16)] = "";
+    CHECK(all, "out of memory");
+    comm_gather_bytes(world, all, device, SCORER_DEVICE, "devices of the scorers");
+    int shown = 0, more = 0;
+    for (int r = 0; r < world->size; r++) {
+        const char *d = all + (size_t)r * SCORER_DEVICE;
+        const size_t n = strlen(line);
+        if (!*d) continue; /* it does not score */
+        if (shown++ < SHOWN)
+            snprintf(line + n, sizeof line - n, "%srank %d on %s", n ? ", " : "", r, d);
+        else
+            more++;
+    }
+    log_info("scorers of %s%s", line, more ? ", ..." : "");
+    free(all);
+}
+
+static void describe(struct scoring *s, const char *device)
 {
     const struct reward_settings *r = s->opts.reward;
     const bool official = r->profile == 0;
     s->command = r->command ? text("%s", r->command) : text("python3 scripts/videoalign_scorer.py");
     if (r->command)
-        s->options = text("source_fps=%g\n", s->opts.fps);
+        s->options = text("source_fps=%g\ndevice=%s\n", s->opts.fps, device);
     else
-        s->options = text("videoalign_dir=%s\nbase_dir=%s\ntemplate=%s\nprofile=%s\n%s%s%s",
+        s->options = text("videoalign_dir=%s\nbase_dir=%s\ntemplate=%s\nprofile=%s\ndevice=%s\n",
                           r->videoalign_dir, r->model_dir,
                           r->template_dir ? r->template_dir : r->videoalign_dir,
-                          official ? "official" : "true_fps", r->device ? "device=" : "",
-                          r->device ? r->device : "", r->device ? "\n" : "");
+                          official ? "official" : "true_fps", device);
 }
 
 /* VideoAlign looks at few frames only; other scorers get all. */
@@ -70,7 +97,8 @@ static struct reward *start(struct scoring *s, struct spawner *p, struct err *e)
                                     .ranks = dp->size,
                                     .options = s->options,
                                     .start_s = w->start_s,
-                                    .request_s = w->request_s};
+                                    .request_s = w->request_s,
+                                    .score_limit = w->score_limit};
     struct reward *r = reward_open(p, &c, e);
     if (r && !reward_ready(r, e)) {
         reward_close(r);
@@ -91,6 +119,17 @@ static void raise_first(struct comm *world, const struct err *mine)
     err_raise(&first);
 }
 
+/* Ranks have a GPU each; a scorer that says which one is not another scorer. */
+static void without_device(char *lines)
+{
+    char *p = strncmp(lines, "device=", 7) ? strstr(lines, "\ndevice=") : lines;
+    if (!p) return;
+    p += *p == '\n';
+    const char *end = p + strcspn(p, "\n");
+    end += *end == '\n';
+    memmove(p, end, strlen(end) + 1);
+}
+
 static void share_identity(struct scoring *s, struct comm *world)
 {
     char said[8192] = "";
@@ -105,14 +144,16 @@ static void share_identity(struct scoring *s, struct comm *world)
     char first[8192];
     memcpy(first, said, sizeof said);
     comm_broadcast_bytes(world, first, sizeof first, 0, "scorers");
+    s->identity = strdup(first);
+    CHECK(s->identity, "out of memory");
+    without_device(first);
+    without_device(said);
     struct err e = {0};
     char why[1024], notice[1024] = "";
     if (s->reward && !identity_same(first, said, why, notice, sizeof why))
         err_set(&e, RC_CONFIG, "the scorers of rank 0 and of this rank differ: %s", why);
     if (*notice) log_warn("scorers of rank 0 against those of this rank: %s", notice);
     raise_first(world, &e);
-    s->identity = strdup(first);
-    CHECK(s->identity, "out of memory");
 }
 
 struct scoring *scoring_open(struct spawner *p, struct mesh *mesh, struct scoring_opts o)
@@ -122,9 +163,13 @@ struct scoring *scoring_open(struct spawner *p, struct mesh *mesh, struct scorin
     struct comm *world = mesh->axis[AXIS_WORLD];
     s->mesh = mesh;
     s->opts = o;
-    describe(s);
-    choose_frames(s);
+    char device[SCORER_DEVICE] = "";
     struct err e = {0};
+    if (scores(mesh)) choose_device(s, device, &e);
+    raise_first(world, &e);
+    tell_devices(world, device);
+    describe(s, device);
+    choose_frames(s);
     if (scores(mesh)) {
         s->reward = start(s, p, &e);
         s->rgb = malloc((size_t)(3 * o.frames * o.height * o.width));

@@ -10,7 +10,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "core/rng.h"
 #include "rl/reward_wire.h"
 #include "tests/check.h"
 #include "tests/process.h"
@@ -59,13 +58,17 @@ static void receive(struct wire_msg *m, int *fd)
     if (got < 0) _exit(99);
 }
 
-void fake_scores(double raw[3], const char *prompt, const uint8_t *frames, uint64_t bytes)
+void fake_scores(double raw[3], const char *prompt, const uint8_t *p, uint64_t frames,
+                 uint64_t bytes)
 {
-    double sum = 0;
-    for (uint64_t i = 0; i < bytes; i++) sum += frames[i];
-    raw[0] = sum / (255.0 * (double)bytes);
-    raw[1] = wire_crc32(0, frames, bytes) / 4294967296.0;
-    raw[2] = (double)(rng_hash(prompt) >> 11) / 9007199254740992.0;
+    const uint64_t one = bytes / frames; /* of a frame */
+    uint64_t luma = 0, change = 0;
+    for (uint64_t i = 0; i < bytes; i += 3) luma += 299u * p[i] + 587u * p[i + 1] + 114u * p[i + 2];
+    for (uint64_t i = one; i < bytes; i++) change += (uint64_t)abs(p[i] - p[i - one]);
+    const uint32_t hash = wire_crc32(wire_crc32(0, p, bytes), prompt, strlen(prompt));
+    raw[0] = (double)luma / (255000.0 * (double)(bytes / 3));
+    raw[1] = frames > 1 ? (double)change / (255.0 * (double)(bytes - one)) : 0;
+    raw[2] = hash / 2147483648.0 - 1;
 }
 
 static void pongs_for_ever(void)
@@ -78,11 +81,62 @@ static void pongs_for_ever(void)
     }
 }
 
-/* Things that never come to an answer. */
+/* This start and the next four end as soon as they are ready. */
+static void begin_storm(void)
+{
+    const char *path = getenv("OSP_REWARD_STORM");
+    const int fd = path ? open(path, O_CREAT | O_WRONLY | O_TRUNC, 0600) : -1;
+    if (fd < 0 || write(fd, "xxxx", 4) != 4) _exit(94);
+    _exit(4);
+}
+
+static void in_a_storm(void)
+{
+    const char *path = getenv("OSP_REWARD_STORM");
+    const int fd = path ? open(path, O_WRONLY) : -1;
+    const off_t left = fd < 0 ? 0 : lseek(fd, 0, SEEK_END);
+    if (left > 0 && ftruncate(fd, left - 1) == 0) _exit(4);
+    if (fd >= 0) close(fd);
+}
+
+static void random_bytes(void)
+{
+    uint64_t rng = (uint64_t)getpid();
+    for (int i = 0; i < 5000; i++) {
+        rng = rng * 6364136223846793005u + 1442695040888963407u;
+        wire_add(&out, &(uint8_t){(uint8_t)(rng >> 56)}, 1);
+    }
+}
+
+static void noise(void)
+{
+    uint8_t bytes[256];
+    for (int i = 0; i < 256; i++) bytes[i] = (uint8_t)i;
+    for (int i = 0; i < 256; i++) fwrite(bytes, 1, sizeof bytes, i % 2 ? stdout : stderr);
+    puts("OSPR");
+    fflush(stdout);
+}
+
+static _Noreturn void refuse(int code)
+{
+    puts("reading the model\n\tof /weights\nfolder /weights/7: no such model\n");
+    fflush(stdout);
+    _exit(code);
+}
+
+/* Things that never come to an answer, or are said before it. */
 static void spoil(const char *how)
 {
-    if (!strcmp(how, "crash")) abort();
+    if (!strcmp(how, "storm")) begin_storm();
+    if (!strcmp(how, "random")) random_bytes();
+    if (!strcmp(how, "noise")) noise();
+    if (!strcmp(how, "tardy")) process_nap(0.1);
+    if (!strcmp(how, "child") && fork() == 0) /* outlives it, and holds its socket */
+        for (;;) pause();
+    if (!strcmp(how, "crash") || !strcmp(how, "child")) abort();
     if (!strcmp(how, "exit")) _exit(3);
+    if (!strncmp(how, "leave", 5)) refuse(atoi(how + 5));
+    if (!strcmp(how, "wrong")) lines(WIRE_FATAL, "code=78\ntext=/weights: another model\n");
     if (!strcmp(how, "hang"))
         for (;;) pause();
     if (!strcmp(how, "stop")) raise(SIGSTOP);
@@ -103,47 +157,114 @@ static void spoil(const char *how)
         }
 }
 
+/* Correct checksums over whatever the message at the end of out says now. */
+static void mend(void)
+{
+    uint8_t *h = out.data + out.at;
+    const uint32_t payload = wire_crc32(0, h + WIRE_HEADER, out.size - out.at - WIRE_HEADER);
+    for (int i = 0; i < 4; i++) h[24 + i] = (uint8_t)(payload >> 8 * i);
+    const uint32_t head = wire_crc32(0, h, WIRE_HEADER - 4);
+    for (int i = 0; i < 4; i++) h[28 + i] = (uint8_t)(head >> 8 * i);
+}
+
+static void cut_answer(size_t bytes)
+{
+    out.size = out.at + bytes;
+    flush();
+}
+
+/* What is wrong with the bytes of an answer, the last thing in out. */
+static void spoil_answer(const char *how, uint64_t id, const struct wire_result *r)
+{
+    uint8_t *p = out.data + out.at;
+    if (!strcmp(how, "twice")) wire_put_result(&out, id, r);
+    if (!strcmp(how, "flip")) p[WIRE_HEADER + 20] ^= 1; /* of the first score */
+    if (!strcmp(how, "head")) p[16] ^= 1;
+    if (!strcmp(how, "long")) p[10] = 0xff;
+    if (!strcmp(how, "oversize")) p[10] = 0x10, p[8] = 1, mend(); /* 1 MiB and a bit */
+    if (!strcmp(how, "count")) p[WIRE_HEADER] = 2, mend();
+    if (!strcmp(how, "half")) {
+        cut_answer(50);
+        _exit(0);
+    }
+    if (!strcmp(how, "stall")) {
+        cut_answer(50);
+        for (;;) pause();
+    }
+    while (!strcmp(how, "trickle") && out.at < out.size) {
+        if (send(3, out.data + out.at++, 1, MSG_NOSIGNAL) != 1) _exit(0);
+        process_nap(0.0005);
+    }
+}
+
+/* The prompt, and how it wants its clip to be spoiled: "" for not at all, or not any more. */
+static void read_prompt(char prompt[WIRE_PROMPT + 1], char how[32], const struct wire_score *s)
+{
+    char once[256] = "";
+    memcpy(prompt, s->prompt, s->prompt_size);
+    prompt[s->prompt_size] = how[0] = 0;
+    sscanf(prompt, "%31s %255s", how, once);
+    if (once[0] != '/') return;
+    const int fd = open(once, O_CREAT | O_EXCL | O_WRONLY, 0600);
+    if (fd < 0)
+        how[0] = 0;
+    else
+        close(fd);
+}
+
+/* Ends while a clip that wants it is still in the socket. */
+static void leave_unread(void)
+{
+    static uint8_t bytes[65536];
+    struct wire_buf b = {0};
+    struct wire_msg m;
+    struct wire_score s;
+    const char *wrong;
+    char prompt[WIRE_PROMPT + 1], how[32];
+    const ssize_t n = in.at == in.size ? recv(3, bytes, sizeof bytes, MSG_PEEK) : 0;
+    if (n > 0) wire_add(&b, bytes, (size_t)n);
+    if (n > 0 && wire_take(&b, &m, &wrong) == 1 && m.type == WIRE_SCORE && wire_get_score(&s, &m) &&
+        s.prompt_size > 7 && !memcmp(s.prompt, "unread ", 7)) {
+        read_prompt(prompt, how, &s);
+        if (how[0]) abort();
+    }
+    wire_free(&b);
+}
+
 static void answer(const struct wire_msg *m)
 {
     struct wire_score s;
-    char prompt[WIRE_PROMPT + 1], how[32] = "", once[256] = "";
+    char prompt[WIRE_PROMPT + 1], how[32];
     if (!wire_get_score(&s, m)) _exit(98);
-    memcpy(prompt, s.prompt, s.prompt_size);
-    prompt[s.prompt_size] = 0;
-    sscanf(prompt, "%31s %255s", how, once);
-    if (once[0] == '/' && open(once, O_CREAT | O_EXCL | O_WRONLY, 0600) < 0) how[0] = 0;
+    read_prompt(prompt, how, &s);
     const uint64_t bytes = (uint64_t)s.frames * s.height * s.width * 3;
     struct wire_result r = {.dims = 3, .crc = wire_crc32(0, memory + s.offset, bytes), .ms = 1};
     spoil(how);
-    fake_scores(r.raw, prompt, memory + s.offset, bytes);
+    fake_scores(r.raw, prompt, memory + s.offset, s.frames, bytes);
     memcpy(r.norm, r.raw, sizeof r.norm);
     r.frames_used = s.frames;
     uint64_t id = m->id;
+    if (!strcmp(how, "unread")) abort(); /* it came in one piece with the clip before */
     if (!strcmp(how, "nan")) r.raw[1] = NAN;
     if (!strcmp(how, "inf")) r.norm[2] = INFINITY;
     if (!strcmp(how, "huge")) r.raw[0] = 101;
-    if (!strcmp(how, "crc")) r.crc++;
+    if (!strcmp(how, "crc")) r.crc++, r.raw[0] = r.norm[0] = 0.5; /* it saw other frames */
     if (!strcmp(how, "dims")) r.dims = 2;
     if (!strcmp(how, "id")) id += 1000;
     if (!strcmp(how, "bad")) r.status = WIRE_BAD_INPUT, strcpy(r.text, "not my kind of prompt");
     if (!strcmp(how, "oom")) r.status = WIRE_NO_MEMORY;
+    flush();
     wire_put_result(&out, id, &r);
-    if (!strcmp(how, "twice")) wire_put_result(&out, id, &r);
-    if (!strcmp(how, "flip")) out.data[out.at + 40] ^= 1;
-    if (!strcmp(how, "long")) out.data[out.at + 10] = 0xff;
-    if (!strcmp(how, "half")) {
-        out.size = out.at + 50;
-        flush();
-        _exit(0);
-    }
+    spoil_answer(how, id, &r);
     flush();
     if (!strcmp(how, "after")) abort();
 }
 
-static void start(const char *nonce, int number)
+static void start(const char *nonce, int number, const char *device)
 {
     char text[256];
     if (!strcmp(mode, "exit3")) _exit(3);
+    if (!strncmp(mode, "leave", 5)) refuse(atoi(mode + 5));
     if (!strcmp(mode, "silent")) pause();
     if (!strcmp(mode, "noise")) wire_add(&out, "hello\n", 6);
     snprintf(text, sizeof text, "protocol=1\npid=%d\nnonce=%s\n", (int)getpid(),
@@ -155,19 +276,19 @@ static void start(const char *nonce, int number)
     }
     if (!strcmp(mode, "child") && fork() == 0) /* a process of its own that outlives it */
         for (;;) pause();
-    snprintf(text, sizeof text, "dims=%s\nselftest=%s\nscorer=fake\npid=%d\n",
+    snprintf(text, sizeof text, "dims=%s\nselftest=%s\nscorer=fake\npid=%d\n%s%s%s",
              !strcmp(mode, "nodims") ? "A,,B" : "VQ,MQ,TA",
-             !strcmp(mode, "odd") && number ? "0.5,0.25,0.126002" : "0.5,0.25,0.125",
-             (int)getpid());
+             !strcmp(mode, "odd") && number ? "0.5,0.25,0.126002" : "0.5,0.25,0.125", (int)getpid(),
+             *device ? "device=" : "", device, *device ? "\n" : "");
     lines(WIRE_READY, text);
-    if (!strcmp(mode, "storm")) _exit(4);
+    in_a_storm();
 }
 
 _Noreturn void fake_scorer(const char *how)
 {
     struct wire_msg m;
     int fd = -1;
-    char nonce[32] = "", size[32] = "", number[16] = "";
+    char nonce[32] = "", size[32] = "", number[16] = "", device[32] = "";
     mode = how;
     receive(&m, &fd);
     if (m.type != WIRE_CONFIG || !wire_lines(&m) || !wire_value(&m, "nonce", nonce, 32) ||
@@ -178,8 +299,11 @@ _Noreturn void fake_scorer(const char *how)
     p = mmap(NULL, strtoull(size, NULL, 10), PROT_READ, MAP_SHARED, fd, 0);
     if (p == MAP_FAILED) _exit(95);
     memory = p;
-    start(nonce, atoi(number));
+    wire_value(&m, "device", device, sizeof device);
+    if (*device) printf("I was told device=%s\n", device), fflush(stdout);
+    start(nonce, atoi(number), device);
     for (;;) {
+        leave_unread();
         receive(&m, NULL);
         if (m.type == WIRE_BYE) _exit(0);
         if (m.type == WIRE_PING && strcmp(mode, "deaf")) wire_put(&out, WIRE_PONG, m.id, "", 0);

@@ -28,9 +28,14 @@ static void test_official_rl(struct comm *world)
     (void)world;
     struct job j = {.path = "tests/data/official_rl_14b.yaml"};
     load_job(&j);
-    static const char *const refused[] = {
-        "rl_config.use_cfg_in_train=false", "rl_config.kl_reward=0.1",
-        "rl_config.sample_time_per_prompt=2", "resume_epoch=3", "optimizer_config.resume_lr=1e-4"};
+    static const char *const refused[] = {"rl_config.use_cfg_in_train=false",
+                                          "rl_config.kl_reward=0.1",
+                                          "rl_config.sample_time_per_prompt=2",
+                                          "resume_epoch=3",
+                                          "optimizer_config.resume_lr=1e-4",
+                                          "reward.score_limit=0",
+                                          "reward.score_limit=-1",
+                                          "reward.device=gpu"};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         char text[128], *sets[] = {text};
         snprintf(text, sizeof text, "%s", refused[i]);
@@ -107,10 +112,34 @@ static void test_resolved(struct comm *world)
     }
 }
 
+static void test_reward_keys(struct comm *world)
+{
+    (void)world;
+    static const struct {
+        const char *set;
+        double limit;
+        const char *device;
+    } cases[] = {{NULL, 100, NULL},
+                 {"reward.score_limit=1e4", 1e4, NULL},
+                 {"reward.device=cuda:3", 100, "cuda:3"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char text[64], *sets[] = {text};
+        struct loaded_settings l;
+        snprintf(text, sizeof text, "%s", cases[i].set ? cases[i].set : "");
+        settings_load(&l, SETTINGS_RL, "configs/rl/tiny.yaml", sets, cases[i].set != NULL);
+        const struct reward_settings *r = &l.s.reward;
+        EXPECT(r->score_limit == cases[i].limit, "case %zu: %g", i, r->score_limit);
+        EXPECT(cases[i].device ? r->device && !strcmp(r->device, cases[i].device) : !r->device,
+               "case %zu: %s", i, r->device);
+        settings_free(&l);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static const struct test tests[] = {
         {"the official file of post-training loads", test_official_rl, {0}, 0},
+        {"limit of scores, device of scorers", test_reward_keys, {0}, 0},
         {"what the algorithm decides is written down, and reads back", test_resolved, {0}, 0},
     };
     log_set_level(LOG_WARN);

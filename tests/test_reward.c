@@ -62,7 +62,7 @@ static bool right_scores(const struct reward_result *d, const char *prompt)
     uint8_t p[BYTES];
     double want[3];
     paint(p, d->id);
-    fake_scores(want, prompt, p, BYTES);
+    fake_scores(want, prompt, p, FRAMES, BYTES);
     return d->valid && memcmp(want, d->raw, sizeof want) == 0 &&
            memcmp(want, d->norm, sizeof want) == 0;
 }
@@ -201,7 +201,7 @@ static void poisoned(struct comm *world)
                        "2 scorers died of it; the last: it took more than 0.5 s for one clip", 2);
     expect_invalid("hang", "2 scorers died of it; the last: it did not answer for 0.3 s", 2);
     expect_invalid("nan", "3 attempts failed; the last: its scores are not finite", 3);
-    expect_invalid("huge", "a score is beyond all bounds", 3);
+    expect_invalid("huge", "a score is beyond reward.score_limit 100", 3);
     expect_invalid("crc", "it has seen other frames than were sent", 3);
     expect_invalid("bad", "not my kind of prompt", 1);
 }
@@ -257,6 +257,39 @@ static void wrong_starts(struct comm *world)
     EXPECT(r && !reward_ready(r, &e) && strstr(e.msg, "its self-test gives other scores"), "%s",
            e.msg);
     reward_close(r);
+}
+
+/* What the next start would meet too: no restart, and the log's last lines in the message. */
+static void no_use_again(struct comm *world)
+{
+    (void)world;
+    static const char tail[] =
+        "ends with: reading the model |  of /weights | folder /weights/7: no such model";
+    char prompt[400], log[300];
+    snprintf(log, sizeof log, "%s/reward_0.log ", test_dir());
+    expect_no_start("leave78", RC_CONFIG, tail);
+    expect_no_start("leave78", RC_CONFIG, log);
+    expect_no_start("leave66", RC_NOINPUT, tail);
+    expect_no_start("leave77", RC_CONFIG, "exit code 77");
+    static const char *const kinds[] = {"leave64", "leave66", "leave77", "leave78",
+                                        "wrong",   "leave70", "leave65"};
+    for (int i = test_fast() ? 3 : 0; i < (test_fast() ? 6 : 7); i++) {
+        const struct reward_config c = config("useless", 2);
+        struct reward *r = fake_start(spawner, &c);
+        if (!r) return;
+        snprintf(prompt, sizeof prompt, "%s %s/once_%s", kinds[i], test_dir(), kinds[i]);
+        submit(r, 1, prompt);
+        EXPECT(reward_flush(r, 20) == REWARD_OK, "flush");
+        for (int k = 0; k < 200 && !reward_stats(r).lost_workers && !reward_stats(r).restarts; k++)
+            process_nap(0.01);
+        struct reward_result d[2];
+        EXPECT(reward_poll(r, d, 2) == 1 && right_scores(&d[0], prompt), "%s", d[0].reason);
+        const struct reward_stats s = reward_stats(r);
+        EXPECT(s.lost_workers == (i < 5) && s.restarts == (i >= 5), "%s: %d lost, %d restarts",
+               kinds[i], s.lost_workers, (int)s.restarts);
+        reward_close(r);
+    }
+    EXPECT(alive("useless") == 0, "scorers are left");
 }
 
 static void no_worker_left(struct comm *world)
@@ -353,13 +386,32 @@ static void waiting(struct comm *world)
     reward_close(r);
 }
 
+/* VQ of these frames is about a half. */
+static void limit(struct comm *world)
+{
+    (void)world;
+    for (int i = 0; i < 2; i++) {
+        struct reward_config c = config("limit", 1);
+        c.score_limit = i ? 1000 : 0.01;
+        struct reward *r = fake_start(spawner, &c);
+        struct reward_result d[2];
+        if (!r) return;
+        submit(r, 1, i ? "huge" : "fine");
+        EXPECT(reward_flush(r, 20) == REWARD_OK && reward_poll(r, d, 2) == 1, "results");
+        EXPECT(i ? d[0].valid && d[0].raw[0] == 101
+                 : !d[0].valid && strstr(d[0].reason, "beyond reward.score_limit 0.01"),
+               "%d: %s", i, d[0].reason);
+        reward_close(r);
+    }
+}
+
 /* 5% of many clips go wrong at their first attempt. */
 static void storm(struct comm *world)
 {
     (void)world;
     static const char *const fault[] = {"crash", "exit", "garbage", "nan", "crc",
                                         "twice", "half", "after",   "oom", "flip"};
-    const int clips = test_fast() ? 400 : test_campaign() ? 10000 : 2000;
+    const int clips = test_fast() ? 200 : test_campaign() ? 10000 : 2000;
     struct reward_config c = config("many", 3);
     c.max_restarts = 1 << 20;
     c.max_deaths = c.max_attempts = 5; /* neighbours of a crash are tried again too */
@@ -513,8 +565,10 @@ int main(int argc, char **argv)
         {.name = "a clip survives every fault of a scorer", .run = faults_once},
         {.name = "a clip that scorers die of becomes invalid", .run = poisoned},
         {.name = "a scorer that does not start is a clear error", .run = wrong_starts},
+        {.name = "a scorer that cannot start is not tried again", .run = no_use_again},
         {.name = "without scorers the caller is told", .run = no_worker_left},
         {.name = "waiting has an end, bad input is refused", .run = waiting},
+        {.name = "reward.score_limit is the largest score to believe", .run = limit},
         {.name = "many clips, many faults, all scored", .run = storm},
         {.name = "close leaves nothing behind", .run = no_leftovers},
         {.name = "a scorer sees little of the trainer", .run = surroundings},

@@ -6,6 +6,7 @@
 #include "rl/algo.h"
 #include "rl/identity.h"
 #include "rl/prompt_file.h"
+#include "rl/scorer_device.h"
 #include "tests/check.h"
 
 static struct err read_text(struct prompts *p, const char *text, size_t n)
@@ -74,6 +75,66 @@ static void test_identity(struct comm *w)
         EXPECT(same == cases[i].same && same == !*why, "case %zu: %d, \"%s\"", i, same, why);
         EXPECT(!same || cases[i].notice == (*notice != 0), "case %zu: \"%s\"", i, notice);
     }
+}
+
+static void gpus(const char *dir, const char *visible, int want)
+{
+    const int n = scorer_gpus(dir, visible);
+    EXPECT(n == want, "CUDA_VISIBLE_DEVICES=%s: %d GPUs, not %d", visible ? visible : "(none)", n,
+           want);
+}
+
+static void device(const char *asked, int local, int n, const char *want)
+{
+    char out[SCORER_DEVICE] = "";
+    struct err e = {0};
+    const bool ok = scorer_device(asked, local, n, out, &e);
+    if (*want == '!')
+        EXPECT(!ok && e.code == RC_CONFIG && strstr(e.msg, want + 1), "%s: %s", out, e.msg);
+    else
+        EXPECT(ok && !strcmp(out, want), "%s, local rank %d of %d GPUs: %s, not %s %s",
+               asked ? asked : "null", local, n, out, want, e.msg);
+}
+
+static void test_devices(struct comm *w)
+{
+    (void)w;
+    struct err e = {0};
+    static const char *const files[] = {"nvidia0",   "nvidia1",    "nvidia10",
+                                        "nvidiactl", "nvidia-uvm", "nvidia3x"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char *path = io_path("%s/%s", test_dir(), files[i]);
+        io_write_file(path, "", 0, &e);
+        free(path);
+    }
+    unsetenv("OSP_GPUS");
+    gpus("/no/such/folder", NULL, 0);
+    gpus("/no/such/folder", "0,1", 0);
+    gpus(test_dir(), NULL, 3);
+    gpus(test_dir(), "", 0);
+    gpus(test_dir(), "-1", 0);
+    gpus(test_dir(), "NoDevFiles", 0);
+    gpus(test_dir(), "2", 1);
+    gpus(test_dir(), "GPU-0af3,GPU-77", 2);
+    gpus(test_dir(), "0,-1,1", 1);
+    gpus(test_dir(), "0,1,2,3,4", 3);
+    setenv("OSP_GPUS", "5", 1);
+    gpus("/no/such/folder", NULL, 5);
+    unsetenv("OSP_GPUS");
+    for (int local = 0; local < 8; local++) {
+        const char *const want[] = {"cuda:0", "cuda:1", "cuda:2", "cuda:3"};
+        device(NULL, local, 4, want[local % 4]);
+        device("cuda", local, 4, want[local % 4]);
+        device("cuda", local, 1, "cuda:0");
+        device("cuda:2", local, 4, "cuda:2");
+        device("cuda:2", local, 0, "cuda:2");
+        device("cpu", local, 4, "cpu");
+        device(NULL, local, 0, "cpu");
+        device("cuda", local, 0, "!no GPU is found here");
+    }
+    device("gpu", 0, 4, "!none of cpu, cuda, cuda:N");
+    device("cuda:", 0, 4, "!none of cpu, cuda, cuda:N");
+    device("cuda:x", 0, 4, "!none of cpu, cuda, cuda:N");
 }
 
 /* A configuration as it is before anything is decided. */
@@ -158,6 +219,7 @@ int main(int argc, char **argv)
     const struct test tests[] = {
         {.name = "prompt files: what is read, what is refused and where", .run = test_prompts},
         {.name = "scorers are compared by what changes their scores", .run = test_identity},
+        {.name = "scorers have the GPU of their rank", .run = test_devices},
         {.name = "every algorithm, window and rule has something to train", .run = test_plans},
         {.name = "keys that leave nothing to train are refused", .run = test_refusals},
     };

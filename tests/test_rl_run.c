@@ -4,9 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/io.h"
 #include "tests/check.h"
+#include "tests/fake_scorer.h"
 #include "tests/rl_process.h"
 
 /* ---- ranks ------------------------------------------------------------------------------------*/
@@ -119,6 +121,53 @@ static void test_dead(struct comm *world)
     free(said);
     free(set);
     free(text);
+}
+
+static void expect_device(const char *run, int number, const char *device)
+{
+    char *log = io_path("%s/%s/reward_%d.log", test_dir(), run, number), *text = process_log(log),
+         *want = io_path("I was told device=%s\n", device);
+    EXPECT(strstr(text, want), "%s: no %s in \"%s\"", log, device, text);
+    free(want);
+    free(text);
+    free(log);
+}
+
+/* On a host of two GPUs, as far as the program can see; the scorer tells what it was told. */
+static void test_devices(struct comm *world)
+{
+    (void)world;
+    static const struct {
+        const char *name, *gpus, *set, *told[2], *says;
+    } list[] = {
+        {"by_rank", "OSP_GPUS=2", "reward.device=null", {"cuda:0", "cuda:1"}, "rank 1 on cuda:1"},
+        {"shared", "OSP_GPUS=1", "reward.device=cuda", {"cuda:0", "cuda:0"}, "rank 1 on cuda:0"},
+        {"none", "OSP_GPUS=0", "reward.device=null", {"cpu", "cpu"}, "rank 0 on cpu, rank 1"},
+        {"named", "OSP_GPUS=2", "reward.device=cuda:7", {"cuda:7", "cuda:7"}, "rank 0 on cuda:7"},
+    };
+    char self[400], set[450];
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    self[n > 0 ? n : 0] = 0;
+    snprintf(set, sizeof set, "reward.command=%s --scorer fine", self);
+    if (!rl_ready()) return;
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+        const struct process_opts o = {
+            .verb = "rl",
+            .sets = {set, list[i].set, "num_epochs=1", "rl_config.eval_freq=0"},
+            .env = {list[i].gpus}};
+        char *said;
+        const int rc = rl_run(list[i].name, "mix_grpo", &o, &said);
+        EXPECT(!rc && strstr(said, list[i].says) && !strstr(said, "against those"),
+               "%s: exit code %d: %s", list[i].name, rc, said);
+        for (int k = 0; k < 2; k++) expect_device(list[i].name, k, list[i].told[k]);
+        free(said);
+    }
+    const struct process_opts o = {
+        .verb = "rl", .sets = {set, "reward.device=cuda"}, .env = {"OSP_GPUS=0"}};
+    char *said;
+    const int rc = rl_run("absent", "mix_grpo", &o, &said);
+    EXPECT(rc == RC_CONFIG && strstr(said, "reward.device: cuda, but no GPU"), "%d: %s", rc, said);
+    free(said);
 }
 
 /* The history of DPM-Solver++ is needed from the second epoch on only; memory is sized before. */
@@ -270,12 +319,14 @@ static void test_learns(struct comm *world)
 
 int main(int argc, char **argv)
 {
+    if (argc == 3 && !strcmp(argv[1], "--scorer")) fake_scorer(argv[2]);
     const struct test tests[] = {
         {.name = "the same metrics on any ranks", .run = test_ranks, .flags = TEST_SLOW},
         {.name = "another base, seed or prompt file is refused",
          .run = test_refusals,
          .flags = TEST_SLOW},
         {.name = "a history that is needed late", .run = test_late_history, .flags = TEST_SLOW},
+        {.name = "a scorer gets the GPU of its rank", .run = test_devices, .flags = TEST_SLOW},
         {.name = "scorers that die for good", .run = test_dead, .flags = TEST_SLOW},
         {.name = "sample from the result, merge it", .run = test_result, .flags = TEST_SLOW},
         {.name = "every clip with its prompt", .run = test_prompts, .flags = TEST_SLOW},

@@ -284,6 +284,9 @@ static void rule_reward(struct rules *r)
               "\"python3 scripts/simple_scorer.py\" needs no weights");
     else if (!w->command && !w->model_dir)
         blame(r, "reward.model_dir", "must name the folder of Qwen2-VL-2B-Instruct");
+    const char *d = w->device;
+    if (d && strcmp(d, "cpu") && strcmp(d, "cuda") && strncmp(d, "cuda:", 5))
+        blame(r, "reward.device", "\"%s\" is none of cpu, cuda, cuda:N, null", d);
 }
 
 static void rule_rollout(struct rules *r)

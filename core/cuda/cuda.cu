@@ -89,18 +89,6 @@ void *cuda_scratch(struct dev *d, size_t bytes)
 
 /* ---- start and stop ------------------------------------------------------------------------ */
 
-/* Ranks of one machine take the GPUs in turn; the launchers number them. */
-static int local_rank(void)
-{
-    const char *names[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PMI_LOCAL_RANK",
-                           "SLURM_LOCALID"};
-    for (const char *name : names) {
-        const char *value = getenv(name);
-        if (value && *value) return atoi(value);
-    }
-    return 0;
-}
-
 static bool start(struct dev *d, struct err *e)
 {
     (void)e;
@@ -109,7 +97,7 @@ static bool start(struct dev *d, struct err *e)
     int gpus = 0;
     cuda_check(cudaGetDeviceCount(&gpus), "counting the GPUs");
     CHECK(gpus > 0, "the GPUs are gone");
-    c->gpu = local_rank() % gpus;
+    c->gpu = dev_local_rank() % gpus;
     d->impl = c;
     cuda_of(d);
     cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream");
