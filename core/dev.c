@@ -170,8 +170,8 @@ void dev_check_dropout(const struct dropout_args *a)
               a->out.dim[0] == rows && a->out.dim[1] == a->x.dim[1],
           "dropout: [%lld,%lld] rows of %d samples", (long long)rows, (long long)a->x.dim[1],
           a->batch);
-    CHECK(!a->pos.data || (a->pos.dtype == DT_I16 && a->pos.dim[0] == rows && a->height > 0 &&
-                           a->width > 0),
+    CHECK(!a->pos.data ||
+              (a->pos.dtype == DT_I16 && a->pos.dim[0] == rows && a->height > 0 && a->width > 0),
           "dropout: places of %lld rows in a grid of %d x %d", (long long)rows, a->height,
           a->width);
 }

@@ -83,14 +83,20 @@ struct tensor policy_null_text(struct policy *p, int n)
     return policy_text(p, none, n);
 }
 
+struct rng_key policy_mask(const struct policy *p, const struct group_entry *e, uint32_t draw)
+{
+    return (struct rng_key){
+        .seed = p->groups.seed, .use = RNG_DROPOUT, .step = draw, .item = (uint64_t)e->sample};
+}
+
 struct tensor policy_velocity(struct policy *p, struct guided *g, struct tensor x,
                               struct tensor text, struct tensor null, const double *sigma,
-                              bool train)
+                              const struct rng_key *drop, bool train)
 {
     struct ctx *c = p->ctx;
     struct tensor v = arena_new(c->keep, ctx_compute(c), 2,
                                 DIMS(g->rows * g->num_kinds, 4 * p->dit->config.out_dim));
-    guided_forward(g, v, x, text, null, sigma, train);
+    guided_forward(g, v, x, text, null, sigma, drop, train);
     return v;
 }
 

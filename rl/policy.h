@@ -34,10 +34,14 @@ bool policy_has_reference(const struct policy *p);
 struct tensor policy_text(struct policy *p, const int64_t *prompt, int n);
 /* The negative prompt n times; data NULL without guidance. */
 struct tensor policy_null_text(struct policy *p, int n);
-/* One guided pass at x; v in the keep arena. */
+/* The mask of the adapters' dropout for a sample: equal in the rollout's step and in the updates on
+ * it, so that their ratio compares the same thinned model (docs/rl.md). draw: what is trained of
+ * the sample. */
+struct rng_key policy_mask(const struct policy *p, const struct group_entry *e, uint32_t draw);
+/* One guided pass at x; v in the keep arena. drop [samples of g]: masks; NULL: without dropout. */
 struct tensor policy_velocity(struct policy *p, struct guided *g, struct tensor x,
                               struct tensor text, struct tensor null, const double *sigma,
-                              bool train);
+                              const struct rng_key *drop, bool train);
 /* x rows of S on this rank to whole latents on the host of all ranks of the sequence axis:
  * out [samples * D]. */
 void policy_latents(struct policy *p, struct guided *g, struct tensor x, float *out);

@@ -156,14 +156,19 @@ static void walk_all(struct walk *w, struct rollout_hooks hooks)
     struct policy *p = w->p;
     struct ctx *c = p->ctx;
     double sigma[64];
+    struct rng_key mask[64]; /* a step that is trained on is one of the thinned model */
     int k = 0;
     for (int i = 0; i < w->plan->n; i++) {
         const size_t mark = arena_mark(c->keep);
         for (int b = 0; b < w->t->samples; b++) sigma[b] = w->plan->step[i].sigma;
         keep_state(w->t, c->dev, i, w->x);
-        const struct tensor v = policy_velocity(p, p->roll, w->x, w->text, w->null, sigma, false);
+        const bool trained = w->plan->step[i].record;
+        for (int b = 0; b < w->t->samples; b++)
+            mask[b] = policy_mask(p, &w->t->entry[b], (uint32_t)i);
+        const struct tensor v = policy_velocity(p, p->roll, w->x, w->text, w->null, sigma,
+                                                trained ? mask : NULL, false);
         take_step(w, i, v);
-        if (w->plan->step[i].record) record(w, i, k++, v);
+        if (trained) record(w, i, k++, v);
         const struct tensor x = w->x;
         w->x = w->next;
         w->next = x;

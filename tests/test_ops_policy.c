@@ -253,8 +253,7 @@ static void dropout_run(struct dev *d, const struct tensor *t, void *arg)
 static void dropout_one(const struct target *t, const struct dropout_case *k, int64_t n)
 {
     struct ops_case c;
-    case_begin(&c, t, "dropout %g of %lld columns%s", k->p, (long long)n,
-               k->text ? ", text" : "");
+    case_begin(&c, t, "dropout %g of %lld columns%s", k->p, (long long)n, k->text ? ", text" : "");
     pos_var(&c, &k->k);
     const int64_t rows = k->k.batch * rows_per(&k->k);
     case_var(&c, "out", K_T, OUT, k->k.gap, -1, 1, 2, DIMS(rows, n));

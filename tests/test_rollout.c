@@ -34,14 +34,17 @@ static double worst_gap(const double *a, const double *b, int64_t n)
 }
 
 /* ---- by hand ----------------------------------------------------------------------------------*/
-/* Guided velocities at x, all [SAMPLES][D]. */
-static void velocity(struct policy_case *c, const double *x, double sigma, double *v)
+/* Guided velocities at x before step i, all [SAMPLES][D]; a trained step has dropout. */
+static void velocity(struct policy_case *c, const double *x, int step, double *v)
 {
+    const struct plan_step *s = &c->plan.step[step];
     struct ctx *d = &c->f.ctx;
     const struct guided *g = c->p.roll;
     const int64_t n = SAMPLES * c->p.elements;
     int64_t prompt[SAMPLES];
     double level[SAMPLES];
+    struct rng_key mask[SAMPLES];
+    policy_case_masks(c, step, mask);
     arena_release(d->keep, 0);
     struct tensor z =
         arena_new(d->keep, DT_F64, 5,
@@ -49,10 +52,11 @@ static void velocity(struct policy_case *c, const double *x, double sigma, doubl
     struct tensor rows = arena_new(d->keep, DT_F64, 2, DIMS(g->rows, 4 * c->p.latent[0]));
     dev_put_f64(d->dev, z, x);
     d->dev->ops->patch_rows(d->dev, rows, z, guided_pos(g), PATCH_IN);
-    for (int b = 0; b < SAMPLES; b++) prompt[b] = c->entry[b].prompt, level[b] = sigma;
+    for (int b = 0; b < SAMPLES; b++) prompt[b] = c->entry[b].prompt, level[b] = s->sigma;
     const struct tensor text = policy_text(&c->p, prompt, SAMPLES),
                         null = policy_null_text(&c->p, SAMPLES),
-                        all = policy_velocity(&c->p, c->p.roll, rows, text, null, level, false),
+                        all = policy_velocity(&c->p, c->p.roll, rows, text, null, level,
+                                              s->record ? mask : NULL, false),
                         u = guided_rows(g, all, GUIDED_UNCOND);
     policy_case_latents(c, g, guided_rows(g, all, GUIDED_COND), PATCH_OUT, v);
     if (!u.data) return;
@@ -84,7 +88,7 @@ static double step_by_hand(struct policy_case *c, struct by_hand *w, int i)
     const struct plan_step *s = &c->plan.step[i];
     const int64_t D = c->p.elements;
     double worst = 0;
-    velocity(c, w->x, s->sigma, w->v);
+    velocity(c, w->x, i, w->v);
     for (int b = 0; b < SAMPLES; b++) {
         double sum = 0;
         if (s->std > 0) noise(c, b, (uint32_t)i + 1, false, w->eps);
@@ -101,9 +105,10 @@ static double step_by_hand(struct policy_case *c, struct by_hand *w, int i)
     return worst;
 }
 
-static void check_algorithm(struct comm *world, int algo, int epoch)
+static void check_algorithm(struct comm *world, int algo, int epoch, double dropout)
 {
-    const struct policy_case_opts o = options(algo, epoch);
+    struct policy_case_opts o = options(algo, epoch);
+    o.dropout = dropout;
     struct policy_case c;
     policy_case_open(&c, world, &o);
     const int64_t D = c.p.elements, n = SAMPLES * D;
@@ -146,7 +151,14 @@ static void test_by_hand(struct comm *world)
 {
     for (int algo = 0; algo <= ALGO_NFT; algo++)
         for (int epoch = 0; epoch < (test_fast() ? 1 : 60); epoch += 20)
-            check_algorithm(world, algo, epoch);
+            check_algorithm(world, algo, epoch, 0);
+}
+
+static void test_dropout(struct comm *world)
+{
+    check_algorithm(world, ALGO_MIX_GRPO, 0, 0.4);
+    check_algorithm(world, ALGO_FLOW_GRPO_FAST, 0, 0.4);
+    check_algorithm(world, ALGO_NFT, 0, 0.4); /* none at all */
 }
 
 /* ---- groups -----------------------------------------------------------------------------------*/
@@ -283,6 +295,7 @@ int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "every algorithm, step by step", .run = test_by_hand},
+        {.name = "dropout in the trained steps and in no other", .run = test_dropout},
         {.name = "what members of a group share", .run = test_members},
         {.name = "flash without its savings", .run = test_flash},
         {.name = "densities have the same bits on any ranks, in any batch",

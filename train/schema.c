@@ -317,7 +317,8 @@ static const struct row adapters[] = {
       "cross_attn.v, cross_attn.o]",
       0, 0, NULL, "ends of module paths, or shell patterns for them", 0, 0}},
     ROW_TEXT(R, L "lora_path", lora.path, "null", "adapter checkpoint to start from"),
-    ROW_ONLY(R, L "dropout", "0", "dropout in adapters is not built"),
+    ROW_REAL(R, L "dropout", lora.dropout, "0", 0, 0.99,
+             "share of the adapters' inputs that is 0 in training (docs/lora.md)"),
 };
 
 static const struct row rest[] = {

@@ -36,7 +36,7 @@ struct Uniform {
 
 struct Dropout { /* the rows of a sample, four neighbours a thread: they are one or two draws */
     View out, x;
-    const int16_t *pos; /* NULL: a row per token */
+    const int16_t *pos;         /* NULL: a row per token */
     int64_t row, height, width; /* row: the sample's first */
     uint64_t first;
     struct rng_stream s;
