@@ -21,10 +21,7 @@ static void narrow_block(struct block_saved *s, bool over_ranks, int of, int sam
     for (size_t i = 0; over_ranks && i < sizeof gathered / sizeof *gathered; i++)
         s->t[gathered[i]].data = NULL; /* made again: their rows are in another order */
     for (int i = 0; i < T_COUNT; i++) lead(&s->t[i], of, samples);
-    for (int i = 0; i < LINEAR_COUNT; i++) {
-        lead(&s->linear[i].h, of, samples);
-        lead(&s->linear[i].at.pos, of, samples);
-    }
+    for (int i = 0; i < LINEAR_COUNT; i++) lead(&s->linear[i].h, of, samples);
 }
 
 void dit_narrow(struct dit_run *run, const struct shape_plan *p)
