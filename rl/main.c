@@ -246,7 +246,7 @@ static enum why must_stop(struct rl_run *r)
 
 static bool due(int64_t interval, int64_t epoch) { return interval > 0 && epoch % interval == 0; }
 
-/* Once an epoch; what a signal has kept from it is made up for by the next start. */
+/* Once an epoch, after its checkpoint; what was cut short is made up for by the next start. */
 static void evaluate(struct rl_run *r, bool wanted)
 {
     if (wanted && r->set->rl.eval_epochs && r->state.evaluated != r->state.epoch) run_evaluate(r);
@@ -256,14 +256,16 @@ static int epochs(struct rl_run *r)
 {
     const struct settings *s = r->set;
     enum why why = GO_ON;
+    r->since = log_seconds();
     evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
     while (r->state.epoch < s->rl.num_epochs && (why = must_stop(r)) == GO_ON) {
         run_epoch(r);
-        evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
         if (due(s->save_interval, r->state.epoch)) run_save(r, NULL, &r->state.adapter);
+        evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
     }
-    if (why != PREEMPTED) evaluate(r, true);
     run_save(r, NULL, &r->state.adapter);
+    if (why != PREEMPTED) evaluate(r, true);
+    run_spend(r);
     return why == PREEMPTED ? RC_PREEMPTED : RC_OK;
 }
 
@@ -290,7 +292,8 @@ static int work(struct rl_run *r)
     metrics_text(r->metrics, "config", text);
     free(text);
     const int rc = epochs(r);
-    metrics_event(r->metrics, rc == RC_OK ? "finished" : "preempted", r->state.epoch);
+    metrics_event_at(r->metrics, rc == RC_OK ? "finished" : "preempted", r->state.epoch,
+                     r->state.seconds);
     metrics_close(r->metrics);
     return rc;
 }

@@ -159,6 +159,18 @@ static void start_from(struct rl_run *r, const char *path)
     ckpt_close(c);
 }
 
+/* What came after the checkpoint of this folder was written: its evaluation, time. Equal on all
+ * ranks. */
+static void add_past(struct rl_run *r)
+{
+    struct metrics_past past = {0};
+    if (r->world->rank == 0)
+        past = metrics_past(r->set->output_dir, r->state.epoch, "eval/reward_mean");
+    comm_broadcast_bytes(r->world, &past, sizeof past, 0, "metrics");
+    if (past.has_key) r->state.evaluated = r->state.epoch;
+    if (past.wall_s > r->state.seconds) r->state.seconds = past.wall_s;
+}
+
 bool run_resume(struct rl_run *r)
 {
     struct session *s = r->ses;
@@ -199,7 +211,10 @@ bool run_resume(struct rl_run *r)
     if (json_object_get(rl, "evaluated"))
         r->state.evaluated = json_integer_value(json_object_get(rl, "evaluated"));
     r->state.seconds = json_number_value(json_object_get(rl, "seconds"));
-    if (strcmp(how, "auto") == 0) r->saved_epoch = r->state.epoch; /* it lies in this folder */
+    if (strcmp(how, "auto") == 0) { /* it lies in this folder */
+        r->saved_epoch = r->state.epoch;
+        add_past(r);
+    }
     log_info("resumed from %s at epoch %lld", ckpt_path(c), (long long)r->state.epoch);
     adapter_info_free(&i);
     ckpt_close(c);

@@ -33,10 +33,9 @@ static void stop_if_asked(struct rl_run *r)
 {
     fault_hit("update");
     if (!launch_stop(r->world)) return;
-    run_save(r, r->before, &r->before_state);
     log_info("stopped by a signal in the updates of epoch %lld; run again to go on",
              (long long)r->state.epoch);
-    launch_leave(r->world, RC_PREEMPTED);
+    run_leave(r, r->before, &r->before_state, RC_PREEMPTED);
 }
 
 /* Place k of the trained steps for this sample: rising, or in an order of its own. */
