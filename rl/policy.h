@@ -18,6 +18,7 @@ struct policy {
     struct groups_config groups;
     struct prompt_rows prompts;
     struct guided *roll, *train; /* of sample_batch and train_batch samples */
+    struct guided *few[64];      /* as roll, of so many samples; made when they are asked for */
     struct guided *old;          /* NFT: of train_batch samples */
     struct lora *lora;           /* NFT: to switch between its weights; NULL in a dry run */
     int64_t elements;            /* D of a latent */
@@ -28,6 +29,9 @@ struct policy {
 void policy_open(struct policy *p, struct ctx *c, const struct dit *d, const struct rl_config *cfg,
                  struct groups_config groups, struct prompt_rows prompts, const int latent[4]);
 void policy_close(struct policy *p);
+/* Passes of a rollout over n samples, at most sample_batch; the policy owns them. Collective over
+ * the sequence axis. */
+struct guided *policy_roll(struct policy *p, int n);
 bool policy_guided(const struct policy *p);
 bool policy_has_reference(const struct policy *p);
 /* [n*text_len, text_dim] T in the keep arena. */

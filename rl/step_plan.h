@@ -21,7 +21,8 @@ enum last_step { LAST_MEAN, LAST_EULER }; /* of a stochastic last step: its mean
 enum step_mode {
     STEP_ODE,
     STEP_SDE,
-    STEP_SPLIT /* stochastic; until here all members of a group are one trajectory */
+    STEP_SPLIT /* stochastic; until here all members of a group are one trajectory, made once on
+                * every data rank (rl/rollout.c) */
 };
 enum { MAX_PLAN_STEPS = 256 };
 struct plan_step {

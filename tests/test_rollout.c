@@ -210,6 +210,98 @@ static void test_members(struct comm *world)
     }
 }
 
+/* ---- the path that members share --------------------------------------------------------------*/
+/* Latents of batch 0, all members of a rollout together or each one alone, and how many velocities
+ * that took on this rank. */
+static int64_t path(struct comm *world, struct policy_case_opts o, int batch, float *latent)
+{
+    struct policy_case c;
+    int64_t n = 0;
+    const int dp = o.degrees.ssp ? world->size / (o.degrees.ssp * o.degrees.sp) : 1;
+    policy_case_open(&c, world, &o);
+    const struct groups_config g = c.p.groups;
+    policy_case_close(&c);
+    o.rl.sample_batch = o.rl.train_batch = batch * dp;
+    o.rl.members = batch > 1 ? o.rl.members : 1;
+    policy_case_open(&c, world, &o);
+    c.p.groups.members = g.members;
+    c.p.groups.batch = g.batch;
+    const int64_t first = g.batch * c.f.mesh.axis[AXIS_DP]->rank;
+    for (int64_t i = 0; i < g.batch; i += batch) {
+        for (int b = 0; b < batch; b++) c.entry[b] = groups_entry(&g, 0, 0, first + i + b);
+        policy_case_rollout(&c, latent + i * c.p.elements);
+        n += c.t.evaluations;
+    }
+    policy_case_close(&c);
+    return n;
+}
+
+static void check_path(struct comm *world, struct policy_case_opts o, int dp, const char *name)
+{
+    enum { D = 3 * 2 * 6 * 6 };
+    const int share = SAMPLES / dp;
+    float *all = calloc((size_t)SAMPLES * D, sizeof *all),
+          *alone = calloc((size_t)SAMPLES * D, sizeof *alone);
+    struct policy_case c;
+    policy_case_open(&c, world, &o);
+    int groups = 0, until = 0;
+    while (c.plan.step[until].std <= 0) until++;
+    for (int a = 0; a < share; a++) {
+        int b = 0;
+        while (c.entry[b].group != c.entry[a].group) b++;
+        groups += a == b;
+    }
+    const int steps = c.plan.n;
+    const bool alike = c.rl.same_noise == 2 || c.plan.step[until].mode == STEP_SPLIT;
+    policy_case_close(&c);
+    const int64_t n = path(world, o, share, all), many = path(world, o, 1, alone);
+    EXPECT(many == steps * share, "%s: %lld velocities of single samples", name, (long long)many);
+    EXPECT(n == (alike ? until * groups : until * share) + (steps - until) * share,
+           "%s: %lld velocities, %d steps until the first noise of %d, %d groups of %d samples",
+           name, (long long)n, until, steps, groups, share);
+    EXPECT(memcmp(all, alone, (size_t)(share * D) * sizeof *all) == 0,
+           "%s: other latents than each alone", name);
+    free(all);
+    free(alone);
+}
+
+static struct policy_case_opts late_window(int algo, const char *device, enum dtype type)
+{
+    struct policy_case_opts o = options(algo, 0);
+    o.device = device;
+    o.compute = type;
+    o.rl.window = 1 + WINDOW_FIXED;
+    o.rl.window_start = 3;
+    o.rl.window_size = 2;
+    o.rl.window_limit = 6;
+    o.rl.guidance = 1.5;
+    return o;
+}
+
+static void test_path(struct comm *world)
+{
+    const int W = world->size;
+    const struct {
+        const char *device;
+        enum dtype type;
+    } on[] = {{"ref", DT_F64}, {"ref", DT_F32}, {"cpu", DT_BF16}};
+    for (int i = 0; i < 3; i++) {
+        if (!dev_supports(on[i].device, on[i].type)) continue;
+        struct policy_case_opts o = late_window(ALGO_FLOW_GRPO_FAST, on[i].device, on[i].type);
+        for (int S = 1; S <= W; S *= 2) {
+            o.degrees = (struct mesh_degrees){S, 1, 1};
+            for (o.rl.placement = 0; o.rl.placement < 2; o.rl.placement++)
+                check_path(world, o, W / S, "split");
+        }
+        o.rl.placement = 0;
+        o.degrees = (struct mesh_degrees){W, 1, 1};
+        o.rl.algo = ALGO_MIX_GRPO_FLASH; /* the same noise, and a history after the window */
+        check_path(world, o, 1, "window");
+        o.rl.same_noise = 1;
+        check_path(world, o, 1, "noise of its own");
+    }
+}
+
 /* ---- bits -------------------------------------------------------------------------------------*/
 static double *roll(struct comm *world, const struct policy_case_opts *o, float *latent)
 {
@@ -297,6 +389,9 @@ int main(int argc, char **argv)
         {.name = "every algorithm, step by step", .run = test_by_hand},
         {.name = "dropout in the trained steps and in no other", .run = test_dropout},
         {.name = "what members of a group share", .run = test_members},
+        {.name = "the path that members share is made once, to the same bits",
+         .run = test_path,
+         .ranks = {1, 2}},
         {.name = "flash without its savings", .run = test_flash},
         {.name = "densities have the same bits on any ranks, in any batch",
          .run = test_bits,

@@ -91,7 +91,7 @@ static const struct row general[] = {
     ROW_TEXT(TSPR, "output_dir", output_dir, "./output", "folder for everything that is written"),
     ROW_INT(TP, "training_iteration", training_iteration, "1000000", 1, BIG, "optimizer steps"),
     ROW_REAL(TPR, "max_seconds", max_seconds, "0", 0, BIG,
-             "stop after so much work by the clock, with a checkpoint; 0: never"),
+             "stop after so long by the clock, with a checkpoint; 0: never"),
     {TSPR,
      {"fsdp_size", CFG_INT, AT(fsdp_size), "auto", 1, BIG, auto_word,
       "ranks that share one copy of the model; auto: all", FSDP_AUTO, 0}},
