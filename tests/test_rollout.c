@@ -105,10 +105,9 @@ static double step_by_hand(struct policy_case *c, struct by_hand *w, int i)
     return worst;
 }
 
-static void check_algorithm(struct comm *world, int algo, int epoch, double dropout)
+static void check_rollout(struct comm *world, struct policy_case_opts o)
 {
-    struct policy_case_opts o = options(algo, epoch);
-    o.dropout = dropout;
+    const int algo = o.rl.algo;
     struct policy_case c;
     policy_case_open(&c, world, &o);
     const int64_t D = c.p.elements, n = SAMPLES * D;
@@ -145,6 +144,36 @@ static void check_algorithm(struct comm *world, int algo, int epoch, double drop
     for (int k = 0; k < 6; k++) free(*all[k]);
     free(latent);
     policy_case_close(&c);
+}
+
+static void check_algorithm(struct comm *world, int algo, int epoch, double dropout)
+{
+    struct policy_case_opts o = options(algo, epoch);
+    o.dropout = dropout;
+    check_rollout(world, o);
+}
+
+/* Rollouts without any noise, by either solver, on its grid or a coarser one; each makes its own
+ * sample. */
+static void test_solvers(struct comm *world)
+{
+    enum { D = 3 * 2 * 6 * 6 };
+    static float z[4][SAMPLES * D];
+    for (int k = 0; k < 4; k++) {
+        struct policy_case_opts o = options(ALGO_NFT, 0);
+        struct policy_case c;
+        o.rl.solver = 1 + (k % 2 ? ODE_DPMPP_2M : ODE_EULER);
+        o.rl.compress = k < 2 ? 1 : 0.6;
+        check_rollout(world, o);
+        policy_case_open(&c, world, &o);
+        policy_case_rollout(&c, z[k]);
+        EXPECT(c.plan.n == (k < 2 ? 8 : 4), "%d steps", c.plan.n);
+        EXPECT(c.t.evaluations == c.plan.n * SAMPLES, "%lld velocities",
+               (long long)c.t.evaluations);
+        policy_case_close(&c);
+        for (int i = 0; i < k; i++)
+            EXPECT(memcmp(z[i], z[k], sizeof z[k]), "solvers %d and %d give the same", i, k);
+    }
 }
 
 static void test_by_hand(struct comm *world)
@@ -387,6 +416,7 @@ int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "every algorithm, step by step", .run = test_by_hand},
+        {.name = "rollouts of NFT by every solver", .run = test_solvers},
         {.name = "dropout in the trained steps and in no other", .run = test_dropout},
         {.name = "what members of a group share", .run = test_members},
         {.name = "the path that members share is made once, to the same bits",
