@@ -19,8 +19,7 @@ static bool is_nft(const struct rl_run *r) { return r->set->rl.algo == ALGO_NFT;
 /* Trained steps of a sample, and how many there are to choose from. */
 static int steps_trained(const struct rl_run *r, const struct step_plan *plan)
 {
-    const int n = (int)(plan->n * r->set->rl.fraction);
-    return is_nft(r) ? (n > 0 ? n : 1) : plan->num_recorded;
+    return algo_steps_trained(&r->set->rl, plan);
 }
 static int steps_known(const struct rl_run *r, const struct step_plan *plan)
 {
