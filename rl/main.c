@@ -69,12 +69,18 @@ static struct ckpt *open_base(struct rl_run *r, struct settings *s)
 
 static void open_prompts(struct rl_run *r, const struct settings *s)
 {
+    const struct {
+        struct prompts *p;
+        const char *key, *path;
+    } file[] = {{&r->prompts, "rl_config.prompt_file", s->rl.prompt_file},
+                {&r->eval_prompts, "rl_config.eval_prompt_file", s->rl.eval_prompt_file}};
     struct err e = {0};
-    prompt_file_read(&r->prompts, "rl_config.prompt_file", s->rl.prompt_file, &e);
-    if (!e.code && s->rl.eval_prompt_file)
-        prompt_file_read(&r->eval_prompts, "rl_config.eval_prompt_file", s->rl.eval_prompt_file,
-                         &e);
-    err_raise(&e);
+    for (int i = 0; i < 2; i++) {
+        if (!file[i].path) continue;
+        prompt_file_read(file[i].p, file[i].key, file[i].path, &e);
+        err_raise(&e);
+        if (!prompt_file_same(r->world, file[i].p, file[i].key, file[i].path, &e)) err_raise(&e);
+    }
 }
 
 static void open_session(struct rl_run *r, struct settings *s, struct ckpt *base)

@@ -6,6 +6,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "rl/identity.h"
+#include "rl/prompt_file.h"
 #include "rl/run.h"
 #include "train/print_config.h"
 
@@ -15,13 +16,6 @@ unsigned run_kinds(const struct rl_run *r)
     if (r->set->ema_decay > 0) kinds |= 1u << STATE_LORA_EMA;
     if (r->set->rl.algo == ALGO_NFT) kinds |= 1u << STATE_LORA_OLD;
     return kinds;
-}
-
-static uint64_t prompts_hash(const struct prompts *p)
-{
-    uint64_t h = 0;
-    for (int i = 0; i < p->n; i++) h = h * 1099511628211u + rng_hash(p->text[i]);
-    return h >> 1; /* JSON integers are signed */
 }
 
 /* What decides which samples are drawn; other keys may change, and are named when they do. */
@@ -61,7 +55,7 @@ static json_t *identity_of(const struct rl_run *r)
         (json_int_t)(c->sample_batch * r->ses->mesh.dp),
         "samples of an optimizer step over all data ranks",
         (json_int_t)(c->train_batch * r->set->gradient_accumulation_steps * r->ses->mesh.dp),
-        "prompts", (json_int_t)prompts_hash(&r->prompts));
+        "prompts", (json_int_t)prompt_file_hash(&r->prompts));
     CHECK(j, "the description of the run cannot be built");
     add_sampling(j, c);
     return j;
