@@ -406,6 +406,23 @@ static void post_training_choices(struct comm *world)
     settings_free(&l);
 }
 
+/* What backward keeps of the attention it keeps of rows that it leaves out too: over ranks nothing
+ * is computed twice. */
+static void post_training_attention(struct comm *world)
+{
+    (void)world;
+    char set[] = "recompute=attention";
+    struct rl_plan one, four;
+    struct loaded_settings l = small_clips(set);
+    l.s.use_skiparse_sequence_parallel = false;
+    rl_plan_make(&l.s, "wan", 8, &one);
+    l.s.use_skiparse_sequence_parallel = true;
+    rl_plan_make(&l.s, "wan", 8, &four);
+    EXPECT(fabs(four.update.attention / one.update.attention - 1) < 1e-9,
+           "%.9g on four ranks, %.9g on one", four.update.attention, one.update.attention);
+    settings_free(&l);
+}
+
 static void same_counts(struct comm *world, const char *what, struct policy_case *c,
                         const struct comm_count want[AXIS_COUNT][COMM_KINDS])
 {
@@ -512,6 +529,7 @@ int main(int argc, char **argv)
         {"prefetching and resharding are what the keys say", prefetch, {0}, 0},
         {"post-training of 14B: FLOPs, memory, communication", post_training_14b, {0}, 0},
         {"post-training: the page, dropout, the shared path", post_training_choices, {0}, 0},
+        {"post-training: attention over ranks is not repeated", post_training_attention, {0}, 0},
         {"post-training: real ranks send what is planned", post_training_counts, {1, 2, 4}, 0},
         {"post-training: what a run refuses", post_training_mistakes, {0}, 0},
     };
