@@ -6,6 +6,12 @@
 #include "rl/verb.h"
 #include "train/verbs.h"
 
+/* One verb for the files of both trainings. */
+static int plan(int argc, char **argv)
+{
+    return verb_rl_owns(argc, argv) ? verb_rl_plan(argc, argv) : verb_plan(argc, argv);
+}
+
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
@@ -21,8 +27,8 @@ static const struct {
     {"convert", verb_convert, "convert merge BASE ADAPTER OUT", "folds adapters into their base"},
     {"inspect", verb_inspect, "inspect RUN|CHECKPOINT", "what is in a checkpoint"},
     {"diff", verb_diff, "diff CHECKPOINT CHECKPOINT", "compares two checkpoints tensor by tensor"},
-    {"plan", verb_plan, "plan CONFIG [ranks=N] [key=value ...]",
-     "memory, FLOPs and communication of a step"},
+    {"plan", plan, "plan CONFIG [ranks=N] [key=value ...]",
+     "memory, FLOPs and communication of a step, or of an epoch of rl"},
     {"report", verb_report, "report RUN", "one self-contained HTML page of a run"},
     {"print-config", verb_print_config, "print-config CONFIG [key=value ...]",
      "effective values with origins"},

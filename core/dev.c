@@ -174,6 +174,20 @@ void dev_check_quantum(double quantum)
           quantum);
 }
 
+void dev_check_dropout(const struct dropout_args *a)
+{
+    const int64_t rows = a->x.dim[0];
+    CHECK(a->p >= 0 && a->p < 1, "dropout %g", a->p);
+    CHECK(a->batch > 0 && rows % a->batch == 0 && a->x.ndim == 2 && a->out.ndim == 2 &&
+              a->out.dim[0] == rows && a->out.dim[1] == a->x.dim[1],
+          "dropout: [%lld,%lld] rows of %d samples", (long long)rows, (long long)a->x.dim[1],
+          a->batch);
+    CHECK(!a->pos.data ||
+              (a->pos.dtype == DT_I16 && a->pos.dim[0] == rows && a->height > 0 && a->width > 0),
+          "dropout: places of %lld rows in a grid of %d x %d", (long long)rows, a->height,
+          a->width);
+}
+
 void dev_poison(struct dev *d, void *p, size_t bytes)
 {
     if (!d->poison) return;

@@ -142,6 +142,22 @@ struct nft_args {              /* v+ = beta*v + (1-beta)*old, v- = (1+beta)*old 
     int batch;
 };
 
+/* out = x / (1 - p) where element e of its sample is kept, else 0; add: out += that. Kept is what
+ * draws word index(e) >= p * 2^32 of the sample's stream: bit-equal on every device, for every way
+ * to spread rows over ranks. index(e) = first + token * n + column. */
+struct dropout_args {
+    struct tensor out, x; /* [rows, n] T or S; out may be x */
+    /* [rows, 3] i16: token = (t * height + row) * width + column, negative: padding, all dropped;
+     * data NULL: a row's place in its sample */
+    struct tensor pos;
+    int height, width; /* of the token grid */
+    double p;          /* [0, 1) */
+    uint64_t first;
+    const struct rng_key *mask; /* [B], host */
+    int batch;                  /* B */
+    bool add;
+};
+
 struct dev_ops {
     const char *name;
     /* memory; the null device hands out addresses that must never be followed */
@@ -229,6 +245,7 @@ struct dev_ops {
                        double std);
     void (*rng_uniform)(struct dev *, struct tensor x, struct rng_stream, uint64_t first, double lo,
                         double hi);
+    void (*dropout)(struct dev *, const struct dropout_args *);
 };
 
 struct dev_counters { /* kept by the null device; FLOPs with multiply-add = 2 */
@@ -263,6 +280,9 @@ static inline void *dev_alloc(struct dev *d, size_t bytes) { return d->ops->allo
 static inline void dev_free(struct dev *d, void *p) { d->ops->free(d, p); }
 /* Stops unless quantum is a power of two. */
 void dev_check_quantum(double quantum);
+void dev_check_dropout(const struct dropout_args *a); /* shapes and range */
+/* The least word that is kept: p * 2^32. */
+static inline uint32_t dev_dropout_limit(double p) { return (uint32_t)(p * 0x1p32); }
 void dev_poison(struct dev *d, void *p, size_t bytes);
 struct tensor dev_tensor(struct dev *d, enum dtype t, int ndim, const int64_t *dim); /* allocates */
 /* Host array of the same dtype to a contiguous tensor, and back. */

@@ -21,7 +21,8 @@ enum rng_use {
     RNG_VALID,   /* held-out noise: item: validation sample, step: sigma bucket */
     RNG_SAMPLE,  /* sampling noise: item: prompt number, step: sample of the prompt */
     RNG_TEST,
-    RNG_UPDATE /* post-training: order of units (item: epoch), of steps (item: sample) */
+    RNG_UPDATE, /* post-training: order of units (item: epoch), of steps (item: sample) */
+    RNG_DROPOUT /* item: sample number, step: trained step; index: element of a linear's input */
 };
 struct rng_key {
     uint64_t seed;

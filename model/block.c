@@ -117,8 +117,12 @@ static bool linears_kept(const struct block_run *run)
 static struct linear_saved *saved(struct ctx *c, const struct block_run *run, struct block_saved *s,
                                   enum block_linear id)
 {
-    s->linear[id].arena = linears_kept(run) ? c->keep : c->tmp;
-    return &s->linear[id];
+    struct linear_saved *l = &s->linear[id];
+    const struct grid *g = &run->stage->layout->grid;
+    l->arena = linears_kept(run) ? c->keep : c->tmp;
+    l->at = (struct token_rows){.height = g->h, .width = g->w};
+    if (id != LINEAR_CROSS_KV) l->at.pos = run->stage->pos;
+    return l;
 }
 
 void block_forget(struct block_saved *s, const struct block_run *run)

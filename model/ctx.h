@@ -14,6 +14,9 @@ struct ctx {
     /* Which samples of the batch use the adapters, a byte each; NULL: all. The same from a forward
      * pass to its backward pass (docs/spec/rl.md 2.4). */
     const uint8_t *gate;
+    /* Dropout in front of the adapters: a key for the mask of each sample of the batch; NULL: none.
+     * The same from a forward pass to its backward pass, as the gate. */
+    const struct rng_key *drop;
     int samples; /* of the pass in hand; set by dit_forward and dit_backward */
 };
 static inline enum dtype ctx_compute(const struct ctx *c) { return c->dev->compute; }

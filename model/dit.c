@@ -164,7 +164,7 @@ void dit_forward(struct ctx *c, const struct dit *d, const struct shape_plan *p,
     const struct model_config *m = &d->config;
     SHAPE(in.xt, ctx_compute(c), 2, dit_first_stage(p)->layout->rows, 4 * m->in_dim);
     SHAPE(in.text, ctx_compute(c), 2, (int64_t)p->batch * p->text_len, m->text_dim);
-    *run = (struct dit_run){.plan = p, .in = in, .gate = c->gate, .train = train};
+    *run = (struct dit_run){.plan = p, .in = in, .gate = c->gate, .drop = c->drop, .train = train};
     c->samples = p->batch;
     run->embed.e.dim[0] = p->batch;
     unit_enter(c->hooks, d->embed.unit, PASS_FORWARD);
@@ -226,7 +226,8 @@ void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struc
                   struct tensor dxt, struct tensor dtext)
 {
     CHECK(run->train, "backward after a forward pass that kept nothing");
-    CHECK(run->gate == c->gate, "the gate changed between the forward pass and this backward pass");
+    CHECK(run->gate == c->gate && run->drop == c->drop,
+          "the gate or the dropout changed between the forward pass and this backward pass");
     c->samples = run->plan->batch;
     const size_t mark = arena_mark(c->tmp);
     const enum dtype T = ctx_compute(c), S = ctx_state(c);

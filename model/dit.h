@@ -37,8 +37,9 @@ struct dit_run { /* one forward pass; tensors live in the keep arena */
     struct tensor x[MAX_BLOCKS + 1]; /* block inputs; [num_blocks]: head input */
     struct block_saved saved[MAX_BLOCKS];
     struct head_saved head;
-    const uint8_t *gate; /* of the ctx */
-    struct tensor out;   /* [R', 4*out_dim] T in PATCH_OUT order, rows of the last stage */
+    const uint8_t *gate; /* of the ctx, as is drop */
+    const struct rng_key *drop;
+    struct tensor out; /* [R', 4*out_dim] T in PATCH_OUT order, rows of the last stage */
     bool train;
 };
 /* The stage whose rows the model takes, and the one whose rows it gives. */

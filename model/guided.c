@@ -50,13 +50,14 @@ struct guided *guided_new(struct ctx *c, const struct dit *d, struct guided_opts
         g->trained_back = way_back(c, g->trained);
     }
     g->time = calloc((size_t)batch, sizeof *g->time);
+    g->drop = calloc((size_t)batch, sizeof *g->drop);
     g->run = calloc(1, sizeof *g->run);
     if (o.reference || o.no_policy) {
         g->gate = calloc((size_t)batch, 1);
         CHECK(g->gate, "out of memory");
         for (int b = 0; b < batch; b++) g->gate[b] = !of_reference(g->kind[b / o.samples]);
     }
-    CHECK(g->time && g->run, "out of memory");
+    CHECK(g->time && g->drop && g->run, "out of memory");
     return g;
 }
 
@@ -68,6 +69,7 @@ void guided_free(struct guided *g)
     plan_free(g->plan);
     if (g->trained) plan_free(g->trained);
     free(g->gate);
+    free(g->drop);
     free(g->time);
     free(g->run);
     free(g);
@@ -107,17 +109,32 @@ static struct tensor all_text(struct guided *g, struct tensor text, struct tenso
     return y;
 }
 
+/* Between the two calls nobody else runs the model of c. */
+static void switch_on(struct guided *g)
+{
+    g->ctx->gate = g->gate;
+    g->ctx->drop = g->dropped ? g->drop : NULL;
+}
+
+static void switch_off(struct guided *g)
+{
+    g->ctx->gate = NULL;
+    g->ctx->drop = NULL;
+}
+
 void guided_forward(struct guided *g, struct tensor v, struct tensor x, struct tensor text,
-                    struct tensor null, const double *sigma, bool train)
+                    struct tensor null, const double *sigma, const struct rng_key *drop, bool train)
 {
     struct ctx *c = g->ctx;
     CHECK(!train || g->trained, "a training pass of rows that are not trained");
     const size_t mark = arena_mark(c->keep);
     for (int b = 0; b < g->plan->batch; b++) g->time[b] = 1000 * sigma[b % g->samples];
+    for (int b = 0; b < g->plan->batch && drop; b++) g->drop[b] = drop[b % g->samples];
+    g->dropped = drop;
     const struct dit_input in = {repeated(g, x), all_text(g, text, null), g->time};
-    c->gate = g->gate;
+    switch_on(g);
     dit_forward(c, g->dit, g->plan, in, train, g->run);
-    c->gate = NULL;
+    switch_off(g);
     if (g->back)
         redist_forward(g->back, v, g->run->out);
     else
@@ -143,7 +160,7 @@ void guided_backward(struct guided *g, struct tensor dv)
         redist_backward(g->trained_back, dout, dv);
     }
     dit_narrow(g->run, g->trained);
-    c->gate = g->gate;
+    switch_on(g);
     dit_backward(c, g->dit, g->run, dout, (struct tensor){0}, (struct tensor){0});
-    c->gate = NULL;
+    switch_off(g);
 }

@@ -21,6 +21,8 @@ struct guided {
     struct shape_plan *plan, *trained;  /* batch: samples * kinds; samples * trained kinds */
     struct redist *back, *trained_back; /* last stage to first; NULL: the same rows */
     uint8_t *gate;                      /* NULL: the adapters act everywhere */
+    struct rng_key *drop;               /* of the pass in hand, [samples * kinds] */
+    bool dropped;                       /* whether it has any */
     double *time;
     struct dit_run *run;
     int64_t rows; /* of all samples of one kind */
@@ -32,9 +34,11 @@ const struct layout *guided_layout(const struct guided *g);
 struct tensor guided_pos(const struct guided *g); /* i16 [rows,3] */
 /* v [kinds*rows, 4*out_dim] T = velocities at x [rows, 4*in_dim] (S or T, PATCH_IN) with noise
  * levels sigma [samples]; text, null [samples*text_len, text_dim] T (null.data NULL: not used).
+ * drop [samples]: masks of the adapters' dropout, one for all kinds of a sample; NULL: no dropout.
  * train: what backward needs stays in the keep arena; the caller marks and releases it. */
 void guided_forward(struct guided *g, struct tensor v, struct tensor x, struct tensor text,
-                    struct tensor null, const double *sigma, bool train);
+                    struct tensor null, const double *sigma, const struct rng_key *drop,
+                    bool train);
 /* Rows of kind k of v; data NULL when the pass has none. */
 struct tensor guided_rows(const struct guided *g, struct tensor v, enum guided_kind k);
 /* dv [trained kinds * rows, 4*out_dim] T: gradients of the first velocities. Once a forward. */

@@ -1,7 +1,5 @@
 #include "model/linear.h"
 
-#include "model/adapter.h"
-
 /* The view over `parts` neighbouring parameters. */
 static struct tensor joined(const struct param *p, int parts, bool grad)
 {
@@ -45,7 +43,7 @@ static void forward(struct ctx *c, const struct linear *l, struct tensor pre, st
     }
     CHECK(s, "%s has an adapter, but no place for what it saves", l->w->name);
     product(c, l, pre, (struct tensor){0}, x, EPI_BIAS);
-    s->h = adapter_forward(c, l->lora, pre, x, s->arena);
+    s->h = adapter_forward(c, l->lora, pre, x, &s->at, s->arena);
     if (gelu.data) c->dev->ops->gelu_fwd(c->dev, gelu, pre);
 }
 
@@ -66,7 +64,7 @@ void linear_backward(struct ctx *c, const struct linear *l, struct linear_grad g
 {
     struct tensor dw = joined(l->w, l->parts, true);
     if (l->lora) { /* first, so that the epilogue below sees the whole sum */
-        adapter_backward(c, l->lora, g.dx, g.add, dy, x, g.saved->h);
+        adapter_backward(c, l->lora, g.dx, g.add, dy, x, &g.saved->at, g.saved->h);
         g.add = true;
     }
     unit_poll(c->hooks);

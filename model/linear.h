@@ -4,17 +4,18 @@
  * gets none. Nobody outside linear.c asks whether there is an adapter. */
 #ifndef MODEL_LINEAR_H
 #define MODEL_LINEAR_H
-#include "model/ctx.h"
-struct adapter;
+#include "model/adapter.h"
 struct linear {
     struct param *w, *b; /* first of `parts` neighbours each */
     int parts;
     const struct adapter *lora; /* NULL: none (model/lora.h sets it) */
 };
-/* What backward needs of a forward pass besides x: h = x A' of the adapter. */
+/* What backward needs of a forward pass besides x: h = x A' of the adapter, and where its rows
+ * stand. */
 struct linear_saved {
     struct arena *arena; /* where forward puts it */
     struct tensor h;     /* data NULL: not there */
+    struct token_rows at;
 };
 /* s may be NULL for a linear that never has an adapter. */
 void linear_forward(struct ctx *c, const struct linear *l, struct tensor y, struct tensor x,

@@ -32,10 +32,14 @@ struct lora *lora_new(struct dev *dev, struct dit *d, const struct lora_config *
         err_stop(RC_CONFIG, "lora_config.rank: %lld; it must be at least 1", (long long)cfg->rank);
     if (!(cfg->alpha > 0) || !isfinite(cfg->alpha))
         err_stop(RC_CONFIG, "lora_config.alpha: %g; it must be above 0", cfg->alpha);
+    if (!(cfg->dropout >= 0 && cfg->dropout < 1))
+        err_stop(RC_CONFIG, "lora_config.dropout: %g; it must be at least 0 and below 1",
+                 cfg->dropout);
     l->dev = dev;
     l->rank = cfg->rank;
     l->alpha = cfg->alpha;
-    l->store = (struct adapter_store){.scale = cfg->alpha / (double)cfg->rank, .rank = cfg->rank};
+    l->store = (struct adapter_store){
+        .scale = cfg->alpha / (double)cfg->rank, .dropout = cfg->dropout, .rank = cfg->rank};
     lora_attach(l, d, cfg);
     freeze(d);
     const enum dtype T = dev->compute, S = dtype_state(T);

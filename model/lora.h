@@ -14,6 +14,7 @@ struct comm;
 struct lora_config { /* lora_config.* (docs/spec/rl.md 4) */
     int64_t rank;    /* 0: no adapters */
     double alpha;
+    double dropout;           /* p: share of the elements in front of A that is 0 in training */
     struct cfg_texts targets; /* target_modules */
     char *path;               /* lora_path: checkpoint to go on from */
 };

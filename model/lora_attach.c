@@ -102,11 +102,11 @@ static struct param *add_param(struct lora *l, const char *module, const char *w
 }
 
 /* The pairs of one linear: all A side by side, then each B. */
-static void add_adapter(struct lora *l, struct linear *lin, const bool *on)
+static void add_adapter(struct lora *l, struct linear *lin, uint32_t number, const bool *on)
 {
     struct adapter *a = &l->adapter[l->num_adapters++];
     const int64_t out = lin->w->dim[0], in = lin->w->dim[1], r = l->rank;
-    *a = (struct adapter){.store = &l->store, .in = in, .out = out};
+    *a = (struct adapter){.store = &l->store, .number = number, .in = in, .out = out};
     char module[64];
     for (int k = 0; k < lin->parts; k++)
         if (on[k]) a->part[a->pairs++] = k;
@@ -143,7 +143,7 @@ void lora_attach(struct lora *l, struct dit *d, const struct lora_config *cfg)
                 any = any || on[k];
                 if (on[k]) require_rank(cfg, module, lin->w[k].dim[0], lin->w[k].dim[1]);
             }
-            if (any) add_adapter(l, lin, on);
+            if (any) add_adapter(l, lin, (uint32_t)(b * LINEAR_COUNT + id), on);
         }
     require_hits(d, cfg, hits);
 }

@@ -1,6 +1,6 @@
 #include "model/dit.h"
 
-/* The batch is the slowest dimension of every tensor of a run but those gathered over ranks. */
+/* The batch is the slowest dimension of every tensor of a run but T_QKV_ALL. */
 static void lead(struct tensor *t, int of, int samples)
 {
     if (!t->data) return;
@@ -15,11 +15,11 @@ static void narrow_embed(struct embed_saved *s, int of, int samples)
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) lead(all[i], of, samples);
 }
 
-static void narrow_block(struct block_saved *s, bool over_ranks, int of, int samples)
+/* Gathered queries, and what belongs to them, go sequence by sequence like all rows; but q, k and v
+ * of all samples follow each other (parallel/ulysses.h), and are sent again. */
+static void narrow_block(struct block_saved *s, int of, int samples)
 {
-    static const enum block_tensor gathered[] = {T_QKV_ALL, T_O_ALL, T_LSE, T_O};
-    for (size_t i = 0; over_ranks && i < sizeof gathered / sizeof *gathered; i++)
-        s->t[gathered[i]].data = NULL; /* made again: their rows are in another order */
+    s->t[T_QKV_ALL].data = NULL;
     for (int i = 0; i < T_COUNT; i++) lead(&s->t[i], of, samples);
     for (int i = 0; i < LINEAR_COUNT; i++) lead(&s->linear[i].h, of, samples);
 }
@@ -35,9 +35,7 @@ void dit_narrow(struct dit_run *run, const struct shape_plan *p)
     lead(&run->in.text, of, n);
     narrow_embed(&run->embed, of, n);
     for (int i = 0; i < was->num_layers; i++) {
-        const struct stage *s = &was->stage[was->at[i]];
-        const bool full = was->kind[i] == BLOCK_FULL;
-        narrow_block(&run->saved[i], full ? s->full_ranks : s->sub_ranks, of, n);
+        narrow_block(&run->saved[i], of, n);
         lead(&run->x[i], of, n);
     }
     lead(&run->x[was->num_layers], of, n);

@@ -40,10 +40,10 @@ struct tensor sampler_run(struct sampler *s, const struct sampler_job *job)
     CHECK(g->samples <= 256, "batch of %d", g->samples);
     for (int i = 0; i < job->steps; i++) {
         for (int b = 0; b < g->samples; b++) sigma[b] = job->sigma[i];
-        guided_forward(g, v, x, job->text, job->null, sigma, false);
+        guided_forward(g, v, x, job->text, job->null, sigma, NULL, false);
         struct tensor null = guided ? guided_rows(g, v, GUIDED_UNCOND) : none;
         if (guided && !s->batched) {
-            guided_forward(g, other, x, job->null, none, sigma, false);
+            guided_forward(g, other, x, job->null, none, sigma, NULL, false);
             null = other;
         }
         c->dev->ops->sample_step(c->dev, x, guided_rows(g, v, GUIDED_COND), null, job->guidance,

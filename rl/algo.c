@@ -205,9 +205,15 @@ struct step_plan_config algo_plan(const struct rl_config *c)
 
 struct step_plan algo_step_plan(const struct rl_config *c, uint64_t seed, int64_t epoch)
 {
-    if (c->algo == ALGO_NFT) return step_plan_ode((int)c->steps, c->shift);
     const struct step_plan_config p = algo_plan(c);
+    if (c->algo == ALGO_NFT) return step_plan_quiet(&p);
     return step_plan_make(&p, seed, epoch);
+}
+
+int algo_steps_trained(const struct rl_config *c, const struct step_plan *p)
+{
+    const int n = (int)(p->n * c->fraction);
+    return c->algo != ALGO_NFT ? p->num_recorded : n > 0 ? n : 1;
 }
 
 struct adv_config algo_advantage(const struct rl_config *c, const struct reward_settings *r,

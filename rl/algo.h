@@ -18,5 +18,7 @@ struct groups_config algo_groups(const struct rl_config *c, int64_t num_prompts,
                                  uint64_t seed);
 /* The plan of an epoch: rollouts of NFT have no stochastic steps. */
 struct step_plan algo_step_plan(const struct rl_config *c, uint64_t seed, int64_t epoch);
+/* Trained steps of a sample. */
+int algo_steps_trained(const struct rl_config *c, const struct step_plan *p);
 static inline bool algo_shuffles_steps(const struct rl_config *c) { return c->shuffle_steps == 2; }
 #endif

@@ -8,13 +8,31 @@
 #include "parallel/launch.h"
 #include "rl/run.h"
 
+void run_spend(struct rl_run *r)
+{
+    const double now = log_seconds();
+    r->state.seconds += now - r->since;
+    r->since = now;
+}
+
+/* A checkpoint of this epoch may lie there already: what was spent since is in the metrics. */
+void run_leave(struct rl_run *r, const struct ckpt_snapshot *snap,
+               const struct adapter_state *state, int rc)
+{
+    run_spend(r);
+    run_save(r, snap, state);
+    metrics_event_at(r->metrics, rc == RC_PREEMPTED ? "preempted" : "stopped", r->state.epoch,
+                     r->state.seconds);
+    launch_leave(r->world, rc);
+}
+
 void run_stop_if_asked(struct rl_run *r)
 {
     if (!launch_stop(r->world)) return;
-    run_save(r, NULL, &r->state.adapter);
-    log_info("stopped by a signal before the updates of epoch %lld; run again to go on",
+    log_info("stopped by a signal %s epoch %lld; run again to go on",
+             r->evaluating ? "in the evaluation of" : "before the updates of",
              (long long)r->state.epoch);
-    launch_leave(r->world, RC_PREEMPTED);
+    run_leave(r, NULL, &r->state.adapter, RC_PREEMPTED);
 }
 
 /* ---- rollouts ---------------------------------------------------------------------------------*/
@@ -88,10 +106,9 @@ static bool wait_for_scores(struct rl_run *r)
             scoring_give_up(r->scoring, "no scorer is left");
             return false;
         }
-        run_save(r, NULL, &r->state.adapter);
         log_warn("no scorer is left: stopped at epoch %lld with a checkpoint; their logs are in %s",
                  (long long)r->state.epoch, r->set->output_dir);
-        launch_leave(r->world, RC_TEMP);
+        run_leave(r, NULL, &r->state.adapter, RC_TEMP);
     }
 }
 
@@ -193,7 +210,7 @@ void run_epoch(struct rl_run *r)
     free(row);
     free(gain);
     r->state.epoch++;
-    r->state.seconds += log_seconds() - t0;
+    run_spend(r);
     monitor_scores(r, &stats);
     monitor_updates(r, &plan, &u);
     monitor_console(r, &stats, &u, &t);

@@ -133,19 +133,18 @@ void run_evaluate(struct rl_run *r)
     const struct step_plan plan = step_plan_ode((int)r->set->rl.eval_steps, r->set->rl.shift);
     err_push("evaluation at epoch %lld", (long long)r->state.epoch);
     comm_context(r->world, "evaluation");
-    const double t0 = log_seconds();
     r->evaluating = true;
     if (ema) lora_use(r->ses->lora, STATE_LORA_EMA);
     sample_all(r, &plan);
     if (ema) lora_use(r->ses->lora, STATE_LORA);
-    r->evaluating = false;
     collect(r);
+    r->evaluating = false;
     int64_t n;
     struct score_row *row = scoring_table(r->scoring, &n);
+    run_spend(r);
     report(r, row, n);
     free(row);
     comm_context(r->world, NULL);
-    r->state.seconds += log_seconds() - t0;
     r->state.evaluated = r->state.epoch;
     err_pop();
 }

@@ -58,10 +58,15 @@ static void forward(struct micro *m)
     struct policy *p = m->p;
     struct guided *g = p->train;
     int64_t prompt[MAX_MICRO];
-    for (int b = 0; b < m->n; b++) prompt[b] = m->items[b].from->entry[m->items[b].sample].prompt;
+    struct rng_key mask[MAX_MICRO];
+    for (int b = 0; b < m->n; b++) {
+        const struct group_entry *e = &m->items[b].from->entry[m->items[b].sample];
+        prompt[b] = e->prompt;
+        mask[b] = policy_mask(p, e, (uint32_t)m->step[b]);
+    }
     const struct tensor x = states(m, 0), next = states(m, 1);
     const struct tensor text = policy_text(p, prompt, m->n), null = policy_null_text(p, m->n);
-    const struct tensor v = policy_velocity(p, g, x, text, null, m->sigma, true);
+    const struct tensor v = policy_velocity(p, g, x, text, null, m->sigma, mask, true);
     m->a = (struct transition_args){.x = x,
                                     .next = next,
                                     .c = guided_rows(g, v, GUIDED_COND),

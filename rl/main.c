@@ -10,6 +10,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "parallel/launch.h"
+#include "rl/dry.h"
 #include "rl/prompt_file.h"
 #include "rl/run.h"
 #include "rl/verb.h"
@@ -23,57 +24,6 @@ static const char usage[] =
     "(docs/rl.md). Run it again after an interruption: it resumes from the newest checkpoint of\n"
     "output_dir.";
 
-/* ---- what the arenas must hold ----------------------------------------------------------------*/
-struct dry {
-    const struct rl_config *cfg;
-    int latent[4];
-};
-
-static void no_text(void *arg, int64_t prompt, float *rows)
-{
-    (void)arg;
-    (void)prompt;
-    (void)rows;
-}
-
-/* One recorded step and one without noise: every kind of pass that a run makes. */
-static struct step_plan small_plan(const struct rl_config *cfg)
-{
-    const struct step_plan all = algo_step_plan(cfg, 0, 0);
-    struct step_plan p = {.n = 2};
-    p.step[0] = all.step[all.num_recorded ? all.recorded[0] : 0];
-    p.step[1] = all.step[all.n - 1];
-    if (cfg->solver == 1 + ODE_DPMPP_2M) p.step[1].ch = 1; /* has a history in some epoch */
-    if (all.num_recorded) p.recorded[p.num_recorded++] = 0;
-    return p;
-}
-
-static void dry_body(void *arg, struct ctx *c, struct dit *d)
-{
-    const struct dry *dry = arg;
-    struct policy p;
-    const struct groups_config g = algo_groups(dry->cfg, 1 << 30, 1, 0);
-    policy_open(&p, c, d, dry->cfg, g, (struct prompt_rows){no_text, NULL}, dry->latent);
-    const struct step_plan plan = small_plan(dry->cfg);
-    struct group_entry entry[64] = {{0}};
-    struct trajectory t;
-    float *latent = calloc((size_t)(p.elements * dry->cfg->sample_batch), sizeof *latent);
-    CHECK(latent, "out of memory");
-    const bool nft = dry->cfg->algo == ALGO_NFT;
-    rollout_run(&p, &plan, entry, nft, (struct rollout_hooks){0}, &t, latent);
-    struct update_item item[64];
-    struct update_stats stats = {0};
-    for (int b = 0; b < dry->cfg->train_batch; b++)
-        item[b] = (struct update_item){.from = &t, .advantage = 1, .weight = 1, .valid = true};
-    if (nft)
-        nft_update(&p, &plan, item, (struct update_scale){1, 1}, &stats);
-    else
-        grpo_update(&p, &plan, item, (struct update_scale){1, 1}, &stats);
-    trajectory_free(&t);
-    free(latent);
-    policy_close(&p);
-}
-
 /* ---- building ---------------------------------------------------------------------------------*/
 static void fill_prompt(void *arg, int64_t prompt, float *rows)
 {
@@ -82,31 +32,6 @@ static void fill_prompt(void *arg, int64_t prompt, float *rows)
     const struct model_config *m = &r->set->model;
     const char *negative = r->set->rl.negative_prompt ? r->set->rl.negative_prompt : "";
     r->text_codec->encode(rows, m->text_len, m->text_dim, prompt < 0 ? negative : p->text[prompt]);
-}
-
-static void require_size(const char *key, int64_t asked, int64_t stored)
-{
-    if (asked && asked != stored)
-        err_stop(RC_CONFIG,
-                 "rl_config.%s: %lld, but the base was trained with %lld; leave the key "
-                 "out",
-                 key, (long long)asked, (long long)stored);
-}
-
-/* Updates take whole shares of rollout batches (updates.c). */
-static void require_batches(const struct settings *s)
-{
-    const struct rl_config *c = &s->rl;
-    const int64_t step = c->train_batch * s->gradient_accumulation_steps, B = c->sample_batch;
-    const bool whole = step % B == 0 && c->batches % (step / B) == 0, part = B % step == 0;
-    if (!whole && !part)
-        err_stop(
-            RC_CONFIG,
-            "rl_config.train_batch_size %lld x gradient_accumulation_steps %lld = %lld samples "
-            "of a data rank per optimizer step: it must divide sample_batch_size %lld, or be "
-            "a multiple of it that divides the %lld samples of an epoch",
-            (long long)c->train_batch, (long long)s->gradient_accumulation_steps, (long long)step,
-            (long long)B, (long long)(B * c->batches));
 }
 
 static void require_file(const char *key, const char *path)
@@ -137,28 +62,25 @@ static struct ckpt *open_base(struct rl_run *r, struct settings *s)
                  ckpt_path(k));
     stored_model_read(&r->model, k, &e);
     err_raise(&e);
-    require_size("num_frames", s->rl.frames, r->model.frames);
-    require_size("height", s->rl.height, r->model.height);
-    require_size("width", s->rl.width, r->model.width);
     r->base = adapter_base_of(k, kind);
-    const struct settings asked = *s;
-    s->model = r->model.config;
-    s->model.pretrained = asked.model.pretrained;
-    s->rl.frames = r->model.frames;
-    s->rl.height = r->model.height;
-    s->rl.width = r->model.width;
-    settings_changed(r->l, &asked, "the base");
+    dry_take_base(r->l, &r->model);
     return k;
 }
 
 static void open_prompts(struct rl_run *r, const struct settings *s)
 {
+    const struct {
+        struct prompts *p;
+        const char *key, *path;
+    } file[] = {{&r->prompts, "rl_config.prompt_file", s->rl.prompt_file},
+                {&r->eval_prompts, "rl_config.eval_prompt_file", s->rl.eval_prompt_file}};
     struct err e = {0};
-    prompt_file_read(&r->prompts, "rl_config.prompt_file", s->rl.prompt_file, &e);
-    if (!e.code && s->rl.eval_prompt_file)
-        prompt_file_read(&r->eval_prompts, "rl_config.eval_prompt_file", s->rl.eval_prompt_file,
-                         &e);
-    err_raise(&e);
+    for (int i = 0; i < 2; i++) {
+        if (!file[i].path) continue;
+        prompt_file_read(file[i].p, file[i].key, file[i].path, &e);
+        err_raise(&e);
+        if (!prompt_file_same(r->world, file[i].p, file[i].key, file[i].path, &e)) err_raise(&e);
+    }
 }
 
 static void open_session(struct rl_run *r, struct settings *s, struct ckpt *base)
@@ -246,7 +168,7 @@ static enum why must_stop(struct rl_run *r)
 
 static bool due(int64_t interval, int64_t epoch) { return interval > 0 && epoch % interval == 0; }
 
-/* Once an epoch; what a signal has kept from it is made up for by the next start. */
+/* Once an epoch, after its checkpoint; what was cut short is made up for by the next start. */
 static void evaluate(struct rl_run *r, bool wanted)
 {
     if (wanted && r->set->rl.eval_epochs && r->state.evaluated != r->state.epoch) run_evaluate(r);
@@ -256,14 +178,16 @@ static int epochs(struct rl_run *r)
 {
     const struct settings *s = r->set;
     enum why why = GO_ON;
+    r->since = log_seconds();
     evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
     while (r->state.epoch < s->rl.num_epochs && (why = must_stop(r)) == GO_ON) {
         run_epoch(r);
-        evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
         if (due(s->save_interval, r->state.epoch)) run_save(r, NULL, &r->state.adapter);
+        evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
     }
-    if (why != PREEMPTED) evaluate(r, true);
     run_save(r, NULL, &r->state.adapter);
+    if (why != PREEMPTED) evaluate(r, true);
+    run_spend(r);
     return why == PREEMPTED ? RC_PREEMPTED : RC_OK;
 }
 
@@ -290,7 +214,8 @@ static int work(struct rl_run *r)
     metrics_text(r->metrics, "config", text);
     free(text);
     const int rc = epochs(r);
-    metrics_event(r->metrics, rc == RC_OK ? "finished" : "preempted", r->state.epoch);
+    metrics_event_at(r->metrics, rc == RC_OK ? "finished" : "preempted", r->state.epoch,
+                     r->state.seconds);
     metrics_close(r->metrics);
     return rc;
 }
@@ -305,7 +230,7 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     require_files(s);
     struct ckpt *base = open_base(&r, s);
     settings_check_ranks(l, world->size); /* with the model of the base */
-    require_batches(s);
+    dry_require_batches(s);
     open_prompts(&r, s);
     open_session(&r, s, base);
     ckpt_close(base);
@@ -329,20 +254,12 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     return rc;
 }
 
-static void resolve(struct loaded_settings *l)
-{
-    const struct settings asked = l->s;
-    struct err e = {0};
-    if (!algo_resolve(&l->s.rl, &e)) err_raise(&e);
-    settings_changed(l, &asked, "rl.algo");
-}
-
 /* Unlike osp print-config, with the values of the algorithm. */
 static int print_resolved(const struct args *a)
 {
     struct loaded_settings l;
     settings_load(&l, SETTINGS_RL, a->config, a->sets, a->num_sets);
-    resolve(&l);
+    dry_resolve(&l);
     char *text = settings_text(&l, true);
     fputs(text, stdout);
     free(text);
@@ -364,7 +281,7 @@ int verb_rl(int argc, char **argv)
     struct loaded_settings l;
     session_settings(world, &l, SETTINGS_RL, a.config, a.sets, a.num_sets);
     if (a.check_comm) l.s.check_comm = true;
-    resolve(&l);
+    dry_resolve(&l);
     const int rc = run(world, &l, p);
     reward_release(p);
     settings_free(&l);

@@ -23,7 +23,7 @@ struct noisy { /* a micro-batch at its noise levels */
     struct policy *p;
     int n;
     double sigma[MAX_MICRO];
-    struct rng_key noise[MAX_MICRO];
+    struct rng_key noise[MAX_MICRO], mask[MAX_MICRO];
     struct tensor xt, target, text;
 };
 
@@ -45,6 +45,7 @@ static void make_noisy(struct noisy *m, const struct step_plan *plan,
                                        .use = RNG_UPDATE,
                                        .step = items[b].draw,
                                        .item = (uint64_t)e->sample};
+        m->mask[b] = policy_mask(p, e, items[b].draw);
         dev_put(c->dev, tensor_rows(x, b * per, per),
                 trajectory_state(items[b].from, plan->n, items[b].sample));
     }
@@ -69,7 +70,7 @@ static struct tensor old_velocity(struct noisy *m)
     struct policy *p = m->p;
     if (p->lora) lora_use(p->lora, STATE_LORA_OLD);
     const struct tensor v =
-        policy_velocity(p, p->old, m->xt, m->text, (struct tensor){0}, m->sigma, false);
+        policy_velocity(p, p->old, m->xt, m->text, (struct tensor){0}, m->sigma, NULL, false);
     if (p->lora) lora_use(p->lora, STATE_LORA);
     return v;
 }
@@ -95,7 +96,8 @@ void nft_update(struct policy *p, const struct step_plan *plan, const struct upd
     arena_release(c->keep, 0);
     make_noisy(&m, plan, items);
     const struct tensor old = old_velocity(&m);
-    const struct tensor v = policy_velocity(p, g, m.xt, m.text, (struct tensor){0}, m.sigma, true);
+    const struct tensor v =
+        policy_velocity(p, g, m.xt, m.text, (struct tensor){0}, m.sigma, m.mask, true);
     const struct nft_args a = {.target = m.target,
                                .v = guided_rows(g, v, GUIDED_COND),
                                .old = old,

@@ -17,6 +17,24 @@ static double quantum_for(int64_t elements)
     return ldexp(1, (int)ceil(log2((double)elements)) + 3 - 52);
 }
 
+static struct guided_opts roll_opts(const struct policy *p, int samples)
+{
+    return (struct guided_opts){.samples = samples,
+                                .uncond = policy_guided(p),
+                                .t = p->latent[1],
+                                .h = p->latent[2] / 2,
+                                .w = p->latent[3] / 2};
+}
+
+struct guided *policy_roll(struct policy *p, int n)
+{
+    const int most = p->roll->samples;
+    CHECK(n > 0 && n <= most && most <= 64, "%d of %d samples", n, most);
+    if (n == most) return p->roll;
+    if (!p->few[n]) p->few[n] = guided_new(p->ctx, p->dit, roll_opts(p, n));
+    return p->few[n];
+}
+
 void policy_open(struct policy *p, struct ctx *c, const struct dit *d, const struct rl_config *cfg,
                  struct groups_config groups, struct prompt_rows prompts, const int latent[4])
 {
@@ -29,11 +47,7 @@ void policy_open(struct policy *p, struct ctx *c, const struct dit *d, const str
     memcpy(p->latent, latent, sizeof p->latent);
     p->elements = (int64_t)latent[0] * latent[1] * latent[2] * latent[3];
     p->quantum = quantum_for(p->elements);
-    struct guided_opts o = {.samples = (int)cfg->sample_batch,
-                            .uncond = policy_guided(p),
-                            .t = latent[1],
-                            .h = latent[2] / 2,
-                            .w = latent[3] / 2};
+    struct guided_opts o = roll_opts(p, (int)cfg->sample_batch);
     p->roll = guided_new(c, d, o);
     o.samples = (int)cfg->train_batch;
     o.reference = policy_has_reference(p);
@@ -52,6 +66,7 @@ void policy_close(struct policy *p)
     guided_free(p->roll);
     guided_free(p->train);
     guided_free(p->old);
+    for (int n = 0; n < 64; n++) guided_free(p->few[n]);
 }
 
 struct tensor policy_text(struct policy *p, const int64_t *prompt, int n)
@@ -83,14 +98,20 @@ struct tensor policy_null_text(struct policy *p, int n)
     return policy_text(p, none, n);
 }
 
+struct rng_key policy_mask(const struct policy *p, const struct group_entry *e, uint32_t draw)
+{
+    return (struct rng_key){
+        .seed = p->groups.seed, .use = RNG_DROPOUT, .step = draw, .item = (uint64_t)e->sample};
+}
+
 struct tensor policy_velocity(struct policy *p, struct guided *g, struct tensor x,
                               struct tensor text, struct tensor null, const double *sigma,
-                              bool train)
+                              const struct rng_key *drop, bool train)
 {
     struct ctx *c = p->ctx;
     struct tensor v = arena_new(c->keep, ctx_compute(c), 2,
                                 DIMS(g->rows * g->num_kinds, 4 * p->dit->config.out_dim));
-    guided_forward(g, v, x, text, null, sigma, train);
+    guided_forward(g, v, x, text, null, sigma, drop, train);
     return v;
 }
 

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "core/io.h"
+#include "core/rng.h"
+#include "parallel/comm.h"
 #include "rl/reward.h"
 #include "rl/reward_wire.h"
 
@@ -55,4 +57,46 @@ void prompt_file_read(struct prompts *p, const char *key, const char *path, stru
     }
     free(text);
     if (!e->code && !p->n) err_set(e, RC_DATA, "%s: %s holds no prompt", key, path);
+}
+
+uint64_t prompt_file_hash(const struct prompts *p)
+{
+    uint64_t h = 0;
+    for (int i = 0; i < p->n; i++) h = h * 1099511628211u + rng_hash(p->text[i]);
+    return h >> 1; /* JSON integers are signed */
+}
+
+struct read_by { /* what one rank has read */
+    uint64_t hash;
+    int64_t n;
+};
+
+static bool differ(const struct read_by *a, const struct read_by *b)
+{
+    return a->hash != b->hash || a->n != b->n;
+}
+
+bool prompt_file_same(struct comm *world, const struct prompts *p, const char *key,
+                      const char *path, struct err *e)
+{
+    const struct read_by mine = {prompt_file_hash(p), p->n};
+    struct read_by *all = calloc((size_t)world->size, sizeof *all);
+    char ranks[256] = "";
+    size_t n = 0;
+    int other = 0;
+    CHECK(all, "out of memory");
+    comm_gather_bytes(world, all, &mine, sizeof mine, "prompts");
+    for (int r = 1; r < world->size; r++) {
+        if (!differ(&all[r], &all[0])) continue;
+        if (!other) other = r;
+        if (n < sizeof ranks)
+            n += (size_t)snprintf(ranks + n, sizeof ranks - n, "%s%d", n ? ", " : "", r);
+    }
+    if (other)
+        err_set(e, RC_CONFIG,
+                "%s: %s: %lld prompts on rank 0, other ones on rank %s (rank %d: %lld); all ranks "
+                "need the same file",
+                key, path, (long long)all[0].n, ranks, other, (long long)all[other].n);
+    free(all);
+    return !other;
 }

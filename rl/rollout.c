@@ -54,7 +54,11 @@ struct walk { /* one rollout on the device */
     struct policy *p;
     const struct step_plan *plan;
     struct trajectory *t;
-    struct tensor x, next, history, text, null, sum;
+    struct guided *g; /* of the samples in hand: one of each group on the shared path, then all */
+    int n, of[64];    /* how many, and which sample of the trajectory each one is */
+    int shared;       /* steps of the shared path */
+    struct tensor x, next, history, text, null, sum; /* x, next, history: rows of all samples */
+    size_t mark;                                     /* of the keep arena, before the texts */
 };
 
 static bool branches(const struct step_plan *plan)
@@ -71,31 +75,96 @@ static bool uses_history(const struct step_plan *plan)
     return false;
 }
 
+/* Steps before the first noise, when members of a group start alike; without any noise they would
+ * end alike, and nobody wants that. */
+static int shared_steps(const struct policy *p, const struct step_plan *plan)
+{
+    if (!p->groups.same_noise && !branches(plan)) return 0;
+    for (int i = 0; i < plan->n; i++)
+        if (plan->step[i].std > 0) return i;
+    return 0;
+}
+
+static const struct group_entry *entry_of(const struct walk *w, int k)
+{
+    return &w->t->entry[w->of[k]];
+}
+
+/* The place of sample b's group among those in hand, or how many there are. */
+static int place_of(const struct walk *w, int b)
+{
+    int k = 0;
+    while (k < w->n && entry_of(w, k)->group != w->t->entry[b].group) k++;
+    return k;
+}
+
+static struct tensor in_hand(const struct walk *w, struct tensor all)
+{
+    return all.data ? tensor_rows(all, 0, w->g->rows) : all;
+}
+
+/* Passes and texts of the samples in hand. */
+static void take_in_hand(struct walk *w)
+{
+    int64_t prompt[64];
+    arena_release(w->p->ctx->keep, w->mark);
+    w->g = policy_roll(w->p, w->n);
+    for (int k = 0; k < w->n; k++) prompt[k] = entry_of(w, k)->prompt;
+    w->text = policy_text(w->p, prompt, w->n);
+    w->null = policy_null_text(w->p, w->n);
+}
+
+static void choose_samples(struct walk *w)
+{
+    w->shared = shared_steps(w->p, w->plan);
+    for (int b = 0; b < w->t->samples; b++)
+        if (!w->shared || place_of(w, b) == w->n) w->of[w->n++] = b;
+    take_in_hand(w);
+}
+
 static void start(struct walk *w)
 {
     struct policy *p = w->p;
     struct ctx *c = p->ctx;
-    const int n = w->t->samples;
-    int64_t prompt[64];
-    CHECK(n <= 64, "batch of %d", n);
+    CHECK(w->t->samples <= 64, "batch of %d", w->t->samples);
     w->x = arena_new(c->keep, ctx_state(c), 2, DIMS(w->t->rows, w->t->width));
     w->next = arena_like(c->keep, w->x);
     if (uses_history(w->plan)) w->history = ctx_zeros(c, c->keep, ctx_state(c), 2, w->x.dim);
-    w->sum = arena_new(c->keep, DT_F64, 2, DIMS(n, 2));
-    for (int b = 0; b < n; b++) prompt[b] = w->t->entry[b].prompt;
-    w->text = policy_text(p, prompt, n);
-    w->null = policy_null_text(p, n);
+    w->sum = arena_new(c->keep, DT_F64, 2, DIMS(w->t->samples, 2));
+    w->mark = arena_mark(c->keep);
+    choose_samples(w);
     const size_t mark = arena_mark(c->keep);
     struct tensor z = arena_new(c->keep, ctx_state(c), 5,
-                                DIMS(n, p->latent[0], p->latent[1], p->latent[2], p->latent[3]));
-    for (int b = 0; b < n; b++) {
+                                DIMS(w->n, p->latent[0], p->latent[1], p->latent[2], p->latent[3]));
+    for (int k = 0; k < w->n; k++) {
         const struct rng_key key =
-            groups_initial_noise(&p->groups, &w->t->entry[b], branches(w->plan));
-        c->dev->ops->rng_normal(c->dev, tensor_view(tensor_rows(z, b, 1), 1, DIMS(p->elements)),
+            groups_initial_noise(&p->groups, entry_of(w, k), branches(w->plan));
+        c->dev->ops->rng_normal(c->dev, tensor_view(tensor_rows(z, k, 1), 1, DIMS(p->elements)),
                                 rng_open(key), 0, 1);
     }
-    c->dev->ops->patch_rows(c->dev, w->x, z, guided_pos(p->roll), PATCH_IN);
+    c->dev->ops->patch_rows(c->dev, in_hand(w, w->x), z, guided_pos(w->g), PATCH_IN);
     arena_release(c->keep, mark);
+}
+
+/* The path of each group becomes that of its members. */
+static void part(struct walk *w)
+{
+    struct dev *d = w->p->ctx->dev;
+    const int all = w->t->samples;
+    const int64_t per = w->t->rows / all;
+    struct tensor *const each[] = {&w->x, &w->history};
+    for (int i = 0; i < 2; i++) {
+        if (!each[i]->data) continue;
+        for (int b = 0; b < all; b++)
+            d->ops->cast(d, tensor_rows(w->next, b * per, per),
+                         tensor_rows(*each[i], place_of(w, b) * per, per));
+        const struct tensor old = *each[i];
+        *each[i] = w->next;
+        w->next = old;
+    }
+    w->n = all;
+    for (int b = 0; b < all; b++) w->of[b] = b;
+    take_in_hand(w);
 }
 
 static void take_step(struct walk *w, int i, struct tensor v)
@@ -103,14 +172,14 @@ static void take_step(struct walk *w, int i, struct tensor v)
     struct policy *p = w->p;
     const struct plan_step *s = &w->plan->step[i];
     struct rng_key noise[64];
-    for (int b = 0; b < w->t->samples && s->std > 0; b++)
-        noise[b] = groups_step_noise(&p->groups, &w->t->entry[b], i, false);
-    const struct solver_step_args a = {.next = w->next,
-                                       .x = w->x,
-                                       .h = w->history,
-                                       .c = guided_rows(p->roll, v, GUIDED_COND),
-                                       .u = guided_rows(p->roll, v, GUIDED_UNCOND),
-                                       .pos = guided_pos(p->roll),
+    for (int b = 0; b < w->n && s->std > 0; b++)
+        noise[b] = groups_step_noise(&p->groups, entry_of(w, b), i, false);
+    const struct solver_step_args a = {.next = in_hand(w, w->next),
+                                       .x = in_hand(w, w->x),
+                                       .h = in_hand(w, w->history),
+                                       .c = guided_rows(w->g, v, GUIDED_COND),
+                                       .u = guided_rows(w->g, v, GUIDED_UNCOND),
+                                       .pos = guided_pos(w->g),
                                        .t = p->latent[1],
                                        .height = p->latent[2],
                                        .width = p->latent[3],
@@ -121,7 +190,7 @@ static void take_step(struct walk *w, int i, struct tensor v)
                                        .sigma = s->sigma,
                                        .std = s->std,
                                        .noise = s->std > 0 ? noise : NULL,
-                                       .batch = w->t->samples};
+                                       .batch = w->n};
     p->ctx->dev->ops->solver_step(p->ctx->dev, &a);
 }
 
@@ -156,14 +225,20 @@ static void walk_all(struct walk *w, struct rollout_hooks hooks)
     struct policy *p = w->p;
     struct ctx *c = p->ctx;
     double sigma[64];
+    struct rng_key mask[64]; /* a step that is trained on is one of the thinned model */
     int k = 0;
     for (int i = 0; i < w->plan->n; i++) {
+        if (i == w->shared && w->n < w->t->samples) part(w);
         const size_t mark = arena_mark(c->keep);
-        for (int b = 0; b < w->t->samples; b++) sigma[b] = w->plan->step[i].sigma;
+        for (int b = 0; b < w->n; b++) sigma[b] = w->plan->step[i].sigma;
         keep_state(w->t, c->dev, i, w->x);
-        const struct tensor v = policy_velocity(p, p->roll, w->x, w->text, w->null, sigma, false);
+        const bool trained = w->plan->step[i].record;
+        for (int b = 0; b < w->n; b++) mask[b] = policy_mask(p, entry_of(w, b), (uint32_t)i);
+        const struct tensor v = policy_velocity(p, w->g, in_hand(w, w->x), w->text, w->null, sigma,
+                                                trained ? mask : NULL, false);
+        w->t->evaluations += w->n;
         take_step(w, i, v);
-        if (w->plan->step[i].record) record(w, i, k++, v);
+        if (trained) record(w, i, k++, v);
         const struct tensor x = w->x;
         w->x = w->next;
         w->next = x;

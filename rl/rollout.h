@@ -1,5 +1,7 @@
 /* Samples from the policy, and what updates need of them (docs/spec/rl.md 1.3 to 1.7). States are
- * kept once, in host memory, each rank its own rows. */
+ * kept once, in host memory, each rank its own rows.
+ * Members of a group that start from the same noise are one path until the first step with noise:
+ * a rank makes it once for all of its members. */
 #ifndef RL_ROLLOUT_H
 #define RL_ROLLOUT_H
 #include "rl/policy.h"
@@ -14,6 +16,7 @@ struct trajectory { /* of one rollout batch */
     /* [recorded step][sample]: sum of (next - mean)^2 / (2V) over the whole sample, so that the
      * log-density per element is -sum/D + constant */
     double *sums;
+    int64_t evaluations; /* of the velocity of one sample, with whatever guidance needs */
 };
 struct rollout_hooks {
     void (*step)(void *arg, int step); /* after each; may end the program by launch_leave */

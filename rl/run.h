@@ -13,7 +13,7 @@
 struct rl_state {      /* with the adapters and the configuration all that a run goes on from */
     int64_t epoch;     /* the next one */
     int64_t evaluated; /* epoch of the last evaluation; -1: none */
-    double seconds;
+    double seconds;    /* of all work, also of what was done again */
     struct adapter_state adapter;
 };
 struct rl_run {
@@ -36,7 +36,7 @@ struct rl_run {
     struct adapter_state before_state;
     int64_t saved_epoch; /* -1: none */
     bool evaluating;     /* prompts are those of the evaluation */
-    double started;      /* log_seconds at the start of the loop */
+    double since;        /* log_seconds from which state.seconds lacks the time */
 };
 /* ---- state.c ----------------------------------------------------------------------------------*/
 /* Writes <output_dir>/checkpoints/iter_<epoch>; snap NULL: the adapters as they are. */
@@ -50,8 +50,13 @@ unsigned run_kinds(const struct rl_run *r);
 /* Rollouts, scores, advantages, updates. On a signal it writes a checkpoint of the beginning of the
  * epoch and does not return. */
 void run_epoch(struct rl_run *r);
+/* Adds the time since the last call to state.seconds. */
+void run_spend(struct rl_run *r);
 /* Collective: leaves with RC_PREEMPTED and a checkpoint when any rank was asked to stop. */
 void run_stop_if_asked(struct rl_run *r);
+/* Leaves with a checkpoint (as run_save) and the time that was spent. */
+_Noreturn void run_leave(struct rl_run *r, const struct ckpt_snapshot *snap,
+                         const struct adapter_state *state, int rc);
 /* ---- updates.c --------------------------------------------------------------------------------*/
 struct epoch_updates {
     struct update_stats stats; /* over all data ranks */

@@ -6,6 +6,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "rl/identity.h"
+#include "rl/prompt_file.h"
 #include "rl/run.h"
 #include "train/print_config.h"
 
@@ -15,13 +16,6 @@ unsigned run_kinds(const struct rl_run *r)
     if (r->set->ema_decay > 0) kinds |= 1u << STATE_LORA_EMA;
     if (r->set->rl.algo == ALGO_NFT) kinds |= 1u << STATE_LORA_OLD;
     return kinds;
-}
-
-static uint64_t prompts_hash(const struct prompts *p)
-{
-    uint64_t h = 0;
-    for (int i = 0; i < p->n; i++) h = h * 1099511628211u + rng_hash(p->text[i]);
-    return h >> 1; /* JSON integers are signed */
 }
 
 /* What decides which samples are drawn; other keys may change, and are named when they do. */
@@ -61,7 +55,7 @@ static json_t *identity_of(const struct rl_run *r)
         (json_int_t)(c->sample_batch * r->ses->mesh.dp),
         "samples of an optimizer step over all data ranks",
         (json_int_t)(c->train_batch * r->set->gradient_accumulation_steps * r->ses->mesh.dp),
-        "prompts", (json_int_t)prompts_hash(&r->prompts));
+        "prompts", (json_int_t)prompt_file_hash(&r->prompts));
     CHECK(j, "the description of the run cannot be built");
     add_sampling(j, c);
     return j;
@@ -159,6 +153,18 @@ static void start_from(struct rl_run *r, const char *path)
     ckpt_close(c);
 }
 
+/* What came after the checkpoint of this folder was written: its evaluation, time. Equal on all
+ * ranks. */
+static void add_past(struct rl_run *r)
+{
+    struct metrics_past past = {0};
+    if (r->world->rank == 0)
+        past = metrics_past(r->set->output_dir, r->state.epoch, "eval/reward_mean");
+    comm_broadcast_bytes(r->world, &past, sizeof past, 0, "metrics");
+    if (past.has_key) r->state.evaluated = r->state.epoch;
+    if (past.wall_s > r->state.seconds) r->state.seconds = past.wall_s;
+}
+
 bool run_resume(struct rl_run *r)
 {
     struct session *s = r->ses;
@@ -199,7 +205,10 @@ bool run_resume(struct rl_run *r)
     if (json_object_get(rl, "evaluated"))
         r->state.evaluated = json_integer_value(json_object_get(rl, "evaluated"));
     r->state.seconds = json_number_value(json_object_get(rl, "seconds"));
-    if (strcmp(how, "auto") == 0) r->saved_epoch = r->state.epoch; /* it lies in this folder */
+    if (strcmp(how, "auto") == 0) { /* it lies in this folder */
+        r->saved_epoch = r->state.epoch;
+        add_past(r);
+    }
     log_info("resumed from %s at epoch %lld", ckpt_path(c), (long long)r->state.epoch);
     adapter_info_free(&i);
     ckpt_close(c);

@@ -175,3 +175,11 @@ struct step_plan step_plan_ode(int steps, double shift)
     for (int i = 0; i < steps; i++) p.step[i] = euler(sigma[i], sigma[i + 1]);
     return p;
 }
+
+struct step_plan step_plan_quiet(const struct step_plan_config *c)
+{
+    struct step_plan p = {0};
+    check(c);
+    add_ode(&p, c, 0);
+    return p;
+}

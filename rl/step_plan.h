@@ -21,7 +21,8 @@ enum last_step { LAST_MEAN, LAST_EULER }; /* of a stochastic last step: its mean
 enum step_mode {
     STEP_ODE,
     STEP_SDE,
-    STEP_SPLIT /* stochastic; until here all members of a group are one trajectory */
+    STEP_SPLIT /* stochastic; until here all members of a group are one trajectory, made once on
+                * every data rank (rl/rollout.c) */
 };
 enum { MAX_PLAN_STEPS = 256 };
 struct plan_step {
@@ -56,8 +57,10 @@ struct step_plan_config {
  * coefficients of an Euler step exactly (cx = 1, cv = next - sigma). Recorded are the first
  * max(1, int(count * fraction)) of the stochastic steps that have noise. */
 struct step_plan step_plan_make(const struct step_plan_config *c, uint64_t seed, int64_t epoch);
-/* All ODE steps of Euler: for evaluation and NFT rollouts. */
+/* All ODE steps of Euler: for evaluation. */
 struct step_plan step_plan_ode(int steps, double shift);
+/* No stochastic step at all: solver and compress from the first one on; for NFT rollouts. */
+struct step_plan step_plan_quiet(const struct step_plan_config *c);
 /* g of step i of the grid sigma[0..n]. */
 double step_g(int rule, double eta, const double *sigma, int n, int i);
 /* cx, cv, std, variance, kappa of one stochastic step with this g (G_CPS: by eta). */

@@ -19,8 +19,7 @@ static bool is_nft(const struct rl_run *r) { return r->set->rl.algo == ALGO_NFT;
 /* Trained steps of a sample, and how many there are to choose from. */
 static int steps_trained(const struct rl_run *r, const struct step_plan *plan)
 {
-    const int n = (int)(plan->n * r->set->rl.fraction);
-    return is_nft(r) ? (n > 0 ? n : 1) : plan->num_recorded;
+    return algo_steps_trained(&r->set->rl, plan);
 }
 static int steps_known(const struct rl_run *r, const struct step_plan *plan)
 {
@@ -33,10 +32,9 @@ static void stop_if_asked(struct rl_run *r)
 {
     fault_hit("update");
     if (!launch_stop(r->world)) return;
-    run_save(r, r->before, &r->before_state);
     log_info("stopped by a signal in the updates of epoch %lld; run again to go on",
              (long long)r->state.epoch);
-    launch_leave(r->world, RC_PREEMPTED);
+    run_leave(r, r->before, &r->before_state, RC_PREEMPTED);
 }
 
 /* Place k of the trained steps for this sample: rising, or in an order of its own. */

@@ -41,7 +41,7 @@ function bad(why) { print place ": " why; n++ }
     if (from == "model") ok = name ~ /^parallel\/(comm|mesh|layout|redist|ulysses)\.h$/
     if (from == "optim" || from == "data") ok = to == "parallel"
     if (from == "train") ok = (to ~ /^(parallel|model|optim|data)$/) || file == "train/settings.h"
-    if (from == "rl") ok = (to ~ /^(parallel|model|optim|data)$/) || name ~ /^train\/(adapter|args|metrics|print_config|prompts|session|settings|stored_model)\.h$/
+    if (from == "rl") ok = (to ~ /^(parallel|model|optim|data)$/) || name ~ /^train\/(adapter|args|metrics|plan|print_config|prompts|session|settings|stored_model)\.h$/
     if (!ok) bad(from " may not include \"" name "\"")
 }
 END { if (n) { print "check_layers: " n " wrong include" (n > 1 ? "s" : ""); exit 1 } }' || exit 1

@@ -55,7 +55,8 @@ static void fill_prompt(void *arg, int64_t prompt, float *rows)
 void policy_case_open(struct policy_case *c, struct comm *world, const struct policy_case_opts *o)
 {
     static const char *const every[] = {"*", NULL};
-    const struct lora_config lora = lora_make_config(2, 4, every);
+    struct lora_config lora = lora_make_config(2, 4, every);
+    lora.dropout = o->dropout;
     const int dp = o->degrees.ssp ? world->size / (o->degrees.ssp * o->degrees.sp) : world->size;
     const struct fixture_opts fo = {.device = o->device,
                                     .compute = o->compute,
@@ -117,6 +118,15 @@ void policy_case_latents(struct policy_case *c, const struct guided *g, struct t
     comm_all_reduce(c->p.seq, z, "latents", NULL);
     dev_get_f64(x->dev, out, z);
     arena_release(x->keep, mark);
+}
+
+void policy_case_masks(struct policy_case *c, int i, struct rng_key *out)
+{
+    for (int b = 0; b < c->rl.sample_batch; b++)
+        out[b] = (struct rng_key){.seed = CASE_SEED,
+                                  .use = RNG_DROPOUT,
+                                  .step = (uint32_t)i,
+                                  .item = (uint64_t)c->entry[b].sample};
 }
 
 void policy_case_state(struct policy_case *c, int i, double *out)

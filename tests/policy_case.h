@@ -13,6 +13,7 @@ struct policy_case_opts {
     struct mesh_degrees degrees;
     struct rl_config rl; /* sample_batch and train_batch over all data ranks; not resolved */
     int64_t epoch;       /* of the plan */
+    double dropout;      /* of the adapters */
 };
 struct policy_case {
     struct fixture f;
@@ -36,6 +37,8 @@ void policy_case_rollout(struct policy_case *c, float *latent);
 /* Rows of one kind of g to latents on the host of every rank: [samples][D]. */
 void policy_case_latents(struct policy_case *c, const struct guided *g, struct tensor rows,
                          enum patch_order order, double *out);
+/* Masks of the dropout of all samples of this rank at step i of the plan. */
+void policy_case_masks(struct policy_case *c, int i, struct rng_key *out);
 /* State i of all samples of the rollout as latents. */
 void policy_case_state(struct policy_case *c, int i, double *out);
 /* The trajectory of this rank as if its states (latents of all data ranks, [slot][sample][D]) and

@@ -86,17 +86,36 @@ bool rl_calm(const char *name, const char *algo, const struct process_opts *o)
     return rc == 0;
 }
 
-double rl_metric(const char *name, int epoch, const char *key)
+/* The last value, and the lines that count. */
+static int find_metric(const char *name, int epoch, const char *key, double *found)
 {
     char *path = io_path("%s/%s/metrics.jsonl", test_dir(), name), *text = process_log(path);
-    double found = NAN;
+    int lines = 0;
+    *found = NAN;
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
         json_t *j = json_loads(line, 0, NULL), *v = json_object_get(j, key);
-        if (v && json_integer_value(json_object_get(j, "step")) == epoch)
-            found = json_number_value(v);
+        const json_t *from = json_object_get(j, "from_step");
+        if (from && json_integer_value(from) <= epoch) lines = 0;
+        if (v && json_integer_value(json_object_get(j, "step")) == epoch) {
+            *found = json_number_value(v);
+            lines++;
+        }
         json_decref(j);
     }
     free(text);
     free(path);
-    return found;
+    return lines;
+}
+
+double rl_metric(const char *name, int epoch, const char *key)
+{
+    double x;
+    find_metric(name, epoch, key, &x);
+    return x;
+}
+
+int rl_metric_lines(const char *name, int epoch, const char *key)
+{
+    double x;
+    return find_metric(name, epoch, key, &x);
 }

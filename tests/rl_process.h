@@ -13,4 +13,6 @@ int rl_run(const char *name, const char *algo, const struct process_opts *o, cha
 bool rl_calm(const char *name, const char *algo, const struct process_opts *o);
 /* The last value of a key at an epoch; NaN: there is none. */
 double rl_metric(const char *name, int epoch, const char *key);
+/* How many lines of an epoch have it, without those that a resume has made void. */
+int rl_metric_lines(const char *name, int epoch, const char *key);
 #endif

@@ -45,6 +45,25 @@ static void test_official_rl(struct comm *world)
     }
 }
 
+static void test_dropout(struct comm *world)
+{
+    (void)world;
+    char text[64] = "lora_config.dropout=0.25", *sets[] = {text};
+    struct job j = {"configs/rl/tiny.yaml", sets, 1};
+    struct loaded_settings l;
+    settings_load(&l, SETTINGS_RL, j.path, NULL, 0);
+    EXPECT(l.s.lora.dropout == 0, "dropout %g by default", l.s.lora.dropout);
+    settings_free(&l);
+    settings_load(&l, SETTINGS_RL, j.path, sets, 1);
+    EXPECT(l.s.lora.dropout == 0.25, "dropout %g", l.s.lora.dropout);
+    settings_free(&l);
+    static const char *const refused[] = {"1", "-0.1", "often"};
+    for (int i = 0; i < 3; i++) {
+        snprintf(text, sizeof text, "lora_config.dropout=%s", refused[i]);
+        expect_stop("lora_config.dropout", RC_CONFIG, load_job, &j);
+    }
+}
+
 static char *text_of(const char *path, char *const *sets, int num_sets, bool resolve)
 {
     struct loaded_settings l;
@@ -140,6 +159,7 @@ int main(int argc, char **argv)
     static const struct test tests[] = {
         {"the official file of post-training loads", test_official_rl, {0}, 0},
         {"limit of scores, device of scorers", test_reward_keys, {0}, 0},
+        {"dropout of the adapters is a share", test_dropout, {0}, 0},
         {"what the algorithm decides is written down, and reads back", test_resolved, {0}, 0},
     };
     log_set_level(LOG_WARN);

@@ -43,7 +43,7 @@ static void velocities(struct policy_case *c, bool negative, double *out[GUIDED_
     for (int b = 0; b < SAMPLES; b++) prompt[b] = negative ? -1 : 7 * b;
     const struct tensor text = policy_text(&c->p, prompt, SAMPLES),
                         null = policy_null_text(&c->p, SAMPLES),
-                        v = policy_velocity(&c->p, g, rows, text, null, sigma, false);
+                        v = policy_velocity(&c->p, g, rows, text, null, sigma, NULL, false);
     for (int k = 0; k < GUIDED_KINDS; k++) {
         const struct tensor of = guided_rows(g, v, (enum guided_kind)k);
         out[k] = of.data ? calloc((size_t)n, sizeof(double)) : NULL;

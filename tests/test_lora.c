@@ -39,6 +39,17 @@ static void open_filled(struct fixture *f, struct comm *world, const struct fixt
     if (f->lora) problem_fill_adapters(f);
 }
 
+/* Keys of the masks of samples 0, 1, ... */
+static const struct rng_key masks[] = {{.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 0},
+                                       {.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 1},
+                                       {.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 2}};
+
+static struct lora_config thinned(struct lora_config c, double dropout)
+{
+    c.dropout = dropout;
+    return c;
+}
+
 /* ---- gradients -------------------------------------------------------------------------------*/
 static void check_gradients(const char *name, struct fixture_opts o, const uint8_t *gate)
 {
@@ -47,6 +58,7 @@ static void check_gradients(const char *name, struct fixture_opts o, const uint8
     open_filled(&f, world, &o);
     f.dev->poison = false; /* thousands of passes */
     f.ctx.gate = gate;
+    f.ctx.drop = masks;
     struct problem p = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
     double *dxt = calloc((size_t)p.n, sizeof *dxt),
            *dtext = calloc((size_t)p.text_n, sizeof *dtext);
@@ -86,14 +98,18 @@ static void test_differences(struct comm *world)
     o.batch = 3;
     check_gradients("official targets, full, one of three off", o, spread);
     check_gradients("q and v, v, second ffn; one of two off", options(&m, &part), mixed);
+    const struct lora_config thin = thinned(all, 0.4), thin_part = thinned(part, 0.25);
+    check_gradients("every linear, dropout", options(&m, &thin), NULL);
+    check_gradients("q and v, v, second ffn; dropout, one of two off", options(&m, &thin_part),
+                    mixed);
 }
 
 /* Each policy, gated: the same bits; and the base has no gradient to speak of. */
-static void test_policies(struct comm *world)
+static void check_policies(struct comm *world, double dropout)
 {
     struct model_config m = fixture_model();
     m.num_full_blocks = 2;
-    const struct lora_config all = lora_make_config(3, 6, everything);
+    const struct lora_config all = thinned(lora_make_config(3, 6, everything), dropout);
     const uint8_t gate[] = {1, 0};
     double first_loss = 0, *first = NULL;
     int64_t n;
@@ -105,6 +121,7 @@ static void test_policies(struct comm *world)
         struct fixture f;
         open_filled(&f, world, &o);
         f.ctx.gate = gate;
+        f.ctx.drop = masks;
         struct problem p = problem_new(&m, 0, o.batch, o.t, o.h, o.w);
         struct step_io io = problem_io(&p, 1000);
         io.backward = true;
@@ -122,6 +139,12 @@ static void test_policies(struct comm *world)
         fixture_close(&f);
     }
     free(first);
+}
+
+static void test_policies(struct comm *world)
+{
+    check_policies(world, 0);
+    check_policies(world, 0.4);
 }
 
 /* ---- gate ------------------------------------------------------------------------------------*/
@@ -384,6 +407,9 @@ static void test_mistakes(struct comm *world)
     expect_stop("lora_config.rank: 25 is above 24", RC_CONFIG, try_attach, &a);
     a.cfg = lora_make_config(4, 0, everything);
     expect_stop("lora_config.alpha: 0; it must be above 0", RC_CONFIG, try_attach, &a);
+    a.cfg = thinned(lora_make_config(4, 8, everything), 1);
+    expect_stop("lora_config.dropout: 1; it must be at least 0 and below 1", RC_CONFIG, try_attach,
+                &a);
 }
 
 /* ---- optimizer -------------------------------------------------------------------------------*/

@@ -20,6 +20,9 @@ static double *layout_grads(struct comm *world, struct fixture_opts o, int globa
                             double *loss)
 {
     const uint8_t gate[8] = {1, 1, 0, 1, 0, 1, 1, 1};
+    struct rng_key masks[8];
+    for (int b = 0; b < 8; b++)
+        masks[b] = (struct rng_key){.seed = 9, .use = RNG_DROPOUT, .step = 3, .item = (uint64_t)b};
     struct fixture f;
     const int dp = o.degrees.ssp ? world->size / (o.degrees.ssp * o.degrees.sp) : world->size;
     o.batch = global / dp;
@@ -28,6 +31,7 @@ static double *layout_grads(struct comm *world, struct fixture_opts o, int globa
     problem_fill_adapters(&f);
     const int first = f.mesh.axis[AXIS_DP]->rank * o.batch;
     f.ctx.gate = gate + first;
+    f.ctx.drop = masks + first;
     struct problem p = problem_new(&o.model, first, o.batch, o.t, o.h, o.w);
     struct step_io io = problem_io(&p, (double)global * 1000);
     io.backward = true;
@@ -89,9 +93,10 @@ static void check_layouts(struct comm *world, struct fixture_opts o, int classes
     free(want);
 }
 
-static void test_layouts(struct comm *world)
+static void all_layouts(struct comm *world, double dropout)
 {
-    const struct lora_config all = lora_make_config(2, 4, (const char *const[]){"*", NULL});
+    struct lora_config all = lora_make_config(2, 4, (const char *const[]){"*", NULL});
+    all.dropout = dropout;
     int seen = 0, runs = 0;
     double worst = 0;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -117,12 +122,20 @@ static void test_layouts(struct comm *world)
         printf("    %d ranks: %d combinations, worst %.1e\n", world->size, runs, worst);
 }
 
+static void test_layouts(struct comm *world) { all_layouts(world, 0); }
+
+static void test_dropout(struct comm *world) { all_layouts(world, 0.35); }
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "any layout gives the adapter gradients of one rank",
          .run = test_layouts,
          .ranks = {2, 4, 6, 8},
+         .flags = TEST_MPI},
+        {.name = "with dropout too: one mask for every layout",
+         .run = test_dropout,
+         .ranks = {2, 4},
          .flags = TEST_MPI},
         {.name = "any layout gives the adapter gradients of one rank, odd numbers of ranks",
          .run = test_layouts,

@@ -29,6 +29,12 @@ static struct policy_case_opts options(double beta, double kl, int full_blocks)
     return o;
 }
 
+static struct policy_case_opts thinned(struct policy_case_opts o)
+{
+    o.dropout = 0.3;
+    return o;
+}
+
 static void make_items(struct policy_case *c, struct update_item *items)
 {
     for (int b = 0; b < c->rl.train_batch; b++) {
@@ -73,6 +79,7 @@ static void open_case(struct policy_case *c, struct comm *world, const struct po
 struct plain { /* [sample][D] */
     double *clean, *noise, *xt, *v, *old, *ref;
     double sigma[SAMPLES];
+    struct rng_key mask[SAMPLES];
 };
 
 static void draw_states(struct policy_case *c, struct plain *z)
@@ -87,6 +94,10 @@ static void draw_states(struct policy_case *c, struct plain *z)
                                       .use = RNG_UPDATE,
                                       .step = items[b].draw,
                                       .item = (uint64_t)c->entry[b].sample});
+        z->mask[b] = (struct rng_key){.seed = CASE_SEED,
+                                      .use = RNG_DROPOUT,
+                                      .step = items[b].draw,
+                                      .item = (uint64_t)c->entry[b].sample};
         z->sigma[b] = c->plan.step[items[b].order].sigma;
         for (int64_t i = 0; i < D; i++) {
             z->noise[b * D + i] = (double)(float)rng_normal_at(s, (uint64_t)i);
@@ -111,7 +122,7 @@ static void velocities(struct policy_case *c, struct guided *g, struct plain *z,
     for (int b = 0; b < SAMPLES; b++) prompt[b] = c->entry[b].prompt;
     const struct tensor text = policy_text(&c->p, prompt, SAMPLES),
                         all = policy_velocity(&c->p, g, rows, text, (struct tensor){0}, z->sigma,
-                                              false),
+                                              g == c->p.old ? NULL : z->mask, false),
                         of_ref = guided_rows(g, all, GUIDED_REF_COND);
     policy_case_latents(c, g, guided_rows(g, all, GUIDED_COND), PATCH_OUT, v);
     if (of_ref.data) policy_case_latents(c, g, of_ref, PATCH_OUT, ref);
@@ -213,8 +224,8 @@ static void check_gradient(struct comm *world, const struct policy_case_opts *o)
 static void test_gradient(struct comm *world)
 {
     const struct policy_case_opts list[] = {options(1, 0.5, 2), options(0.1, 0.01, 0),
-                                            options(1, 0, 2)};
-    for (int i = 0; i < 3; i++) check_gradient(world, &list[i]);
+                                            options(1, 0, 2), thinned(options(0.5, 0.2, 2))};
+    for (int i = 0; i < 4; i++) check_gradient(world, &list[i]);
 }
 
 /* ---- layouts ----------------------------------------------------------------------------------*/
@@ -237,7 +248,7 @@ static void test_layouts(struct comm *world)
     const int W = world->size;
     const struct mesh_degrees layout[] = {{1, 1, W}, {W, 1, 1}, {1, W, 1}, {2, W / 2, W}};
     for (int i = 0; i < (W == 2 ? 3 : 4); i++) {
-        struct policy_case_opts o = options(0.5, 0.2, 2);
+        struct policy_case_opts o = thinned(options(0.5, 0.2, 2));
         struct comm *alone = comm_self(NULL);
         int64_t n;
         double loss, want_loss, diff = 0, size = 0,

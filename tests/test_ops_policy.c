@@ -219,6 +219,129 @@ static void test_objectives(struct comm *w)
     each_target(objective_target);
 }
 
+/* ---- dropout ------------------------------------------------------------------------------- */
+
+struct dropout_case {
+    struct policy_case k;
+    double p;
+    bool text; /* no places: a row per token */
+};
+static struct dropout_args dropout_of(const struct dropout_case *k, const struct tensor *t)
+{
+    return (struct dropout_args){.out = t[1],
+                                 .x = t[2],
+                                 .pos = k->text ? none : t[0],
+                                 .height = (int)k->k.height,
+                                 .width = (int)k->k.width,
+                                 .p = k->p,
+                                 .first = (uint64_t)277 << 44,
+                                 .mask = keys,
+                                 .batch = k->k.batch};
+}
+static void dropout_run(struct dev *d, const struct tensor *t, void *arg)
+{
+    struct dropout_args a = dropout_of(arg, t);
+    d->ops->dropout(d, &a);
+    a.out = t[3]; /* of S, added */
+    a.add = true;
+    d->ops->dropout(d, &a);
+    a.out = a.x = t[4]; /* in place */
+    a.add = false;
+    d->ops->dropout(d, &a);
+}
+/* n columns: not always whole draws. */
+static void dropout_one(const struct target *t, const struct dropout_case *k, int64_t n)
+{
+    struct ops_case c;
+    case_begin(&c, t, "dropout %g of %lld columns%s", k->p, (long long)n, k->text ? ", text" : "");
+    pos_var(&c, &k->k);
+    const int64_t rows = k->k.batch * rows_per(&k->k);
+    case_var(&c, "out", K_T, OUT, k->k.gap, -1, 1, 2, DIMS(rows, n));
+    case_var(&c, "x", K_T, IN, k->k.gap, -1, 1, 2, DIMS(rows, n));
+    case_var(&c, "added", K_S, OUT, 0, -1, 1, 2, DIMS(rows, n));
+    case_var(&c, "in place", K_T, OUT, 0, -1, 1, 2, DIMS(rows, n));
+    case_check(&c, dropout_run, (void *)(uintptr_t)k);
+}
+static void dropout_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    for (int i = 0; i < SHAPES; i++)
+        for (int text = 0; text < 2; text++) {
+            const struct dropout_case k = {shapes[i], i % 2 ? 0.3 : 0.75, text};
+            dropout_one(t, &k, 1 + 7 * i);
+        }
+    const struct dropout_case zero = {shapes[1], 0, false};
+    dropout_one(t, &zero, 12);
+}
+static void test_dropout(struct comm *w)
+{
+    (void)w;
+    each_target(dropout_target);
+}
+
+enum { DROP_ROWS = 400, DROP_COLS = 64 };
+/* The mask of sample `key` and linear `first`, of ones: 0 or 1/(1-p). */
+static void mask_of(struct dev *d, struct rng_key key, uint64_t first, double p, double *out)
+{
+    struct tensor x = dev_tensor(d, d->compute, 2, DIMS(DROP_ROWS, DROP_COLS));
+    d->ops->fill(d, x, 1);
+    const struct dropout_args a = {
+        .out = x, .x = x, .p = p, .first = first, .mask = &key, .batch = 1};
+    d->ops->dropout(d, &a);
+    dev_get_f64(d, out, x);
+    dev_free(d, x.data);
+}
+/* Correlation of what two masks keep. */
+static double agreement(const double *a, const double *b, double p)
+{
+    double s = 0;
+    const int n = DROP_ROWS * DROP_COLS;
+    for (int i = 0; i < n; i++) s += ((a[i] > 0) - (1 - p)) * ((b[i] > 0) - (1 - p));
+    return s / (n * p * (1 - p));
+}
+/* Rate and mean within 5 deviations; other samples, steps and linears have other masks. */
+static void keep_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    enum { N = DROP_ROWS * DROP_COLS };
+    static double m[5][N];
+    struct dev *d = target_open(t, 2);
+    const double rates[] = {0, 0.1, 0.5, 0.9};
+    for (int i = 0; i < 4; i++) {
+        const double p = rates[i];
+        struct rng_key key = {.seed = 5, .use = RNG_DROPOUT, .step = 2, .item = 9};
+        mask_of(d, key, 0, p, m[0]);
+        mask_of(d, key, (uint64_t)1 << 44, p, m[1]);
+        key.step = 3;
+        mask_of(d, key, 0, p, m[2]);
+        key.item = 10;
+        mask_of(d, key, 0, p, m[3]);
+        key.seed = 6;
+        mask_of(d, key, 0, p, m[4]);
+        double sum = 0;
+        int kept = 0;
+        for (int k = 0; k < N; k++) {
+            kept += m[0][k] > 0;
+            sum += m[0][k];
+        }
+        const double deviation = sqrt(p * (1 - p) / N);
+        EXPECT(fabs((double)kept / N - (1 - p)) <= 5 * deviation, "%s: %d of %d kept at p = %g",
+               t->name, kept, (int)N, p);
+        EXPECT(fabs(sum / N - 1) <= 5 * deviation / (1 - p) + 4e-3, "%s: mean %g at p = %g",
+               t->name, sum / N, p);
+        for (int a = 0; a < 5 && p > 0; a++)
+            for (int b = 0; b < a; b++)
+                EXPECT(fabs(agreement(m[a], m[b], p)) < 5 / sqrt(N), "%s: masks %d and %d: %g",
+                       t->name, a, b, agreement(m[a], m[b], p));
+    }
+    dev_close(d);
+}
+static void test_keep(struct comm *w)
+{
+    (void)w;
+    each_target(keep_target);
+}
+
 /* ---- bit by bit ---------------------------------------------------------------------------- */
 
 enum { B = 3, PER = 150, C = 4, ARRAYS = 7 };
@@ -447,6 +570,8 @@ int main(int argc, char **argv)
     const struct test t[] = {
         {.name = "sampler steps with noise and history", .run = test_solver},
         {.name = "sums and gradients of the policy objectives", .run = test_objectives},
+        {.name = "dropout by place, added and in place", .run = test_dropout},
+        {.name = "dropout keeps its share and the mean, every mask is its own", .run = test_keep},
         {.name = "sums do not depend on batch, layout or order", .run = test_exact},
         {.name = "a step without noise or history is the plain step", .run = test_plain},
         {.name = "a quantum that is none stops, what is not finite is seen", .run = test_bad},

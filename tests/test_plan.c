@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include "core/log.h"
+#include "rl/plan.h"
 #include "tests/check.h"
+#include "tests/policy_case.h"
 #include "train/plan.h"
 #include "train/session.h"
 
@@ -280,6 +282,240 @@ static void prefetch(struct comm *world)
     }
 }
 
+/* ---- post-training ----------------------------------------------------------------------------*/
+static struct loaded_settings post_training(char *set)
+{
+    struct loaded_settings l;
+    char *sets[] = {set};
+    settings_load(&l, SETTINGS_RL, "configs/rl/osp_14b.yaml", sets, set ? 1 : 0);
+    dry_resolve(&l);
+    return l;
+}
+
+/* The same model and steps on small clips. */
+static struct loaded_settings small_clips(char *set)
+{
+    struct loaded_settings l = post_training(set);
+    l.s.rl.frames = 9;
+    l.s.rl.height = l.s.rl.width = 128;
+    return l;
+}
+
+/* The published post-training by hand: a forward pass of a sample is 3.715 PFLOP, half of it
+ * attention; rollouts run 25 steps of both branches. An update runs four branches and goes back
+ * through one: its recompute, dx of the linears (there is no dW), 2.5 times the attention. */
+static void post_training_14b(struct comm *world)
+{
+    (void)world;
+    struct loaded_settings l = post_training(NULL);
+    struct rl_plan p;
+    rl_plan_make(&l.s, "wan", 32, &p);
+    const double f = 3.715e15, linear = 1.810e15, attention = f - linear;
+    EXPECT(p.c.rank.params == 14288491584 && p.adapters == 104857600, "%lld, %lld",
+           (long long)p.c.rank.params, (long long)p.adapters);
+    EXPECT(p.rollout.times == 4 && p.update.times == 40 && p.step.times == 4 && p.trained == 10 &&
+               p.evaluations == 50,
+           "%lld rollouts, %lld updates, %lld steps", (long long)p.rollout.times,
+           (long long)p.update.times, (long long)p.step.times);
+    EXPECT(near(p.rollout.flops, 100 * f), "rollout %g", p.rollout.flops);
+    EXPECT(near(p.rollout.attention, 100 * attention), "attention %g", p.rollout.attention);
+    EXPECT(near(p.update.flops, 8 * f + 2 * (f + linear + 2.5 * attention)), "update %g",
+           p.update.flops);
+    EXPECT(near(p.epoch_flops, 4 * p.rollout.flops + 40 * p.update.flops), "%g", p.epoch_flops);
+    EXPECT(near(p.epoch_s, 4 * p.rollout.seconds + 40 * p.update.seconds + 4 * p.step.seconds) &&
+               p.rollout.seconds > 25 && p.rollout.seconds < 250,
+           "%g s, a rollout %g s", p.epoch_s, p.rollout.seconds);
+    /* fp32 weights, gradients, two moments, EMA, and what products read */
+    EXPECT(p.c.rank.lora_bytes == (size_t)(22 * p.adapters), "%zu", p.c.rank.lora_bytes);
+    EXPECT(near(p.step.comm[AXIS_WORLD][COMM_ALL_REDUCE].bytes,
+                2.0 * 31 / 32 * 4 * (double)p.adapters) &&
+               p.step.comm[AXIS_WORLD][COMM_ALL_REDUCE].calls == 1,
+           "%g", p.step.comm[AXIS_WORLD][COMM_ALL_REDUCE].bytes);
+    EXPECT(p.host_bytes == (size_t)(4 * 11 * 256 * p.c.rows_most), "%zu", p.host_bytes);
+    /* one gather of the bf16 base for a pass, 7/8 of which come from others */
+    EXPECT(near(p.rollout.comm[AXIS_FSDP][COMM_ALL_GATHER].bytes, 25 * 2.0 * 14288491584 * 7 / 8),
+           "%g", p.rollout.comm[AXIS_FSDP][COMM_ALL_GATHER].bytes);
+    /* what a run allocates */
+    struct dry dry = {&l.s.rl, {16, 21, 90, 160}};
+    const struct session_shape shape = {
+        .batch = 2, .t = 21, .h = 90, .w = 160, .channels = 16, .body = dry_body, .body_arg = &dry};
+    struct dryrun_out o;
+    const struct dryrun_in in = session_dryrun(&l.s, 32, p.c.in.rank, shape, true);
+    dryrun(&in, &o);
+    EXPECT(p.c.rank.keep_bytes >= o.keep_bytes && p.c.rank.keep_bytes < 1.01 * o.keep_bytes &&
+               p.c.rank.tmp_bytes == o.tmp_bytes,
+           "%zu + %zu, a run has %zu + %zu", p.c.rank.keep_bytes, p.c.rank.tmp_bytes, o.keep_bytes,
+           o.tmp_bytes);
+    settings_free(&l);
+}
+
+static char *rl_printed(const struct settings *s, const struct rl_plan *p, bool json)
+{
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+    if (json)
+        rl_plan_print_json(f, p);
+    else
+        rl_plan_print(f, s, p);
+    fclose(f);
+    return text;
+}
+
+static void post_training_choices(struct comm *world)
+{
+    (void)world;
+    char fast[] = "rl.algo=flow_grpo_fast", packed[] = "rollout.placement=pack";
+    struct rl_plan all, p;
+    struct loaded_settings l = small_clips(NULL);
+    rl_plan_make(&l.s, "wan", 8, &all);
+    char *t = rl_printed(&l.s, &all, false);
+    static const char *const want[] = {"mix_grpo: 25 steps, 10 trained, guided",
+                                       "adapters of rank 32: 104,857,600",
+                                       "16 samples in 4 groups",
+                                       "a rollout batch             4",
+                                       "an update                  40",
+                                       "world        all-reduce"};
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++)
+        EXPECT(strstr(t, want[i]), "no \"%s\" in\n%s", want[i], t);
+    free(t);
+    t = rl_printed(&l.s, &all, true);
+    json_t *o = json_loads(t, 0, NULL);
+    EXPECT(o && json_real_value(json_object_get(json_object_get(o, "update"), "flops")) > 0 &&
+               json_array_size(json_object_get(json_object_get(o, "rollout_batch"), "comm")) > 2,
+           "%.300s", t);
+    json_decref(o);
+    free(t);
+    /* dropout costs a pass over the inputs of the adapters, and room for it */
+    l.s.lora.dropout = 0.1;
+    rl_plan_make(&l.s, "wan", 8, &p);
+    EXPECT(p.update.row_bytes > all.update.row_bytes &&
+               p.rollout.row_bytes > all.rollout.row_bytes && p.update.flops == all.update.flops &&
+               p.c.rank.tmp_bytes >= all.c.rank.tmp_bytes,
+           "dropout costs nothing");
+    settings_free(&l);
+    l = small_clips(fast);
+    l.s.rl.placement = 0;
+    rl_plan_make(&l.s, "wan", 8, &p);
+    EXPECT(p.evaluations < 50 && p.rollout.flops < all.rollout.flops && p.trained == 2,
+           "no shared path: %lld velocities", (long long)p.evaluations);
+    settings_free(&l);
+    l = small_clips(packed);
+    rl_plan_make(&l.s, "wan", 8, &p);
+    EXPECT(p.evaluations == 50, "%lld", (long long)p.evaluations);
+    settings_free(&l);
+}
+
+/* What backward keeps of the attention it keeps of rows that it leaves out too: over ranks nothing
+ * is computed twice. */
+static void post_training_attention(struct comm *world)
+{
+    (void)world;
+    char set[] = "recompute=attention";
+    struct rl_plan one, four;
+    struct loaded_settings l = small_clips(set);
+    l.s.use_skiparse_sequence_parallel = false;
+    rl_plan_make(&l.s, "wan", 8, &one);
+    l.s.use_skiparse_sequence_parallel = true;
+    rl_plan_make(&l.s, "wan", 8, &four);
+    EXPECT(fabs(four.update.attention / one.update.attention - 1) < 1e-9,
+           "%.9g on four ranks, %.9g on one", four.update.attention, one.update.attention);
+    settings_free(&l);
+}
+
+static void same_counts(struct comm *world, const char *what, struct policy_case *c,
+                        const struct comm_count want[AXIS_COUNT][COMM_KINDS])
+{
+    for (int a = 0; a < AXIS_COUNT; a++)
+        for (int k = 0; k < COMM_KINDS; k++) {
+            const struct comm_count *n = &c->f.mesh.axis[a]->count[k];
+            EXPECT(n->calls == want[a][k].calls && n->bytes == want[a][k].bytes,
+                   "%s, rank %d: %s %s: %lld calls of %g bytes, planned %lld of %g", what,
+                   world->rank, plan_axis_name((enum axis)a), plan_kind_name((enum comm_kind)k),
+                   (long long)n->calls, n->bytes, (long long)want[a][k].calls, want[a][k].bytes);
+        }
+}
+
+static void reset(struct policy_case *c)
+{
+    for (int a = 0; a < AXIS_COUNT; a++) comm_reset_counts(c->f.mesh.axis[a]);
+}
+
+/* Rollout and update of real ranks send what the plan says. */
+static void post_training_counts(struct comm *world)
+{
+    struct policy_case_opts o = {.device = "ref",
+                                 .compute = DT_F64,
+                                 .model = policy_case_model(2, 2, 2),
+                                 .recompute = RECOMPUTE_GEMM,
+                                 .t = 2,
+                                 .h = 3,
+                                 .w = 3,
+                                 .degrees = {world->size > 1 ? 2 : 1, 1, world->size},
+                                 .rl = policy_case_config(ALGO_FLOW_GRPO_FAST)};
+    o.model.in_dim = o.model.out_dim = 12;
+    o.rl.kl_beta = 1;
+    o.rl.guidance = 2;
+    struct policy_case c;
+    policy_case_open(&c, world, &o);
+    const char *const every[] = {"*", NULL};
+    struct settings s = {.seed = CASE_SEED,
+                         .fsdp_size = world->size,
+                         .use_skiparse_sequence_parallel = true,
+                         .skiparse_sp_size = o.degrees.ssp,
+                         .recompute = RECOMPUTE_GEMM,
+                         .gradient_accumulation_steps = 1,
+                         .weight_dtype = 2,
+                         .ema_decay = 0.9,
+                         .model = o.model,
+                         .lora = lora_make_config(2, 4, every),
+                         .plan = {.nvlink_gbps = 350, .ib_gbps = 46},
+                         .rl = c.rl};
+    s.rl.frames = 2;
+    s.rl.height = s.rl.width = 12;
+    struct rl_plan p;
+    struct update_item item[4];
+    struct update_stats stats = {0};
+    rl_plan_make(&s, "pixel", world->size, &p);
+    reset(&c);
+    float *latent = calloc((size_t)(c.p.elements * c.rl.sample_batch), sizeof *latent);
+    policy_case_rollout(&c, latent);
+    free(latent);
+    if (world->rank == p.c.in.rank)
+        EXPECT(c.t.evaluations == p.evaluations, "%lld velocities, planned %lld",
+               (long long)c.t.evaluations, (long long)p.evaluations);
+    if (world->rank == p.c.in.rank) same_counts(world, "rollout", &c, p.rollout.comm);
+    for (int b = 0; b < c.rl.train_batch; b++)
+        item[b] = (struct update_item){
+            .from = &c.t, .sample = b, .advantage = 1, .weight = 1, .valid = true};
+    reset(&c);
+    grpo_update(&c.p, &c.plan, item, (struct update_scale){1, 1}, &stats);
+    if (world->rank == p.c.in.rank) same_counts(world, "update", &c, p.update.comm);
+    policy_case_close(&c);
+}
+
+static void wrong_batch(void *arg)
+{
+    struct settings *s = arg;
+    struct rl_plan p;
+    rl_plan_make(s, "wan", 8, &p);
+}
+
+static void post_training_mistakes(struct comm *world)
+{
+    (void)world;
+    struct loaded_settings l = post_training(NULL);
+    l.s.rl.members = 3;
+    expect_stop("no whole groups of num_image_per_prompt = 3", RC_CONFIG, wrong_batch, &l.s);
+    l.s.rl.members = 4;
+    l.s.rl.train_batch = 3;
+    expect_stop("rl_config.train_batch_size 3", RC_CONFIG, wrong_batch, &l.s);
+    l.s.rl.train_batch = 2;
+    l.s.rl.frames = 80;
+    expect_stop("must be 4k + 1", RC_CONFIG, wrong_batch, &l.s);
+    settings_free(&l);
+}
+
 int main(int argc, char **argv)
 {
     static const struct test tests[] = {
@@ -291,6 +527,11 @@ int main(int argc, char **argv)
         {"latent shapes of the codecs", shapes, {0}, 0},
         {"the plan as text and as JSON", text_and_json, {0}, 0},
         {"prefetching and resharding are what the keys say", prefetch, {0}, 0},
+        {"post-training of 14B: FLOPs, memory, communication", post_training_14b, {0}, 0},
+        {"post-training: the page, dropout, the shared path", post_training_choices, {0}, 0},
+        {"post-training: attention over ranks is not repeated", post_training_attention, {0}, 0},
+        {"post-training: real ranks send what is planned", post_training_counts, {1, 2, 4}, 0},
+        {"post-training: what a run refuses", post_training_mistakes, {0}, 0},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

@@ -64,6 +64,7 @@ static struct velocities velocities_at(struct policy_case *c, int order)
     struct update_item items[MOST];
     int64_t prompt[MOST];
     double sigma[MOST];
+    struct rng_key mask[MOST], at[MOST];
     make_items(c, items, order);
     arena_release(x->keep, 0);
     struct tensor state = arena_new(x->keep, ctx_state(x), 2, DIMS(g->rows, c->t.width));
@@ -72,11 +73,13 @@ static struct velocities velocities_at(struct policy_case *c, int order)
         const int i = c->plan.recorded[items[b].order];
         sigma[b] = c->plan.step[i].sigma;
         prompt[b] = c->entry[b].prompt;
+        policy_case_masks(c, i, at);
+        mask[b] = at[b];
         dev_put(x->dev, tensor_rows(state, b * per, per), trajectory_state(&c->t, i, b));
     }
     const struct tensor text = policy_text(&c->p, prompt, g->samples),
                         null = policy_null_text(&c->p, g->samples),
-                        v = policy_velocity(&c->p, g, state, text, null, sigma, false);
+                        v = policy_velocity(&c->p, g, state, text, null, sigma, mask, false);
     struct velocities z = {{NULL}};
     const enum guided_kind kind[4] = {GUIDED_COND, GUIDED_UNCOND, GUIDED_REF_COND,
                                       GUIDED_REF_UNCOND};
@@ -193,18 +196,25 @@ struct variant {
     int cfg_grad;
     enum recompute recompute;
     int algo;
+    double dropout;
 };
 static const struct variant variants[] = {
-    {"plain, keeps all", 2, 2, 2, 0, 0, 0, RECOMPUTE_NONE, ALGO_MIX_GRPO},
-    {"divergence, keeps all", 2, 2, 2, 0, 3, 0, RECOMPUTE_NONE, ALGO_MIX_GRPO},
-    {"divergence, keeps the input", 1, 2, 2, 0, 3, 0, RECOMPUTE_ALL, ALGO_MIX_GRPO},
-    {"guided cond, divergence, keeps products", 2, 2, 2, 1.7, 2, 0, RECOMPUTE_GEMM, ALGO_FLOW_GRPO},
+    {"plain, keeps all", 2, 2, 2, 0, 0, 0, RECOMPUTE_NONE, ALGO_MIX_GRPO, 0},
+    {"divergence, keeps all", 2, 2, 2, 0, 3, 0, RECOMPUTE_NONE, ALGO_MIX_GRPO, 0},
+    {"divergence, keeps the input", 1, 2, 2, 0, 3, 0, RECOMPUTE_ALL, ALGO_MIX_GRPO, 0},
+    {"guided cond, divergence, keeps products", 2, 2, 2, 1.7, 2, 0, RECOMPUTE_GEMM, ALGO_FLOW_GRPO,
+     0},
     {"guided cond, keeps attention, sparse ends", 2, 2, 0, 2.5, 0, 0, RECOMPUTE_ATTENTION,
-     ALGO_MIX_GRPO},
-    {"guided both, divergence, keeps all", 1, 4, 2, 1.7, 2, 1, RECOMPUTE_NONE, ALGO_MIX_GRPO},
+     ALGO_MIX_GRPO, 0},
+    {"guided both, divergence, keeps all", 1, 4, 2, 1.7, 2, 1, RECOMPUTE_NONE, ALGO_MIX_GRPO, 0},
     {"guided both, divergence, keeps attention", 2, 2, 2, 1.7, 2, 1, RECOMPUTE_ATTENTION,
-     ALGO_DANCE_GRPO},
-    {"guided both, sparse ends, keeps the input", 1, 2, 0, 2.5, 0, 1, RECOMPUTE_ALL, ALGO_MIX_GRPO},
+     ALGO_DANCE_GRPO, 0},
+    {"guided both, sparse ends, keeps the input", 1, 2, 0, 2.5, 0, 1, RECOMPUTE_ALL, ALGO_MIX_GRPO,
+     0},
+    {"dropout, guided cond, divergence, keeps products", 2, 2, 2, 1.7, 2, 0, RECOMPUTE_GEMM,
+     ALGO_MIX_GRPO, 0.3},
+    {"dropout, guided both, sparse ends, keeps the input", 2, 2, 0, 2.5, 2, 1, RECOMPUTE_ALL,
+     ALGO_FLOW_GRPO, 0.5},
 };
 enum { NUM_VARIANTS = sizeof variants / sizeof *variants };
 
@@ -221,6 +231,7 @@ static struct policy_case_opts options(const struct variant *v)
     o.rl.guidance = v->guidance;
     o.rl.kl_beta = v->kl_beta;
     o.rl.cfg_grad = v->cfg_grad;
+    o.dropout = v->dropout;
     return o;
 }
 

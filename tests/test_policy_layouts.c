@@ -108,13 +108,17 @@ struct shape {
     int cfg_grad;
     enum recompute recompute;
     int64_t train_batch;
+    double dropout;
 };
 static const struct shape shapes[] = {
-    {"2x3x5, guided, divergence, keeps all", 2, 2, 2, 2, 3, 5, 4, 2, 2, 0, RECOMPUTE_NONE, 4},
-    {"2x3x5, both branches, keeps attention", 2, 2, 2, 2, 3, 5, 4, 2, 2, 1, RECOMPUTE_ATTENTION, 4},
+    {"2x3x5, guided, divergence, keeps all", 2, 2, 2, 2, 3, 5, 4, 2, 2, 0, RECOMPUTE_NONE, 4, 0},
+    {"2x3x5, both branches, keeps attention", 2, 2, 2, 2, 3, 5, 4, 2, 2, 1, RECOMPUTE_ATTENTION, 4,
+     0},
     {"2x1x3 (ranks without a token), keeps products", 2, 2, 0, 2, 1, 3, 3, 0, 2, 0, RECOMPUTE_GEMM,
-     4},
-    {"1-D, P 4, 2x3x7, keeps the input", 1, 4, 2, 2, 3, 7, 2, 2, 0, 1, RECOMPUTE_ALL, 4},
+     4, 0},
+    {"1-D, P 4, 2x3x7, keeps the input", 1, 4, 2, 2, 3, 7, 2, 2, 0, 1, RECOMPUTE_ALL, 4, 0},
+    {"2x3x5, dropout, guided, divergence", 2, 2, 2, 2, 3, 5, 4, 2, 2, 0, RECOMPUTE_ATTENTION, 4,
+     0.3},
 };
 enum { NUM_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -133,6 +137,7 @@ static struct policy_case_opts options(const struct shape *s, const char *device
     o.rl.kl_beta = s->kl_beta;
     o.rl.cfg_grad = s->cfg_grad;
     o.rl.train_batch = s->train_batch;
+    o.dropout = s->dropout;
     return o;
 }
 

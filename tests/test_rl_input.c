@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "core/io.h"
+#include "parallel/comm.h"
 #include "rl/algo.h"
 #include "rl/identity.h"
 #include "rl/prompt_file.h"
@@ -50,6 +51,29 @@ static void test_prompts(struct comm *w)
     prompt_file_read(&p, "rl_config.prompt_file", "myprompts", &none);
     EXPECT(none.code == RC_NOINPUT && strstr(none.msg, "rl_config.prompt_file: myprompts"), "%s",
            none.msg);
+}
+
+/* Every rank has a file of its own: all alike, or two that are not those of rank 0. */
+static void test_ranks(struct comm *w)
+{
+    for (int k = 0; k < 4; k++) {
+        const bool odd = k && w->rank && w->rank % 2;
+        static char *const other[] = {NULL, "one\ntwo\nthree\n", "two\none\n", "one\ntow\n"};
+        const char *text = odd ? other[k] : k == 0 && w->rank ? " one \n\ntwo" : "one\ntwo\n";
+        char *path = io_path("%s/ranks_%d_%d.txt", test_dir(), k, w->rank);
+        struct err e = {0};
+        struct prompts p;
+        io_write_file(path, text, strlen(text), &e);
+        prompt_file_read(&p, "rl_config.prompt_file", path, &e);
+        EXPECT(!e.code, "%s", e.msg);
+        const bool same = prompt_file_same(w, &p, "rl_config.prompt_file", "prompts.txt", &e);
+        const char *want = k == 1 ? "2 prompts on rank 0, other ones on rank 1, 3 (rank 1: 3)"
+                                  : "2 prompts on rank 0, other ones on rank 1, 3 (rank 1: 2)";
+        EXPECT(same == (k == 0) && (same || (e.code == RC_CONFIG && strstr(e.msg, want))),
+               "rank %d, case %d: %s", w->rank, k, e.msg);
+        prompts_free(&p);
+        free(path);
+    }
 }
 
 static void test_identity(struct comm *w)
@@ -218,6 +242,7 @@ int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "prompt files: what is read, what is refused and where", .run = test_prompts},
+        {.name = "prompt files of all ranks are compared", .run = test_ranks, .ranks = {4}},
         {.name = "scorers are compared by what changes their scores", .run = test_identity},
         {.name = "scorers have the GPU of their rank", .run = test_devices},
         {.name = "every algorithm, window and rule has something to train", .run = test_plans},

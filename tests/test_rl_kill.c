@@ -1,9 +1,11 @@
 /* `mpirun osp rl` is killed and stopped in every part of an epoch; the next start goes on to the
  * bits and the metrics of an undisturbed run. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/io.h"
 #include "tests/check.h"
 #include "tests/rl_process.h"
 
@@ -11,6 +13,7 @@ struct hurt {
     const char *name, *fault;
     int rc;
     const char *says;
+    int resumed; /* epoch that the next run goes on from; 0: some */
 };
 
 static void hurt_one(const struct hurt *h, const char *algo, const char *want)
@@ -25,11 +28,16 @@ static void hurt_one(const struct hurt *h, const char *algo, const char *want)
     rc = rl_run(h->name, algo, &plain_rl, &said);
     EXPECT(rc == 0 && (h->rc != RC_PREEMPTED || strstr(said, "resumed from")),
            "%s, again: exit code %d: %s", h->name, rc, said);
+    char *at = io_path("at epoch %d\n", h->resumed);
+    EXPECT(!h->resumed || strstr(said, at), "%s, again: no \"%s\" in: %s", h->name, at, said);
+    free(at);
     EXPECT(process_diff(want, h->name) == 0, "%s: other bits than the undisturbed run", h->name);
     const double a = rl_metric(want, EPOCHS, "reward/mean"),
                  b = rl_metric(h->name, EPOCHS, "reward/mean");
     EXPECT(a == b, "%s: reward %.17g, undisturbed %.17g", h->name, b, a);
-    for (int e = 0; e <= EPOCHS; e++) { /* no evaluation is lost */
+    for (int e = 0; e <= EPOCHS; e++) { /* no evaluation is lost, none is there twice */
+        const int lines = rl_metric_lines(h->name, e, "eval/reward_mean");
+        EXPECT(lines == (e % 2 == 0), "%s: %d evaluations of epoch %d", h->name, lines, e);
         const double c = rl_metric(want, e, "eval/reward_mean"),
                      d = rl_metric(h->name, e, "eval/reward_mean");
         EXPECT(isnan(c) ? isnan(d) : c == d, "%s: evaluation of epoch %d: %.17g, undisturbed %.17g",
@@ -46,16 +54,18 @@ static void test_hurt(struct comm *world)
     (void)world;
     if (!rl_ready() || !rl_calm("calm", "mix_grpo", &plain_rl)) return;
     static const struct hurt list[] = {
-        {"in_updates", "update@0:11:kill", 137, "saved"},
-        {"term_updates", "update@1:8:term", RC_PREEMPTED, "in the updates of epoch 1"},
-        {"in_rollout", "rollout@1:10:kill", 137, "saved"},
-        {"in_save", "save@1:2:kill", 137, "saved"},
-        {"in_scores", "scores@0:3:kill", 137, "epoch"},
-        {"in_evaluation", "evaluate@1:3:kill", 137, "epoch"},
-        {"term_rollout", "rollout@1:6:term", RC_PREEMPTED, "before the updates of epoch 1"},
-        {"term_first", "update@0:3:usr1", RC_PREEMPTED, "in the updates of epoch 0"},
-        {"term_scores", "scores@1:2:term", RC_PREEMPTED, "before the updates of epoch"},
-        {"term_evaluation", "evaluate@0:3:term", RC_PREEMPTED, "epoch 2"},
+        {"in_updates", "update@0:11:kill", 137, "saved", 0},
+        {"term_updates", "update@1:8:term", RC_PREEMPTED, "in the updates of epoch 1", 0},
+        {"in_rollout", "rollout@1:10:kill", 137, "saved", 0},
+        {"in_save", "save@1:2:kill", 137, "saved", 0},
+        {"in_scores", "scores@0:3:kill", 137, "epoch", 0},
+        {"in_evaluation", "evaluate@1:3:kill", 137, "epoch", 2},
+        {"in_last_evaluation", "evaluate@0:6:kill", 137, "epoch", 4},
+        {"after_evaluation", "rollout@1:9:kill", 137, "evaluation at epoch 2", 2},
+        {"term_rollout", "rollout@1:6:term", RC_PREEMPTED, "before the updates of epoch 1", 0},
+        {"term_first", "update@0:3:usr1", RC_PREEMPTED, "in the updates of epoch 0", 0},
+        {"term_scores", "scores@1:2:term", RC_PREEMPTED, "before the updates of epoch", 0},
+        {"term_evaluation", "evaluate@0:3:term", RC_PREEMPTED, "in the evaluation of epoch 2", 2},
     };
     const size_t n = test_fast() ? 2 : sizeof list / sizeof *list;
     for (size_t i = 0; i < n; i++) hurt_one(&list[i], "mix_grpo", "calm");
@@ -67,11 +77,58 @@ static void test_hurt_nft(struct comm *world)
     (void)world;
     if (!rl_ready() || !rl_calm("nft", "nft", &plain_rl)) return;
     static const struct hurt list[] = {
-        {"nft_term_rollout", "rollout@1:6:term", RC_PREEMPTED, "before the updates of epoch 1"},
-        {"nft_in_updates", "update@0:15:kill", 137, "saved"},
-        {"nft_term_updates", "update@0:11:term", RC_PREEMPTED, "in the updates of epoch 1"},
+        {"nft_term_rollout", "rollout@1:6:term", RC_PREEMPTED, "before the updates of epoch 1", 0},
+        {"nft_in_updates", "update@0:15:kill", 137, "saved", 0},
+        {"nft_term_updates", "update@0:11:term", RC_PREEMPTED, "in the updates of epoch 1", 0},
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) hurt_one(&list[i], "nft", "nft");
+}
+
+static void append(const char *name, const char *line)
+{
+    char *path = io_path("%s/%s/metrics.jsonl", test_dir(), name);
+    FILE *f = fopen(path, "a");
+    CHECK(f, "%s", path);
+    fputs(line, f);
+    fclose(f);
+    free(path);
+}
+
+/* Time that went into an epoch which is done again counts for max_seconds. */
+static void test_budget(struct comm *world)
+{
+    (void)world;
+    char *said;
+    struct process_opts o = plain_rl;
+    if (!rl_ready()) return;
+    o.sets[0] = "save_interval=1";
+    o.sets[1] = "rl_config.eval_freq=0";
+    o.fault = "rollout@1:7:term";
+    int rc = rl_run("budget", "mix_grpo", &o, &said);
+    char *log = io_path("%s/budget/metrics.jsonl", test_dir()), *text = process_log(log);
+    const char *line = strstr(text, "\"step\":1,\"wall_s\":"), /* of the epoch; events come later */
+        *event = strstr(text, "\"event\":\"preempted\",\"step\":1,\"wall_s\":");
+    const double epoch = line ? atof(strstr(line, "wall_s") + 8) : 0;
+    const double spent = event ? atof(strstr(event, "wall_s") + 8) : 0;
+    EXPECT(rc == RC_PREEMPTED && spent > epoch && epoch > 0, "exit code %d, %g s after %g s: %s",
+           rc, spent, epoch, said);
+    free(said);
+    append("budget", "{\"event\":\"preempted\",\"step\":1,\"wall_s\":1000}\n{\"half a li");
+    o.fault = NULL;
+    o.sets[2] = "max_seconds=999";
+    rc = rl_run("budget", "mix_grpo", &o, &said);
+    EXPECT(rc == 0 && rl_metric_lines("budget", 2, "reward/mean") == 0 &&
+               strstr(said, "at epoch 1\n"),
+           "exit code %d, an epoch after the end of the time: %s", rc, said);
+    free(said);
+    o.sets[2] = "max_seconds=2000";
+    rc = rl_run("budget", "mix_grpo", &o, &said);
+    EXPECT(rc == 0 && rl_metric_lines("budget", EPOCHS, "reward/mean") == 1 &&
+               rl_metric("budget", 2, "wall_s") > 1000,
+           "exit code %d: %s", rc, said);
+    free(said);
+    free(text);
+    free(log);
 }
 
 int main(int argc, char **argv)
@@ -80,6 +137,7 @@ int main(int argc, char **argv)
         {.name = "killed and stopped anywhere, it ends with the same bits",
          .run = test_hurt,
          .flags = TEST_SLOW},
+        {.name = "the time of what is done again counts", .run = test_budget, .flags = TEST_SLOW},
         {.name = "NFT, killed and stopped", .run = test_hurt_nft, .flags = TEST_SLOW},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);

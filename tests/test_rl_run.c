@@ -226,6 +226,16 @@ static void test_result(struct comm *world)
     char *osp = process_program();
     const char *dir = test_dir();
     expect_command(io_path("%s inspect %s/result --verify 2>&1", osp, dir), 0, "rank 4, alpha 8");
+    expect_command(
+        io_path("%s plan %s/result.yaml ranks=2 2>&1", osp, dir), 0,
+        "8 samples in 2 groups; a data rank makes 1 batches of 4, 4 updates of 2 samples, "
+        "2 optimizer steps");
+    expect_command(io_path("%s plan %s/result.yaml ranks=2 2>&1", osp, dir), 0,
+                   "adapters of rank 4");
+    expect_command(io_path("%s plan %s/result.yaml ranks=2..8 2>&1", osp, dir), RC_USAGE,
+                   "for configurations of osp train");
+    expect_command(io_path("%s plan %s/result.yaml rl.algo=dance 2>&1", osp, dir), RC_CONFIG,
+                   "rl.algo");
     expect_command(io_path("%s sample configs/sample/tiny.yaml output_dir=%s/video num_frames=null "
                            "height=null width=null scheduler_config.num_inference_steps=2 "
                            "samples_per_prompt=1 weight_dtype=fp32 checkpoint=%s/base "
@@ -236,6 +246,26 @@ static void test_result(struct comm *world)
         io_path("%s convert merge %s/base %s/result %s/merged --ema 2>&1", osp, dir, dir, dir), 0,
         "32 adapters");
     free(osp);
+}
+
+/* With dropout the first ratio is 1, the evaluation before the first epoch is that of the base, and
+ * memory that was sized before is enough. */
+static void test_dropout(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = plain_rl;
+    if (!rl_ready() || !rl_calm("whole", "mix_grpo", &o)) return;
+    o.sets[0] = "lora_config.dropout=0.3";
+    o.sets[1] = "lora_config.target_modules=['*']";
+    o.sets[2] = "recompute=all";
+    if (!rl_calm("thin", "mix_grpo", &o) || !rl_calm("thin_nft", "nft", &o)) return;
+    for (int e = 1; e <= EPOCHS; e++)
+        EXPECT(rl_metric("thin", e, "update/first_log_ratio") == 0, "epoch %d: ratio %g", e,
+               rl_metric("thin", e, "update/first_log_ratio"));
+    EXPECT(rl_metric("thin", 0, "eval/reward_mean") == rl_metric("whole", 0, "eval/reward_mean"),
+           "dropout in the evaluation of the base");
+    EXPECT(rl_metric("thin", 2, "eval/reward_mean") != rl_metric("whole", 2, "eval/reward_mean"),
+           "dropout changes nothing");
 }
 
 /* The evaluation is of the same noise: where nothing is learned, its reward does not move a bit. */
@@ -329,6 +359,7 @@ int main(int argc, char **argv)
         {.name = "a scorer gets the GPU of its rank", .run = test_devices, .flags = TEST_SLOW},
         {.name = "scorers that die for good", .run = test_dead, .flags = TEST_SLOW},
         {.name = "sample from the result, merge it", .run = test_result, .flags = TEST_SLOW},
+        {.name = "dropout of the adapters", .run = test_dropout, .flags = TEST_SLOW},
         {.name = "every clip with its prompt", .run = test_prompts, .flags = TEST_SLOW},
         {.name = "the reward rises", .run = test_learns, .flags = TEST_SLOW},
         {.name = "no learning, no change", .run = test_still, .flags = TEST_SLOW},

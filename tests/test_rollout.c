@@ -34,14 +34,17 @@ static double worst_gap(const double *a, const double *b, int64_t n)
 }
 
 /* ---- by hand ----------------------------------------------------------------------------------*/
-/* Guided velocities at x, all [SAMPLES][D]. */
-static void velocity(struct policy_case *c, const double *x, double sigma, double *v)
+/* Guided velocities at x before step i, all [SAMPLES][D]; a trained step has dropout. */
+static void velocity(struct policy_case *c, const double *x, int step, double *v)
 {
+    const struct plan_step *s = &c->plan.step[step];
     struct ctx *d = &c->f.ctx;
     const struct guided *g = c->p.roll;
     const int64_t n = SAMPLES * c->p.elements;
     int64_t prompt[SAMPLES];
     double level[SAMPLES];
+    struct rng_key mask[SAMPLES];
+    policy_case_masks(c, step, mask);
     arena_release(d->keep, 0);
     struct tensor z =
         arena_new(d->keep, DT_F64, 5,
@@ -49,10 +52,11 @@ static void velocity(struct policy_case *c, const double *x, double sigma, doubl
     struct tensor rows = arena_new(d->keep, DT_F64, 2, DIMS(g->rows, 4 * c->p.latent[0]));
     dev_put_f64(d->dev, z, x);
     d->dev->ops->patch_rows(d->dev, rows, z, guided_pos(g), PATCH_IN);
-    for (int b = 0; b < SAMPLES; b++) prompt[b] = c->entry[b].prompt, level[b] = sigma;
+    for (int b = 0; b < SAMPLES; b++) prompt[b] = c->entry[b].prompt, level[b] = s->sigma;
     const struct tensor text = policy_text(&c->p, prompt, SAMPLES),
                         null = policy_null_text(&c->p, SAMPLES),
-                        all = policy_velocity(&c->p, c->p.roll, rows, text, null, level, false),
+                        all = policy_velocity(&c->p, c->p.roll, rows, text, null, level,
+                                              s->record ? mask : NULL, false),
                         u = guided_rows(g, all, GUIDED_UNCOND);
     policy_case_latents(c, g, guided_rows(g, all, GUIDED_COND), PATCH_OUT, v);
     if (!u.data) return;
@@ -84,7 +88,7 @@ static double step_by_hand(struct policy_case *c, struct by_hand *w, int i)
     const struct plan_step *s = &c->plan.step[i];
     const int64_t D = c->p.elements;
     double worst = 0;
-    velocity(c, w->x, s->sigma, w->v);
+    velocity(c, w->x, i, w->v);
     for (int b = 0; b < SAMPLES; b++) {
         double sum = 0;
         if (s->std > 0) noise(c, b, (uint32_t)i + 1, false, w->eps);
@@ -101,9 +105,9 @@ static double step_by_hand(struct policy_case *c, struct by_hand *w, int i)
     return worst;
 }
 
-static void check_algorithm(struct comm *world, int algo, int epoch)
+static void check_rollout(struct comm *world, struct policy_case_opts o)
 {
-    const struct policy_case_opts o = options(algo, epoch);
+    const int algo = o.rl.algo;
     struct policy_case c;
     policy_case_open(&c, world, &o);
     const int64_t D = c.p.elements, n = SAMPLES * D;
@@ -142,11 +146,48 @@ static void check_algorithm(struct comm *world, int algo, int epoch)
     policy_case_close(&c);
 }
 
+static void check_algorithm(struct comm *world, int algo, int epoch, double dropout)
+{
+    struct policy_case_opts o = options(algo, epoch);
+    o.dropout = dropout;
+    check_rollout(world, o);
+}
+
+/* Rollouts without any noise, by either solver, on its grid or a coarser one; each makes its own
+ * sample. */
+static void test_solvers(struct comm *world)
+{
+    enum { D = 3 * 2 * 6 * 6 };
+    static float z[4][SAMPLES * D];
+    for (int k = 0; k < 4; k++) {
+        struct policy_case_opts o = options(ALGO_NFT, 0);
+        struct policy_case c;
+        o.rl.solver = 1 + (k % 2 ? ODE_DPMPP_2M : ODE_EULER);
+        o.rl.compress = k < 2 ? 1 : 0.6;
+        check_rollout(world, o);
+        policy_case_open(&c, world, &o);
+        policy_case_rollout(&c, z[k]);
+        EXPECT(c.plan.n == (k < 2 ? 8 : 4), "%d steps", c.plan.n);
+        EXPECT(c.t.evaluations == c.plan.n * SAMPLES, "%lld velocities",
+               (long long)c.t.evaluations);
+        policy_case_close(&c);
+        for (int i = 0; i < k; i++)
+            EXPECT(memcmp(z[i], z[k], sizeof z[k]), "solvers %d and %d give the same", i, k);
+    }
+}
+
 static void test_by_hand(struct comm *world)
 {
     for (int algo = 0; algo <= ALGO_NFT; algo++)
         for (int epoch = 0; epoch < (test_fast() ? 1 : 60); epoch += 20)
-            check_algorithm(world, algo, epoch);
+            check_algorithm(world, algo, epoch, 0);
+}
+
+static void test_dropout(struct comm *world)
+{
+    check_algorithm(world, ALGO_MIX_GRPO, 0, 0.4);
+    check_algorithm(world, ALGO_FLOW_GRPO_FAST, 0, 0.4);
+    check_algorithm(world, ALGO_NFT, 0, 0.4); /* none at all */
 }
 
 /* ---- groups -----------------------------------------------------------------------------------*/
@@ -195,6 +236,98 @@ static void test_members(struct comm *world)
         check_members(&c, 0, same == 2);
         check_members(&c, 1, false);
         policy_case_close(&c);
+    }
+}
+
+/* ---- the path that members share --------------------------------------------------------------*/
+/* Latents of batch 0, all members of a rollout together or each one alone, and how many velocities
+ * that took on this rank. */
+static int64_t path(struct comm *world, struct policy_case_opts o, int batch, float *latent)
+{
+    struct policy_case c;
+    int64_t n = 0;
+    const int dp = o.degrees.ssp ? world->size / (o.degrees.ssp * o.degrees.sp) : 1;
+    policy_case_open(&c, world, &o);
+    const struct groups_config g = c.p.groups;
+    policy_case_close(&c);
+    o.rl.sample_batch = o.rl.train_batch = batch * dp;
+    o.rl.members = batch > 1 ? o.rl.members : 1;
+    policy_case_open(&c, world, &o);
+    c.p.groups.members = g.members;
+    c.p.groups.batch = g.batch;
+    const int64_t first = g.batch * c.f.mesh.axis[AXIS_DP]->rank;
+    for (int64_t i = 0; i < g.batch; i += batch) {
+        for (int b = 0; b < batch; b++) c.entry[b] = groups_entry(&g, 0, 0, first + i + b);
+        policy_case_rollout(&c, latent + i * c.p.elements);
+        n += c.t.evaluations;
+    }
+    policy_case_close(&c);
+    return n;
+}
+
+static void check_path(struct comm *world, struct policy_case_opts o, int dp, const char *name)
+{
+    enum { D = 3 * 2 * 6 * 6 };
+    const int share = SAMPLES / dp;
+    float *all = calloc((size_t)SAMPLES * D, sizeof *all),
+          *alone = calloc((size_t)SAMPLES * D, sizeof *alone);
+    struct policy_case c;
+    policy_case_open(&c, world, &o);
+    int groups = 0, until = 0;
+    while (c.plan.step[until].std <= 0) until++;
+    for (int a = 0; a < share; a++) {
+        int b = 0;
+        while (c.entry[b].group != c.entry[a].group) b++;
+        groups += a == b;
+    }
+    const int steps = c.plan.n;
+    const bool alike = c.rl.same_noise == 2 || c.plan.step[until].mode == STEP_SPLIT;
+    policy_case_close(&c);
+    const int64_t n = path(world, o, share, all), many = path(world, o, 1, alone);
+    EXPECT(many == steps * share, "%s: %lld velocities of single samples", name, (long long)many);
+    EXPECT(n == (alike ? until * groups : until * share) + (steps - until) * share,
+           "%s: %lld velocities, %d steps until the first noise of %d, %d groups of %d samples",
+           name, (long long)n, until, steps, groups, share);
+    EXPECT(memcmp(all, alone, (size_t)(share * D) * sizeof *all) == 0,
+           "%s: other latents than each alone", name);
+    free(all);
+    free(alone);
+}
+
+static struct policy_case_opts late_window(int algo, const char *device, enum dtype type)
+{
+    struct policy_case_opts o = options(algo, 0);
+    o.device = device;
+    o.compute = type;
+    o.rl.window = 1 + WINDOW_FIXED;
+    o.rl.window_start = 3;
+    o.rl.window_size = 2;
+    o.rl.window_limit = 6;
+    o.rl.guidance = 1.5;
+    return o;
+}
+
+static void test_path(struct comm *world)
+{
+    const int W = world->size;
+    const struct {
+        const char *device;
+        enum dtype type;
+    } on[] = {{"ref", DT_F64}, {"ref", DT_F32}, {"cpu", DT_BF16}};
+    for (int i = 0; i < 3; i++) {
+        if (!dev_supports(on[i].device, on[i].type)) continue;
+        struct policy_case_opts o = late_window(ALGO_FLOW_GRPO_FAST, on[i].device, on[i].type);
+        for (int S = 1; S <= W; S *= 2) {
+            o.degrees = (struct mesh_degrees){S, 1, 1};
+            for (o.rl.placement = 0; o.rl.placement < 2; o.rl.placement++)
+                check_path(world, o, W / S, "split");
+        }
+        o.rl.placement = 0;
+        o.degrees = (struct mesh_degrees){W, 1, 1};
+        o.rl.algo = ALGO_MIX_GRPO_FLASH; /* the same noise, and a history after the window */
+        check_path(world, o, 1, "window");
+        o.rl.same_noise = 1;
+        check_path(world, o, 1, "noise of its own");
     }
 }
 
@@ -283,7 +416,12 @@ int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "every algorithm, step by step", .run = test_by_hand},
+        {.name = "rollouts of NFT by every solver", .run = test_solvers},
+        {.name = "dropout in the trained steps and in no other", .run = test_dropout},
         {.name = "what members of a group share", .run = test_members},
+        {.name = "the path that members share is made once, to the same bits",
+         .run = test_path,
+         .ranks = {1, 2}},
         {.name = "flash without its savings", .run = test_flash},
         {.name = "densities have the same bits on any ranks, in any batch",
          .run = test_bits,

@@ -363,6 +363,37 @@ static void refused(struct comm *world)
     expect_stop("window [0, 26) of 25 steps", RC_SOFTWARE, beyond, NULL);
 }
 
+/* Euler on its grid is the plan of evaluations; DPM-Solver++ has the coefficients of its levels; a
+ * coarser grid ends at 0 too. */
+static void quiet_plans(struct comm *world)
+{
+    (void)world;
+    for (int k = 0; k < 4; k++) {
+        struct step_plan_config c = base(3, 10);
+        c.solver = k % 2 ? ODE_DPMPP_2M : ODE_EULER;
+        c.compress = k < 2 ? 1 : 0.4;
+        const struct step_plan p = step_plan_quiet(&c), ode = step_plan_ode(25, 3);
+        EXPECT(p.n == (k < 2 ? 25 : 9) && p.num_recorded == 0 && p.step[0].sigma == 1 &&
+                   p.step[p.n - 1].next == 0,
+               "%d steps, %d recorded, from %g to %g", p.n, p.num_recorded, p.step[0].sigma,
+               p.step[p.n - 1].next);
+        for (int i = 0; i < p.n; i++) {
+            const struct plan_step *s = &p.step[i];
+            const struct plan_step want =
+                k % 2 ? step_dpmpp(i ? p.step[i - 1].sigma : -1, s->sigma, s->next) : ode.step[i];
+            EXPECT(s->std == 0 && s->mode == STEP_ODE && (i == 0 || p.step[i - 1].next == s->sigma),
+                   "step %d of plan %d", i, k);
+            if (k == 2)
+                EXPECT(s->cx == 1 && s->cv == s->next - s->sigma, "step %d is not Euler", i);
+            else
+                EXPECT(s->cx == want.cx && s->cv == want.cv && s->ch == want.ch &&
+                           (k || s->sigma == want.sigma),
+                       "step %d of plan %d has other coefficients", i, k);
+            if (k % 2 && i > 1 && i < p.n - 1) EXPECT(s->ch != 0, "step %d has no history", i);
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct test t[] = {
@@ -378,6 +409,7 @@ int main(int argc, char **argv)
         {"order of the solvers", order, {0}, 0},
         {"which steps are recorded", recorded, {0}, 0},
         {"the plan of an epoch", by_epoch, {0}, 0},
+        {"plans without a stochastic step", quiet_plans, {0}, 0},
         {"what makes no sense is refused", refused, {0}, 0},
     };
     return test_main(argc, argv, t, sizeof t / sizeof *t);

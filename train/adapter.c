@@ -113,8 +113,8 @@ static json_t *lora_json(const struct lora *l, const struct lora_config *cfg)
     json_t *targets = json_array();
     for (int i = 0; i < cfg->targets.n; i++)
         json_array_append_new(targets, json_string(cfg->targets.v[i]));
-    return json_pack("{s:I, s:f, s:f, s:o}", "rank", (json_int_t)l->rank, "alpha", l->alpha,
-                     "scale", l->store.scale, "targets", targets);
+    return json_pack("{s:I, s:f, s:f, s:f, s:o}", "rank", (json_int_t)l->rank, "alpha", l->alpha,
+                     "scale", l->store.scale, "dropout", l->store.dropout, "targets", targets);
 }
 
 static json_t *base_json(const struct adapter_base *b)

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -253,14 +254,28 @@ void metrics_flush(struct metrics *m, int64_t step, double wall_s)
     m->n = 0;
 }
 
+static void begin_event(struct text *t, const char *event, int64_t step)
+{
+    begin(t);
+    add(t, ",\"event\":");
+    add_string(t, event);
+    add(t, ",\"step\":%lld", (long long)step);
+}
+
 void metrics_event(struct metrics *m, const char *event, int64_t step)
 {
     if (!m) return;
     struct text t = {0};
-    begin(&t);
-    add(&t, ",\"event\":");
-    add_string(&t, event);
-    add(&t, ",\"step\":%lld", (long long)step);
+    begin_event(&t, event, step);
+    put_line(m, &t);
+}
+
+void metrics_event_at(struct metrics *m, const char *event, int64_t step, double wall_s)
+{
+    if (!m) return;
+    struct text t = {0};
+    begin_event(&t, event, step);
+    add(&t, ",\"wall_s\":%.3f", wall_s);
     put_line(m, &t);
 }
 
@@ -274,4 +289,30 @@ void metrics_close(struct metrics *m)
     free(m->value);
     free(m->path);
     free(m);
+}
+
+/* ---- reading ----------------------------------------------------------------------------------*/
+static void read_line(const char *line, int64_t step, const char *key, struct metrics_past *out)
+{
+    json_t *j = json_loads(line, 0, NULL); /* NULL: cut by the end of a run */
+    const json_t *from = json_object_get(j, "from_step"), *at = json_object_get(j, "step");
+    if (from && json_integer_value(from) == 0) *out = (struct metrics_past){0}; /* another run */
+    if (from && json_integer_value(from) <= step) out->has_key = false;
+    if (at && json_integer_value(at) == step && json_object_get(j, key)) out->has_key = true;
+    const double wall = json_number_value(json_object_get(j, "wall_s"));
+    if (wall > out->wall_s) out->wall_s = wall;
+    json_decref(j);
+}
+
+struct metrics_past metrics_past(const char *dir, int64_t step, const char *key)
+{
+    struct metrics_past out = {0};
+    char *path = io_path("%s/metrics.jsonl", dir), *line = NULL;
+    size_t room = 0;
+    FILE *f = fopen(path, "re");
+    while (f && getline(&line, &room, f) >= 0) read_line(line, step, key, &out);
+    if (f) fclose(f);
+    free(line);
+    free(path);
+    return out;
 }

@@ -7,6 +7,7 @@
  *   <dir>/tb/events.out.tfevents.* one new file per start; purge record at a resume */
 #ifndef TRAIN_METRICS_H
 #define TRAIN_METRICS_H
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/err.h"
@@ -19,5 +20,14 @@ void metrics_text(struct metrics *m, const char *key, const char *text); /* conf
 /* Writes what was put since the last flush. */
 void metrics_flush(struct metrics *m, int64_t step, double wall_s);
 void metrics_event(struct metrics *m, const char *event, int64_t step);
+/* The same with the time: of work that left no line of its own. */
+void metrics_event_at(struct metrics *m, const char *event, int64_t step, double wall_s);
 void metrics_close(struct metrics *m);
+/* What the lines of a folder say of the run that a checkpoint of this step goes on with; call it
+ * before metrics_open. Lines that nobody can read say nothing. */
+struct metrics_past {
+    double wall_s; /* largest of the run, also of steps that are done again; 0: no line */
+    bool has_key;  /* a line of this step that stays holds the key */
+};
+struct metrics_past metrics_past(const char *dir, int64_t step, const char *key);
 #endif

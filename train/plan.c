@@ -18,7 +18,8 @@ static const char usage[] =
     "         [--help-config]\n"
     "Memory, FLOPs and communication of a training step, counted by walking the real code without\n"
     "computing, and an estimate of its time. ranks=A..B: a table of A, 2A, 4A, ... up to B ranks;\n"
-    "--forward: one forward pass instead of a step. No device is needed.";
+    "--forward: one forward pass instead of a step. No device is needed.\n"
+    "A configuration of osp rl: an epoch, its rollouts and its updates apart.";
 
 struct amount {
     const char *name;
@@ -48,8 +49,7 @@ static const char *recompute_name(const struct dryrun_in *in)
     return in->recompute_blocks ? "by block" : name[in->recompute];
 }
 
-/* 14288491584 -> "14,288,491,584" */
-static const char *grouped(int64_t v, char out[32])
+const char *plan_grouped(int64_t v, char out[32])
 {
     char digits[32];
     snprintf(digits, sizeof digits, "%lld", (long long)v);
@@ -62,8 +62,8 @@ static const char *grouped(int64_t v, char out[32])
     return out;
 }
 
-/* F: full, T: token mode, G: group mode. malloc'ed. */
-static char *schedule_text(const struct model_config *m)
+/* F: full, T: token mode, G: group mode. */
+char *plan_schedule(const struct model_config *m)
 {
     enum block_kind kind[MAX_BLOCKS];
     struct err e = {0};
@@ -82,8 +82,8 @@ static void print_head(FILE *out, const struct settings *s, const struct plan_co
 {
     const struct mesh_degrees *d = &c->in.degrees;
     char a[32], b[32];
-    char *blocks = schedule_text(&s->model);
-    fprintf(out, "parameters     %s\n", grouped(c->rank.params, a));
+    char *blocks = plan_schedule(&s->model);
+    fprintf(out, "parameters     %s\n", plan_grouped(c->rank.params, a));
     fprintf(out, "blocks         %s\n", blocks);
     fprintf(out, "ranks          %d = %d data x %d skiparse_sp x %d sp; fsdp %d, %d replica%s\n",
             c->ranks, c->dp, d->ssp, d->sp, d->fsdp, c->ranks / d->fsdp,
@@ -92,16 +92,15 @@ static void print_head(FILE *out, const struct settings *s, const struct plan_co
             (long long)c->global_batch, c->num_micro, c->num_micro > 1 ? "es" : "", c->shape.batch);
     fprintf(out, "latent         %lld x %lld x %lld x %lld, %s tokens a sample\n",
             (long long)c->shape.channels, (long long)c->shape.t, (long long)c->shape.h,
-            (long long)c->shape.w, grouped(c->tokens / c->shape.batch, a));
-    fprintf(out, "tokens a rank  %s", grouped(c->rows_most, a));
+            (long long)c->shape.w, plan_grouped(c->tokens / c->shape.batch, a));
+    fprintf(out, "tokens a rank  %s", plan_grouped(c->rows_most, a));
     if (c->rows_least != c->rows_most)
-        fprintf(out, " (least loaded: %s)", grouped(c->rows_least, b));
+        fprintf(out, " (least loaded: %s)", plan_grouped(c->rows_least, b));
     fprintf(out, "\nrecompute      %s\n", recompute_name(&c->in));
     free(blocks);
 }
 
-/* The largest unit that keeps the value above 1. */
-static double unit_of(double v, const char **letter)
+double plan_unit(double v, const char **letter)
 {
     static const struct {
         double scale;
@@ -113,10 +112,10 @@ static double unit_of(double v, const char **letter)
     return unit[i].scale;
 }
 
-static void print_memory(FILE *out, const struct plan_cost *c)
+void plan_print_memory(FILE *out, const struct dryrun_out *o)
 {
     struct amount m[MEMORY_KINDS];
-    memory_of(&c->rank, m);
+    memory_of(o, m);
     const bool large = m[MEMORY_KINDS - 1].value > 1e9;
     fprintf(out, "\nmemory of the largest rank, %s\n", large ? "GB" : "MB");
     for (int i = 0; i < MEMORY_KINDS; i++)
@@ -132,7 +131,7 @@ static void print_memory(FILE *out, const struct plan_cost *c)
 static void print_flops(FILE *out, const struct plan_cost *c)
 {
     const char *letter;
-    const double unit = unit_of(c->linear + c->attention, &letter);
+    const double unit = plan_unit(c->linear + c->attention, &letter);
     fprintf(out, "\nFLOPs of a sample, %sFLOP (multiply-add = 2)\n", letter);
     const struct amount row[] = {
         {"forward: linear layers", c->linear}, {"forward: attention", c->attention},
@@ -195,13 +194,23 @@ static void print_time(FILE *out, const struct plan_cost *c)
 void plan_print(FILE *out, const struct settings *s, const struct plan_cost *c)
 {
     print_head(out, s, c);
-    print_memory(out, c);
+    plan_print_memory(out, &c->rank);
     print_flops(out, c);
     print_comm(out, s, c);
     print_time(out, c);
 }
 
-static json_t *comm_json(const struct plan_cost *c)
+json_t *plan_memory_json(const struct dryrun_out *o)
+{
+    struct amount m[MEMORY_KINDS];
+    memory_of(o, m);
+    json_t *memory = json_object();
+    for (int i = 0; i < MEMORY_KINDS; i++)
+        json_object_set_new(memory, m[i].name, json_integer((json_int_t)m[i].value));
+    return memory;
+}
+
+json_t *plan_comm_json(const struct plan_cost *c)
 {
     json_t *list = json_array();
     for (int a = 0; a < AXIS_COUNT; a++)
@@ -218,22 +227,18 @@ static json_t *comm_json(const struct plan_cost *c)
 
 void plan_print_json(FILE *out, const struct settings *s, const struct plan_cost *c)
 {
-    struct amount m[MEMORY_KINDS];
-    memory_of(&c->rank, m);
-    json_t *memory = json_object();
-    for (int i = 0; i < MEMORY_KINDS; i++)
-        json_object_set_new(memory, m[i].name, json_integer((json_int_t)m[i].value));
-    char *blocks = schedule_text(&s->model);
-    json_t *all = json_pack(
-        "{s:I, s:s, s:i, s:i, s:i, s:i, s:I, s:i, s:I, s:I, s:s, s:o, s:o, s:o}", "parameters",
-        (json_int_t)c->rank.params, "blocks", blocks, "ranks", c->ranks, "skiparse_sp_size",
-        c->in.degrees.ssp, "sp_size", c->in.degrees.sp, "fsdp_size", c->in.degrees.fsdp,
-        "global_batch", (json_int_t)c->global_batch, "num_micro", c->num_micro, "tokens_per_sample",
-        (json_int_t)(c->tokens / c->shape.batch), "tokens_per_rank", (json_int_t)c->rows_most,
-        "recompute", recompute_name(&c->in), "memory_bytes", memory, "comm", comm_json(c), "flops",
-        json_pack("{s:f, s:f, s:f, s:f, s:f}", "forward_linear", c->linear, "forward_attention",
-                  c->attention, "model", c->model, "megatron", c->megatron, "executed",
-                  c->executed));
+    char *blocks = plan_schedule(&s->model);
+    json_t *all =
+        json_pack("{s:I, s:s, s:i, s:i, s:i, s:i, s:I, s:i, s:I, s:I, s:s, s:o, s:o, s:o}",
+                  "parameters", (json_int_t)c->rank.params, "blocks", blocks, "ranks", c->ranks,
+                  "skiparse_sp_size", c->in.degrees.ssp, "sp_size", c->in.degrees.sp, "fsdp_size",
+                  c->in.degrees.fsdp, "global_batch", (json_int_t)c->global_batch, "num_micro",
+                  c->num_micro, "tokens_per_sample", (json_int_t)(c->tokens / c->shape.batch),
+                  "tokens_per_rank", (json_int_t)c->rows_most, "recompute", recompute_name(&c->in),
+                  "memory_bytes", plan_memory_json(&c->rank), "comm", plan_comm_json(c), "flops",
+                  json_pack("{s:f, s:f, s:f, s:f, s:f}", "forward_linear", c->linear,
+                            "forward_attention", c->attention, "model", c->model, "megatron",
+                            c->megatron, "executed", c->executed));
     CHECK(all, "the plan cannot be encoded");
     json_object_set_new(all, "seconds",
                         json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "matrix", c->compute_s, "rows",
@@ -262,14 +267,19 @@ static bool range_of(char **sets, int n, int *from, int *to)
     return found;
 }
 
-/* ranks=N is short for plan.ranks=N. The new texts are freed with the list. */
-static char **full_keys(const struct args *a)
+char **plan_keys(const struct args *a)
 {
     char **sets = calloc((size_t)a->num_sets + 1, sizeof *sets);
     CHECK(sets, "out of memory");
     for (int i = 0; i < a->num_sets; i++)
         sets[i] = io_path("%s%s", strncmp(a->sets[i], "ranks=", 6) == 0 ? "plan." : "", a->sets[i]);
     return sets;
+}
+
+void plan_keys_free(char **sets, int n)
+{
+    for (int i = 0; i < n; i++) free(sets[i]);
+    free(sets);
 }
 
 static void plan_one(const struct loaded_settings *l, const struct args *a)
@@ -285,7 +295,7 @@ int verb_plan(int argc, char **argv)
 {
     struct args a;
     args_parse(&a, argc, argv, usage);
-    char **sets = full_keys(&a), **given = a.sets;
+    char **sets = plan_keys(&a), **given = a.sets;
     a.sets = sets;
     int rc = RC_OK;
     if (a.help_config || a.print_config) {
@@ -304,8 +314,7 @@ int verb_plan(int argc, char **argv)
         settings_free(&l);
     }
     a.sets = given;
-    for (int i = 0; i < a.num_sets; i++) free(sets[i]);
-    free(sets);
+    plan_keys_free(sets, a.num_sets);
     args_free(&a);
     return rc;
 }

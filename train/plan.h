@@ -2,8 +2,10 @@
  * and an estimate of the time from a table of rates. Pure functions of the settings. */
 #ifndef TRAIN_PLAN_H
 #define TRAIN_PLAN_H
+#include <jansson.h>
 #include <stdio.h>
 
+#include "train/args.h"
 #include "train/dryrun.h"
 #include "train/session.h"
 
@@ -52,6 +54,17 @@ void plan_scaling(FILE *out, const struct settings *s, int from, int to, bool fo
 const char *plan_axis_name(enum axis a);
 const char *plan_kind_name(enum comm_kind k);
 size_t plan_total_bytes(const struct dryrun_out *o);
+double plan_axis_seconds(const struct settings *s, const struct plan_cost *c, enum axis a);
+/* Parts of the pages, for other plans. */
+const char *plan_grouped(int64_t v, char out[32]); /* 14288491584 -> "14,288,491,584" */
+char *plan_schedule(const struct model_config *m); /* "F F T G ...": kinds of blocks; malloc'ed */
+double plan_unit(double v, const char **letter);   /* the largest of M, G, T, P below v */
+void plan_print_memory(FILE *out, const struct dryrun_out *o);
+json_t *plan_memory_json(const struct dryrun_out *o);
+json_t *plan_comm_json(const struct plan_cost *c);
+/* ranks=N is short for plan.ranks=N: the overrides of a in full; free with plan_keys_free. */
+char **plan_keys(const struct args *a);
+void plan_keys_free(char **sets, int n);
 void plan_print(FILE *out, const struct settings *s, const struct plan_cost *c);
 void plan_print_json(FILE *out, const struct settings *s, const struct plan_cost *c);
 #endif

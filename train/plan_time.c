@@ -63,7 +63,7 @@ static double kind_seconds(const struct settings *s, const struct plan_cost *c, 
            1e-6 * calls * (hops * plan_chip.far_us + (n - 1 - hops) * plan_chip.near_us);
 }
 
-static double axis_seconds(const struct settings *s, const struct plan_cost *c, enum axis a)
+double plan_axis_seconds(const struct settings *s, const struct plan_cost *c, enum axis a)
 {
     double sum = 0;
     for (int k = 0; k < COMM_KINDS; k++) sum += kind_seconds(s, c, a, (enum comm_kind)k);
@@ -83,10 +83,10 @@ void plan_estimate(const struct settings *s, struct plan_cost *c, double matrix,
 {
     c->compute_s = c->num_micro * matrix;
     c->rows_s = c->num_micro * 1e-12 * row_bytes / plan_chip.row_tb_s;
-    c->sequence_s =
-        axis_seconds(s, c, AXIS_SP) + axis_seconds(s, c, AXIS_SSP) + axis_seconds(s, c, AXIS_SEQ);
-    c->fsdp_s = axis_seconds(s, c, AXIS_FSDP);
-    c->replica_s = axis_seconds(s, c, AXIS_REPLICA);
+    c->sequence_s = plan_axis_seconds(s, c, AXIS_SP) + plan_axis_seconds(s, c, AXIS_SSP) +
+                    plan_axis_seconds(s, c, AXIS_SEQ);
+    c->fsdp_s = plan_axis_seconds(s, c, AXIS_FSDP);
+    c->replica_s = plan_axis_seconds(s, c, AXIS_REPLICA);
     double busy = c->compute_s + c->rows_s;
     /* gathers and scatters run beside the blocks; the exchanges of a sequence stand between them,
      * and so do the gathers when none is started ahead */

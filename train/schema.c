@@ -317,7 +317,8 @@ static const struct row adapters[] = {
       "cross_attn.v, cross_attn.o]",
       0, 0, NULL, "ends of module paths, or shell patterns for them", 0, 0}},
     ROW_TEXT(R, L "lora_path", lora.path, "null", "adapter checkpoint to start from"),
-    ROW_ONLY(R, L "dropout", "0", "dropout in adapters is not built"),
+    ROW_REAL(R, L "dropout", lora.dropout, "0", 0, 0.99,
+             "share of the adapters' inputs that is 0 in training (docs/lora.md)"),
 };
 
 static const struct row rest[] = {
@@ -343,10 +344,10 @@ static const struct row rest[] = {
     ROW_INT(TPR, "checkpoint.keep_last", checkpoint.keep_last, "3", 1, BIG, "newest that stay"),
     ROW_INT(TPR, "checkpoint.keep_every", checkpoint.keep_every, "0", 0, BIG,
             "steps whose multiples stay for good; 0: none"),
-    ROW_INT(TP, "plan.ranks", plan.ranks, "8", 1, 1 << 20, "ranks to plan for"),
-    ROW_REAL(TP, "plan.nvlink_gbps", plan.nvlink_gbps, "350", 1e-3, 1e6,
+    ROW_INT(TPR, "plan.ranks", plan.ranks, "8", 1, 1 << 20, "ranks to plan for"),
+    ROW_REAL(TPR, "plan.nvlink_gbps", plan.nvlink_gbps, "350", 1e-3, 1e6,
              "GB/s inside a node, each way"),
-    ROW_REAL(TP, "plan.ib_gbps", plan.ib_gbps, "46", 1e-3, 1e6, "GB/s between nodes, each way"),
+    ROW_REAL(TPR, "plan.ib_gbps", plan.ib_gbps, "46", 1e-3, 1e6, "GB/s between nodes, each way"),
     ROW_IGNORED(TSPR, "save_with_dcp_api"),
     ROW_IGNORED(TSPR, "model_cpu_offload"),
     ROW_IGNORED(TSPR, "encoder_cpu_offload"),

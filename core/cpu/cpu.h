@@ -103,6 +103,7 @@ void cpu_rng_normal(struct dev *d, struct tensor x, struct rng_stream s, uint64_
                     double std);
 void cpu_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first, double lo,
                      double hi);
+void cpu_dropout(struct dev *d, const struct dropout_args *a);
 
 /* policy.c */
 void cpu_solver_step(struct dev *d, const struct solver_step_args *a);

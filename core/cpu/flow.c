@@ -61,6 +61,46 @@ void cpu_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint64
     par_run(d, (tensor_count(x) + FLAT - 1) / FLAT, 0, uniform_task, &a);
 }
 
+/* One row whose first element has this index; a draw gives four neighbours. */
+static void dropout_row(const struct dropout_args *a, int64_t r, struct rng_stream s,
+                        uint64_t index, bool padding)
+{
+    const int64_t n = a->x.dim[1], x = r * tensor_ld(a->x), out = r * tensor_ld(a->out);
+    const uint32_t limit = dev_dropout_limit(a->p);
+    uint32_t w[4];
+    for (int64_t c = 0; c < n; c++, index++) {
+        if (c == 0 || index % 4 == 0) {
+            const uint64_t q = index / 4;
+            const uint32_t counter[4] = {(uint32_t)q, (uint32_t)(q >> 32), 0, 0};
+            philox(w, counter, s.k0, s.k1);
+        }
+        const bool kept = !padding && w[index % 4] >= limit;
+        const double v = kept ? get(a->x, x + c) / (1 - a->p) : 0;
+        set(a->out, out + c, a->add ? get(a->out, out + c) + v : v);
+    }
+}
+
+static void dropout_task(void *arg, int64_t task, void *scratch)
+{
+    (void)scratch;
+    const struct dropout_args *a = arg;
+    const int64_t rows = a->x.dim[0], per = rows / a->batch;
+    for (int64_t r = task * ROWS; r < end_row(task, rows); r++) {
+        const int16_t *p = a->pos.data ? (const int16_t *)a->pos.data + 3 * r : NULL;
+        const int64_t token = p ? ((int64_t)p[0] * a->height + p[1]) * a->width + p[2] : r % per;
+        dropout_row(a, r, rng_open(a->mask[r / per]), a->first + (uint64_t)(token * a->x.dim[1]),
+                    p && p[0] < 0);
+    }
+}
+
+void cpu_dropout(struct dev *d, const struct dropout_args *a)
+{
+    dev_check_dropout(a);
+    expect_float(a->x, "dropout");
+    expect_float(a->out, "dropout");
+    par_run(d, row_tasks(a->x.dim[0]), 0, dropout_task, (void *)(uintptr_t)a);
+}
+
 void cpu_sinusoid(struct dev *d, struct tensor out, const double *t)
 {
     (void)d;

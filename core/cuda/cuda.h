@@ -233,6 +233,7 @@ void cuda_rng_normal(struct dev *d, struct tensor x, struct rng_stream s, uint64
                      double std);
 void cuda_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint64_t first,
                       double lo, double hi);
+void cuda_dropout(struct dev *d, const struct dropout_args *a);
 
 void cuda_solver_step(struct dev *d, const struct solver_step_args *a);
 void cuda_transition_sums(struct dev *d, struct tensor sum, const struct transition_args *a);

@@ -34,6 +34,32 @@ struct Uniform {
     }
 };
 
+struct Dropout { /* the rows of a sample, four neighbours a thread: they are one or two draws */
+    View out, x;
+    const int16_t *pos;         /* NULL: a row per token */
+    int64_t row, height, width; /* row: the sample's first */
+    uint64_t first;
+    struct rng_stream s;
+    uint32_t limit;
+    double p;
+    bool add;
+    DEVICE void operator()(int64_t i) const
+    {
+        const int64_t quads = (x.width + 3) / 4, k = i / quads, r = row + k;
+        const int16_t *at = pos ? pos + 3 * r : NULL;
+        const int64_t token = at ? ((int64_t)at[0] * height + at[1]) * width + at[2] : k;
+        const bool padding = at && at[0] < 0;
+        uint32_t w[4];
+        for (int64_t j = 0, c = i % quads * 4; j < 4 && c < x.width; j++, c++) {
+            const uint64_t index = first + (uint64_t)(token * x.width + c);
+            if (j == 0 || index % 4 == 0) draw_four(s, index, w);
+            const bool kept = !padding && w[index % 4] >= limit;
+            const double v = kept ? get_f64(x, r, c) / (1 - p) : 0;
+            put_f64(out, r, c, add ? get_f64(out, r, c) + v : v);
+        }
+    }
+};
+
 /* ---- patches ------------------------------------------------------------------------------- */
 
 Patches patches(struct tensor rows, struct tensor x, struct tensor pos, enum patch_order order)
@@ -138,6 +164,19 @@ void cuda_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s, uint6
                       double lo, double hi)
 {
     each(d, tensor_count(x), Uniform{view(x), s, first, lo, hi});
+}
+
+void cuda_dropout(struct dev *d, const struct dropout_args *a)
+{
+    dev_check_dropout(a);
+    cuda_expect_float(a->x, "dropout");
+    cuda_expect_float(a->out, "dropout");
+    const int64_t per = a->x.dim[0] / a->batch, quads = (a->x.dim[1] + 3) / 4;
+    for (int64_t b = 0; b < a->batch; b++)
+        each(d, per * quads,
+             Dropout{view(a->out), view(a->x), (const int16_t *)a->pos.data, b * per, a->height,
+                     a->width, a->first, rng_open(a->mask[b]), dev_dropout_limit(a->p), a->p,
+                     a->add});
 }
 
 void cuda_patch_rows(struct dev *d, struct tensor rows, struct tensor x, struct tensor pos,

@@ -49,4 +49,5 @@ const struct dev_ops cuda_ops = {
     .cast = cuda_cast,
     .rng_normal = cuda_rng_normal,
     .rng_uniform = cuda_rng_uniform,
+    .dropout = cuda_dropout,
 };

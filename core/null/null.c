@@ -330,6 +330,14 @@ static void null_rng_uniform(struct dev *d, struct tensor x, struct rng_stream s
     null_rng_normal(d, x, s, first, 0);
 }
 
+static void null_dropout(struct dev *d, const struct dropout_args *a)
+{
+    dev_check_dropout(a);
+    touch(d, a->x);
+    touch(d, a->out);
+    if (a->add) touch(d, a->out);
+}
+
 static const struct dev_ops table = {
     .name = "null",
     .alloc = null_alloc,
@@ -373,6 +381,7 @@ static const struct dev_ops table = {
     .cast = map2,
     .rng_normal = null_rng_normal,
     .rng_uniform = null_rng_uniform,
+    .dropout = null_dropout,
 };
 
 static const struct dev_ops *ops(enum dtype compute)

@@ -1,0 +1,160 @@
+#include "rl/dry.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- settings ---------------------------------------------------------------------------------*/
+void dry_resolve(struct loaded_settings *l)
+{
+    const struct settings asked = l->s;
+    struct err e = {0};
+    if (!algo_resolve(&l->s.rl, &e)) err_raise(&e);
+    settings_changed(l, &asked, "rl.algo");
+}
+
+void dry_require_batches(const struct settings *s)
+{
+    const struct rl_config *c = &s->rl;
+    const int64_t step = c->train_batch * s->gradient_accumulation_steps, B = c->sample_batch;
+    const bool whole = step % B == 0 && c->batches % (step / B) == 0, part = B % step == 0;
+    if (!whole && !part)
+        err_stop(
+            RC_CONFIG,
+            "rl_config.train_batch_size %lld x gradient_accumulation_steps %lld = %lld samples "
+            "of a data rank per optimizer step: it must divide sample_batch_size %lld, or be "
+            "a multiple of it that divides the %lld samples of an epoch",
+            (long long)c->train_batch, (long long)s->gradient_accumulation_steps, (long long)step,
+            (long long)B, (long long)(B * c->batches));
+}
+
+static void require_size(const char *key, int64_t asked, int64_t stored)
+{
+    if (asked && asked != stored)
+        err_stop(RC_CONFIG,
+                 "rl_config.%s: %lld, but the base was trained with %lld; leave the key "
+                 "out",
+                 key, (long long)asked, (long long)stored);
+}
+
+void dry_take_base(struct loaded_settings *l, const struct stored_model *m)
+{
+    struct settings *s = &l->s;
+    require_size("num_frames", s->rl.frames, m->frames);
+    require_size("height", s->rl.height, m->height);
+    require_size("width", s->rl.width, m->width);
+    const struct settings asked = *s;
+    s->model = m->config;
+    s->model.pretrained = asked.model.pretrained;
+    s->rl.frames = m->frames;
+    s->rl.height = m->height;
+    s->rl.width = m->width;
+    settings_changed(l, &asked, "the base");
+}
+
+/* ---- walks ------------------------------------------------------------------------------------*/
+static void no_text(void *arg, int64_t prompt, float *rows)
+{
+    (void)arg;
+    (void)prompt;
+    (void)rows;
+}
+
+/* One recorded step and one without noise: every kind of pass that a run makes. */
+static struct step_plan small_plan(const struct rl_config *cfg)
+{
+    const struct step_plan all = algo_step_plan(cfg, 0, 0);
+    struct step_plan p = {.n = 2};
+    p.step[0] = all.step[all.num_recorded ? all.recorded[0] : 0];
+    p.step[1] = all.step[all.n - 1];
+    if (cfg->solver == 1 + ODE_DPMPP_2M) p.step[1].ch = 1; /* has a history in some epoch */
+    if (all.num_recorded) p.recorded[p.num_recorded++] = 0;
+    return p;
+}
+
+void dry_body(void *arg, struct ctx *c, struct dit *d)
+{
+    const struct dry *dry = arg;
+    struct policy p;
+    const struct groups_config g = algo_groups(dry->cfg, 1 << 30, 1, 0);
+    policy_open(&p, c, d, dry->cfg, g, (struct prompt_rows){no_text, NULL}, dry->latent);
+    const struct step_plan plan = small_plan(dry->cfg);
+    struct group_entry entry[64] = {{0}};
+    struct trajectory t;
+    float *latent = calloc((size_t)(p.elements * dry->cfg->sample_batch), sizeof *latent);
+    CHECK(latent, "out of memory");
+    const bool nft = dry->cfg->algo == ALGO_NFT;
+    rollout_run(&p, &plan, entry, nft, (struct rollout_hooks){0}, &t, latent);
+    struct update_item item[64];
+    struct update_stats stats = {0};
+    for (int b = 0; b < dry->cfg->train_batch; b++)
+        item[b] = (struct update_item){.from = &t, .advantage = 1, .weight = 1, .valid = true};
+    if (nft)
+        nft_update(&p, &plan, item, (struct update_scale){1, 1}, &stats);
+    else
+        grpo_update(&p, &plan, item, (struct update_scale){1, 1}, &stats);
+    trajectory_free(&t);
+    free(latent);
+    policy_close(&p);
+}
+
+struct mark { /* counters at one moment */
+    struct dev_counters dev;
+    struct comm_count comm[AXIS_COUNT][COMM_KINDS];
+};
+
+static struct mark mark_of(const struct ctx *c)
+{
+    struct mark m = {.dev = c->dev->count};
+    for (int a = 0; a < AXIS_COUNT; a++)
+        memcpy(m.comm[a], c->mesh->axis[a]->count, sizeof m.comm[a]);
+    return m;
+}
+
+static struct dry_counts since(const struct ctx *c, const struct mark *m)
+{
+    const struct mark now = mark_of(c);
+    struct dry_counts d = {.gemm = now.dev.gemm_flops - m->dev.gemm_flops,
+                           .attn_fwd = now.dev.attn_fwd_flops - m->dev.attn_fwd_flops,
+                           .attn_bwd = now.dev.attn_bwd_flops - m->dev.attn_bwd_flops,
+                           .row_bytes = now.dev.row_bytes - m->dev.row_bytes};
+    for (int a = 0; a < AXIS_COUNT; a++)
+        for (int k = 0; k < COMM_KINDS; k++) {
+            d.comm[a][k].calls = now.comm[a][k].calls - m->comm[a][k].calls;
+            d.comm[a][k].bytes = now.comm[a][k].bytes - m->comm[a][k].bytes;
+        }
+    return d;
+}
+
+void dry_epoch_body(void *arg, struct ctx *c, struct dit *d)
+{
+    struct dry_epoch *e = arg;
+    const struct rl_config *cfg = e->dry.cfg;
+    const bool nft = cfg->algo == ALGO_NFT;
+    struct policy p;
+    struct trajectory t;
+    struct group_entry entry[64];
+    struct update_item item[64];
+    struct update_stats stats = {0};
+    float *latent;
+    dry_body(&e->dry, c, d); /* what a run sizes its memory by */
+    const struct groups_config g = algo_groups(cfg, 1 << 30, c->mesh->dp, e->seed);
+    policy_open(&p, c, d, cfg, g, (struct prompt_rows){no_text, NULL}, e->dry.latent);
+    latent = calloc((size_t)(p.elements * cfg->sample_batch), sizeof *latent);
+    CHECK(latent, "out of memory");
+    e->plan = algo_step_plan(cfg, e->seed, 0);
+    for (int64_t i = 0; i < cfg->sample_batch; i++)
+        entry[i] = groups_entry(&g, 0, 0, cfg->sample_batch * c->mesh->axis[AXIS_DP]->rank + i);
+    struct mark from = mark_of(c);
+    rollout_run(&p, &e->plan, entry, nft, (struct rollout_hooks){0}, &t, latent);
+    e->rollout = since(c, &from);
+    e->evaluations = t.evaluations;
+    e->host_bytes = trajectory_bytes(&t) * (size_t)cfg->batches;
+    for (int b = 0; b < cfg->train_batch; b++)
+        item[b] = (struct update_item){.from = &t, .advantage = 1, .weight = 1, .valid = true};
+    from = mark_of(c);
+    (nft ? nft_update : grpo_update)(&p, &e->plan, item, (struct update_scale){1, 1}, &stats);
+    e->update = since(c, &from);
+    trajectory_free(&t);
+    free(latent);
+    policy_close(&p);
+}
