@@ -50,6 +50,8 @@ CUBLAS     ?= $(patsubst %/include/cublasLt.h,%,$(firstword $(wildcard \
 CUBLAS_LIB := $(firstword $(wildcard $(CUBLAS)/lib64/libcublasLt.so* $(CUBLAS)/lib/libcublasLt.so* \
               $(CUBLAS)/lib/$(MULTI)/libcublasLt.so*))
 CUBLAS_OK  := $(if $(and $(CUBLAS),$(CUBLAS_LIB)),yes)
+# nccl.h is not needed; where it is found (NCCL=folder), what we took from it is compared with it
+NCCL       ?= $(patsubst %/include/nccl.h,%,$(firstword $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h)))
 CXX_OK     := $(shell command -v $(CXX) >/dev/null 2>&1 && echo yes)
 
 DEFS := -D_GNU_SOURCE
@@ -102,7 +104,7 @@ EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops op
 TESTS   += $(EMULATED)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o \
-           $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o
+           $(BUILD)/tests/queue_dev.o $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
         check format tests campaign deps-tests
@@ -160,6 +162,9 @@ $(BUILD)/core/cuda/%.o: core/cuda/%.cu
 	@echo "  NVCC $<"
 	$(Q)$(NVCC) $(NVFLAGS) -c $< -o $@
 comma := ,
+ifneq ($(and $(NCCL),$(CUDA_HOME)),)
+$(BUILD)/parallel/comm_nccl.o: ALLC += -DHAVE_NCCL_H -isystem $(NCCL)/include -isystem $(CUDA_HOME)/include
+endif
 
 # the same kernels as host code, for a test only
 EMU_OBJS := $(patsubst core/cuda/%.cu,$(BUILD)/emulate/%.o,$(filter-out core/cuda/cuda.cu \
@@ -182,6 +187,12 @@ $(BUILD)/%.o: %.c
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(LINK) -o $@ $< $(TESTLIB) $(LIBA) $(LIBS)
+# the stand-in for NCCL that the tests of transports open
+$(BUILD)/tests/fake_nccl.so: tests/fake_nccl.c tests/fake_queue.h
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ALLC) -MF $(BUILD)/tests/fake_nccl.d -Wno-missing-prototypes -fPIC -shared $(SAN) -o $@ $<
+$(BUILD)/tests/test_comm $(BUILD)/tests/test_nccl: | $(BUILD)/tests/fake_nccl.so
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)
 	$(CC) $(LINK) -o $@ $< $(LIBA) $(LIBS)
 tests: probe $(TESTS) $(BUILD)/osp
@@ -206,7 +217,7 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
              ops_rows ops_policy policy_math reward reward_wire units guided nft updates
 SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire
-SAN_tsan  := reward loader comm check_comm model resume sequence guided
+SAN_tsan  := reward loader comm nccl check_comm model resume sequence guided
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
 	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \

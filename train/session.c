@@ -125,9 +125,9 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     dryrun(&in, &s->cost);
     dryrun_model_flops(&in, &s->model_forward, &s->model_backward);
     s->dev = dev_open(session_device(set), in.compute, threads_of(world));
-    world->dev = s->dev;
     world->deadline_s = set->comm_deadline_s;
     world->check = set->check_comm;
+    comm_device(world, s->dev);
     mesh_init(&s->mesh, world, in.degrees);
     int most = in.t > in.h ? in.t : in.h;
     most = in.w > most ? in.w : most;
@@ -177,6 +177,6 @@ void session_close(struct session *s)
     lora_free(s->lora);
     dit_free(s->dit, s->dev);
     mesh_free(&s->mesh);
-    s->world->dev = NULL;
+    comm_device(s->world, NULL);
     dev_close(s->dev);
 }

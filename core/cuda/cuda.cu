@@ -144,13 +144,88 @@ static const struct dev_ops *ops(enum dtype compute)
     return compute == DT_F32 || compute == DT_BF16 ? &cuda_ops : NULL;
 }
 
-static const struct dev_backend backend = {
-    .name = "cuda", .ops = ops, .start = start, .stop = stop, .describe = describe};
+/* ---- queues for transports ------------------------------------------------------------------ */
+
+/* A transport's kernels are small and others wait for them: they go first. */
+static void *queue_open(struct dev *d)
+{
+    int least = 0, greatest = 0;
+    cudaStream_t s;
+    cuda_of(d);
+    cuda_check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities of streams");
+    cuda_check(cudaStreamCreateWithPriority(&s, cudaStreamNonBlocking, greatest),
+               "creating a stream");
+    return s;
+}
+
+static void queue_close(struct dev *d, void *queue)
+{
+    cuda_of(d);
+    cuda_check(cudaStreamDestroy((cudaStream_t)queue), "ending a stream");
+}
+
+static void *event_new(struct dev *d)
+{
+    cudaEvent_t e;
+    cuda_of(d);
+    cuda_check(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "creating an event");
+    return e;
+}
+
+static void event_drop(struct dev *d, void *event)
+{
+    cuda_of(d);
+    cuda_check(cudaEventDestroy((cudaEvent_t)event), "ending an event");
+}
+
+static cudaStream_t queue_of(struct dev *d, void *queue)
+{
+    cudaStream_t own = cuda_stream(d); /* and the GPU of this thread */
+    return queue ? (cudaStream_t)queue : own;
+}
+
+static void event_record(struct dev *d, void *event, void *queue)
+{
+    cuda_check(cudaEventRecord((cudaEvent_t)event, queue_of(d, queue)), "recording an event");
+}
+
+static void event_await(struct dev *d, void *queue, void *event)
+{
+    cuda_check(cudaStreamWaitEvent(queue_of(d, queue), (cudaEvent_t)event, 0),
+               "waiting for an event");
+}
+
+static bool event_came(struct dev *d, void *event)
+{
+    cuda_of(d);
+    const cudaError_t e = cudaEventQuery((cudaEvent_t)event);
+    if (e == cudaErrorNotReady) {
+        cudaGetLastError(); /* it is no error, and must not be found by the next kernel */
+        return false;
+    }
+    cuda_check(e, "an event of a transport");
+    return true;
+}
+
+static const struct dev_queues queues = {.open = queue_open,
+                                         .close = queue_close,
+                                         .event = event_new,
+                                         .drop = event_drop,
+                                         .record = event_record,
+                                         .await = event_await,
+                                         .came = event_came};
+
+static const struct dev_backend backend = {.name = "cuda",
+                                           .ops = ops,
+                                           .start = start,
+                                           .stop = stop,
+                                           .describe = describe,
+                                           .queues = &queues};
 
 extern "C" __attribute__((visibility("default"))) dev_cuda_entry osp_cuda_backend;
-const struct dev_backend *osp_cuda_backend(size_t ops_size, struct err *why)
+const struct dev_backend *osp_cuda_backend(size_t sizes, struct err *why)
 {
-    if (ops_size != sizeof(struct dev_ops)) {
+    if (sizes != DEV_CUDA_SIZES) {
         err_set(why, RC_CONFIG, "libosp_cuda.so is of another build; make CUDA=1");
         return NULL;
     }

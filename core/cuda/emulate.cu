@@ -148,5 +148,9 @@ static const struct dev_ops *ops(enum dtype compute)
 static void stop(struct dev *d) { free(d->impl); }
 
 extern "C" const struct dev_backend dev_cuda_emulated;
-const struct dev_backend dev_cuda_emulated = {
-    .name = "cuda-emulated", .ops = ops, .start = NULL, .stop = stop, .describe = NULL};
+const struct dev_backend dev_cuda_emulated = {.name = "cuda-emulated",
+                                              .ops = ops,
+                                              .start = NULL,
+                                              .stop = stop,
+                                              .describe = NULL,
+                                              .queues = NULL};
