@@ -50,7 +50,9 @@ CUBLAS     ?= $(patsubst %/include/cublasLt.h,%,$(firstword $(wildcard \
 CUBLAS_LIB := $(firstword $(wildcard $(CUBLAS)/lib64/libcublasLt.so* $(CUBLAS)/lib/libcublasLt.so* \
               $(CUBLAS)/lib/$(MULTI)/libcublasLt.so*))
 CUBLAS_OK  := $(if $(and $(CUBLAS),$(CUBLAS_LIB)),yes)
-# nccl.h is not needed; where it is found (NCCL=folder), what we took from it is compared with it
+# nccl.h and cudnn.h are not needed; where they are found (NCCL=, CUDNN=folder), what we took from
+# them is compared with them
+CUDNN      ?= $(patsubst %/include/cudnn.h,%,$(firstword $(wildcard $(CUDA_HOME)/include/cudnn.h /usr/include/cudnn.h)))
 NCCL       ?= $(patsubst %/include/nccl.h,%,$(firstword $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h)))
 CXX_OK     := $(shell command -v $(CXX) >/dev/null 2>&1 && echo yes)
 
@@ -101,7 +103,7 @@ TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 # the tests of ops once more, on the kernels of the cuda device as host code
 EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_policy))
-TESTS   += $(EMULATED)
+TESTS   += $(EMULATED) $(if $(CXX_OK),$(BUILD)/tests/test_cuda_emulated_sdpa)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o \
            $(BUILD)/tests/queue_dev.o $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o
@@ -141,7 +143,7 @@ $(BUILD)/core/cpu/%.o: ALLC += -O3
 
 # ---- the cuda device ----------------------------------------------------------------------------
 CUDA_SRCS := $(filter-out core/cuda/emulate.cu,$(wildcard core/cuda/*.cu))
-CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o)
+CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o) $(BUILD)/core/cuda/cudnn.o
 # machine code for sm_90a; PTX of the base architecture for newer ones
 CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
 NVFLAGS   := -std=c++20 -O3 $(CUDA_ARCH) -Werror all-warnings -I. -MMD -MP \
@@ -161,6 +163,8 @@ $(BUILD)/core/cuda/%.o: core/cuda/%.cu
 	@mkdir -p $(@D)
 	@echo "  NVCC $<"
 	$(Q)$(NVCC) $(NVFLAGS) -c $< -o $@
+# host code in C; cudnn.h is used like nccl.h
+$(BUILD)/core/cuda/cudnn.o: ALLC += -fPIC -fvisibility=hidden $(if $(and $(CUDNN),$(CUDA_HOME)),-DHAVE_CUDNN_H -isystem $(CUDNN)/include -isystem $(CUDA_HOME)/include)
 comma := ,
 ifneq ($(and $(NCCL),$(CUDA_HOME)),)
 $(BUILD)/parallel/comm_nccl.o: ALLC += -DHAVE_NCCL_H -isystem $(NCCL)/include -isystem $(CUDA_HOME)/include
@@ -175,7 +179,12 @@ $(BUILD)/emulate/%.o: core/cuda/%.cu
 	$(Q)$(CXX) -x c++ -std=c++20 -DCUDA_EMULATE $(OPT) -g -Wall -Wextra -Wshadow -Wundef \
 	  $(if $(WERROR),-Werror) $(SAN) $(DEFS) -I. -MMD -MP -c $< -o $@
 $(EMULATED): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/test_%.o \
-             $(BUILD)/tests/emulated.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
+             $(BUILD)/tests/emulated.o $(BUILD)/tests/fake_cudnn.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
+	@echo "  LD  $@"
+	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
+
+$(BUILD)/tests/test_cuda_emulated_sdpa: $(BUILD)/tests/emulated_sdpa.o \
+             $(BUILD)/tests/fake_cudnn.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
 
@@ -193,6 +202,15 @@ $(BUILD)/tests/fake_nccl.so: tests/fake_nccl.c tests/fake_queue.h
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ALLC) -MF $(BUILD)/tests/fake_nccl.d -Wno-missing-prototypes -fPIC -shared $(SAN) -o $@ $<
 $(BUILD)/tests/test_comm $(BUILD)/tests/test_nccl: | $(BUILD)/tests/fake_nccl.so
+# cuDNN plans, with a driver that does nothing
+$(BUILD)/tests/fake_driver/libcuda.so.1: tests/fake_libcuda.c
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) -std=c17 -O1 -Wall -Wextra -fPIC -shared -Wl,-soname,libcuda.so.1 -o $@ $<
+$(BUILD)/tests/test_cudnn: $(BUILD)/tests/test_cudnn.o $(BUILD)/core/cuda/cudnn.o $(TESTLIB) $(LIBA) \
+             | $(BUILD)/tests/fake_driver/libcuda.so.1
+	@echo "  LD  $@"
+	$(Q)$(CC) $(LINK) -o $@ $^ $(LIBS)
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)
 	$(CC) $(LINK) -o $@ $< $(LIBA) $(LIBS)
 tests: probe $(TESTS) $(BUILD)/osp

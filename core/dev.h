@@ -240,7 +240,9 @@ struct dev {
     const struct dev_ops *ops;
     enum dtype compute; /* T */
     int threads;
-    bool poison; /* fill released memory with NaN: a use after release cannot pass a test */
+    bool poison;        /* fill released memory with NaN: a use after release cannot pass a test */
+    bool own_attention; /* cuda: no library for it */
+    bool deterministic; /* equal bits from run to run, whatever that costs (cuda; others always) */
     struct dev_counters count;
     void *impl;
 };

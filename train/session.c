@@ -14,9 +14,8 @@ const char *session_device(const struct settings *s)
     switch (s->device) {
     case DEVICE_REF:
         return "ref";
-    case DEVICE_CUDA: /* the device is there, but its memory cannot cross between ranks yet */
-        err_stop(RC_CONFIG, "device: cuda: training and sampling on a GPU need the NCCL transport, "
-                            "which is not built yet; use cpu");
+    case DEVICE_CUDA:
+        return "cuda";
     case DEVICE_NULL:
         err_stop(RC_CONFIG, "device: null computes nothing; for a dry run use osp plan");
     default:
@@ -125,6 +124,8 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     dryrun(&in, &s->cost);
     dryrun_model_flops(&in, &s->model_forward, &s->model_backward);
     s->dev = dev_open(session_device(set), in.compute, threads_of(world));
+    s->dev->own_attention = set->attention == ATTENTION_BY_US;
+    s->dev->deterministic = set->deterministic_training;
     world->deadline_s = set->comm_deadline_s;
     world->check = set->check_comm;
     comm_device(world, s->dev);

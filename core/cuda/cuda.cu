@@ -4,6 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+extern "C" {
+#include "core/log.h"
+}
+
 struct Cuda *cuda_of(struct dev *d)
 {
     struct Cuda *c = (struct Cuda *)d->impl;
@@ -87,6 +91,25 @@ void *cuda_scratch(struct dev *d, size_t bytes)
     return c->scratch;
 }
 
+void *cuda_queue(struct dev *d) { return cuda_stream(d); }
+
+struct cudnn *cuda_sdpa(struct dev *d)
+{
+    struct Cuda *c = cuda_of(d);
+    struct err why = {};
+    if (c->sdpa_tried) return c->sdpa;
+    c->sdpa_tried = true;
+    c->sdpa = cudnn_open(NULL, &why);
+    if (c->sdpa)
+        log_info("attention by cuDNN %d.%d.%d", cudnn_version(c->sdpa) / 10000,
+                 cudnn_version(c->sdpa) / 100 % 100, cudnn_version(c->sdpa) % 100);
+    else
+        log_warn("attention by own kernels, slow: %s; install cuDNN 9 and NVRTC (pip: "
+                 "nvidia-cudnn-cu13, nvidia-cuda-nvrtc) or give the file of the first in OSP_CUDNN",
+                 why.msg);
+    return c->sdpa;
+}
+
 /* ---- start and stop ------------------------------------------------------------------------ */
 
 /* Ranks of one machine take the GPUs in turn; the launchers number them. */
@@ -121,6 +144,7 @@ static void stop(struct dev *d)
 {
     struct Cuda *c = cuda_of(d);
     cudaStreamSynchronize(c->stream);
+    cudnn_close(c->sdpa);
     cublaslt_close(c);
     cudaFree(c->scratch);
     cudaStreamDestroy(c->stream);

@@ -1,6 +1,7 @@
 /* Private to the cuda device: arrays as kernels see them, sums of fixed order, the ops. */
 #ifndef CORE_CUDA_CUDA_H
 #define CORE_CUDA_CUDA_H
+#include "core/cuda/cudnn.h"
 #include "core/cuda/launch.h"
 
 /* ---- arrays -------------------------------------------------------------------------------- */
@@ -188,6 +189,14 @@ void cuda_sync(struct dev *d);
 /* c = alpha * op(a) op(b) + beta * c by cuBLASLt; false: not for this shape or not in this build.
  */
 bool cuda_library_gemm(struct dev *d, const struct gemm_args *g);
+
+/* Attention by cuDNN (sdpa.cu). way [ranges]: how each is computed; the ranges that are left to the
+ * own kernels are ATTENTION_OWN on return. */
+enum { ATTENTION_OPEN, ATTENTION_BY_LIBRARY, ATTENTION_OWN };
+void cuda_library_attn_fwd(struct dev *d, const struct attn_args *a, unsigned char *way);
+void cuda_library_attn_bwd(struct dev *d, const struct attn_grad_args *a, unsigned char *way);
+struct cudnn *cuda_sdpa(struct dev *d); /* NULL: it cannot be opened here (said once) */
+void *cuda_queue(struct dev *d);        /* the device's stream */
 
 void cuda_gemm(struct dev *d, const struct gemm_args *g);
 void cuda_attn_fwd(struct dev *d, const struct attn_args *a);
