@@ -148,7 +148,7 @@ CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o) $(BUILD)/core/cuda/cudnn.o
 CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
 NVFLAGS   := -std=c++20 -O3 $(CUDA_ARCH) -Werror all-warnings -I. -MMD -MP \
              -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden,-g \
-             $(if $(CUBLAS_OK),-DHAVE_CUBLASLT -isystem $(CUBLAS)/include)
+             $(if $(WERROR),-Xcompiler -Werror) $(if $(CUBLAS_OK),-DHAVE_CUBLASLT -isystem $(CUBLAS)/include)
 cuda: $(if $(and $(NVCC),$(CUDA_LIBS)),$(BUILD)/libosp_cuda.so,cuda-missing)
 	@$(if $(CUBLAS_OK),,echo "no cuBLASLt (cublasLt.h; CUBLAS=folder): matrix products by plain kernels, slow")
 .PHONY: cuda-missing
@@ -165,6 +165,12 @@ $(BUILD)/core/cuda/%.o: core/cuda/%.cu
 	$(Q)$(NVCC) $(NVFLAGS) -c $< -o $@
 # host code in C; cudnn.h is used like nccl.h
 $(BUILD)/core/cuda/cudnn.o: ALLC += -fPIC -fvisibility=hidden $(if $(and $(CUDNN),$(CUDA_HOME)),-DHAVE_CUDNN_H -isystem $(CUDNN)/include -isystem $(CUDA_HOME)/include)
+# only compiles what needs cublasLt.h, for two generations of GPUs; CUBLAS=folder with include/
+cublas-compile:
+	@for arch in 80 90a; do $(MAKE) --no-print-directory BUILD=$(BUILD)/sm_$$arch CUBLAS_OK=yes WERROR=1 \
+	  CUDA_ARCH="-gencode arch=compute_$$arch,code=sm_$$arch" $(BUILD)/sm_$$arch/core/cuda/cublaslt.o \
+	  $(BUILD)/sm_$$arch/core/cuda/gemm.o || exit 1; done
+.PHONY: cublas-compile
 comma := ,
 ifneq ($(and $(NCCL),$(CUDA_HOME)),)
 $(BUILD)/parallel/comm_nccl.o: ALLC += -DHAVE_NCCL_H -isystem $(NCCL)/include -isystem $(CUDA_HOME)/include
@@ -202,13 +208,16 @@ $(BUILD)/tests/fake_nccl.so: tests/fake_nccl.c tests/fake_queue.h
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ALLC) -MF $(BUILD)/tests/fake_nccl.d -Wno-missing-prototypes -fPIC -shared $(SAN) -o $@ $<
 $(BUILD)/tests/test_comm $(BUILD)/tests/test_nccl: | $(BUILD)/tests/fake_nccl.so
-# cuDNN plans, with a driver that does nothing
+# cuDNN plans, with libraries that do nothing
+FAKE_DRIVER := $(BUILD)/tests/fake_driver/libcuda.so.1 $(BUILD)/tests/fake_driver/libcublasLt.so.13
 $(BUILD)/tests/fake_driver/libcuda.so.1: tests/fake_libcuda.c
+$(BUILD)/tests/fake_driver/libcublasLt.so.13: tests/fake_cublaslt.c
+$(FAKE_DRIVER):
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
-	$(Q)$(CC) -std=c17 -O1 -Wall -Wextra -fPIC -shared -Wl,-soname,libcuda.so.1 -o $@ $<
+	$(Q)$(CC) -std=c17 -O1 -Wall -Wextra -fPIC -shared -Wl,-soname,$(@F) -o $@ $<
 $(BUILD)/tests/test_cudnn: $(BUILD)/tests/test_cudnn.o $(BUILD)/core/cuda/cudnn.o $(TESTLIB) $(LIBA) \
-             | $(BUILD)/tests/fake_driver/libcuda.so.1
+             | $(FAKE_DRIVER)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(LINK) -o $@ $^ $(LIBS)
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)

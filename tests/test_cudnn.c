@@ -1,7 +1,7 @@
 /* cuDNN's plans for attention on an H200, made on a machine without one: from a description of the
- * GPU, with a driver that does nothing (tests/fake_libcuda.c). The graphs must be accepted, and an
- * engine of the library must compile for each shape; nothing is run. The libraries come from PyPI:
- * .ci/run puts them into build/cudnn, OSP_CUDNN and OSP_NVRTC name others. */
+ * GPU, with a driver that does nothing (tests/fake_libcuda.c, fake_cublaslt.c). The graphs must be
+ * accepted, and an engine of the library must compile for each shape; nothing is run. The libraries
+ * come from PyPI: .ci/run puts them into build/cudnn, OSP_CUDNN and OSP_NVRTC name others. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,19 +23,21 @@ static bool preload(const char *path)
     return false;
 }
 
-static bool beside_program(char *path, size_t size, const char *name)
+/* The stand-ins beside this program. */
+static bool preload_fake(const char *name)
 {
-    char exe[2048] = "";
+    char exe[2048] = "", path[2200];
     if (readlink("/proc/self/exe", exe, sizeof exe - 1) <= 0) return false;
     *strrchr(exe, '/') = 0;
-    return snprintf(path, size, "%s/%s", exe, name) < (int)size;
+    snprintf(path, sizeof path, "%s/fake_driver/%s", exe, name);
+    return preload(path);
 }
 
 static bool preload_all(void)
 {
     const char *nvrtc = getenv("OSP_NVRTC"),
                *folder = nvrtc ? nvrtc : "build/cudnn/nvidia/cu13/lib";
-    char path[4200], driver[4200];
+    char path[4200];
     setenv("OSP_CUDNN", "build/cudnn/nvidia/cudnn/lib/libcudnn.so.9", 0);
     if (access(getenv("OSP_CUDNN"), R_OK) != 0) {
         test_skip("no cuDNN at %s (pip install --no-deps --target build/cudnn nvidia-cudnn-cu13 "
@@ -43,11 +45,10 @@ static bool preload_all(void)
                   getenv("OSP_CUDNN"));
         return false;
     }
-    if (!beside_program(driver, sizeof driver, "fake_driver/libcuda.so.1")) return false;
     snprintf(path, sizeof path, "%s/libnvrtc-builtins.so.13.0", folder);
     if (access(path, R_OK) == 0 && !preload(path)) return false;
     snprintf(path, sizeof path, "%s/libnvrtc.so.13", folder);
-    return preload(path) && preload(driver);
+    return preload(path) && preload_fake("libcuda.so.1") && preload_fake("libcublasLt.so.13");
 }
 
 static bool here(void)

@@ -186,8 +186,8 @@ void cuda_copy(struct dev *d, void *dst, const void *src, size_t bytes);
 void cuda_to_host(struct dev *d, void *dst, const void *src, size_t bytes);
 void cuda_from_host(struct dev *d, void *dst, const void *src, size_t bytes);
 void cuda_sync(struct dev *d);
-/* c = alpha * op(a) op(b) + beta * c by cuBLASLt; false: not for this shape or not in this build.
- */
+/* Product and epilogue by cuBLASLt; false: not for this shape or not in this build. Unlike the op
+ * it writes a bias gradient and does not add it. */
 bool cuda_library_gemm(struct dev *d, const struct gemm_args *g);
 
 /* Attention by cuDNN (sdpa.cu). way [ranges]: how each is computed; the ranges that are left to the
