@@ -216,8 +216,13 @@ $(FAKE_DRIVER):
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
 	$(Q)$(CC) -std=c17 -O1 -Wall -Wextra -fPIC -shared -Wl,-soname,$(@F) -o $@ $<
-$(BUILD)/tests/test_cudnn: $(BUILD)/tests/test_cudnn.o $(BUILD)/core/cuda/cudnn.o $(TESTLIB) $(LIBA) \
-             | $(FAKE_DRIVER)
+$(BUILD)/tests/fake_libcudnn.so: tests/fake_libcudnn.c core/cuda/cudnn_api.h core/bf16.h
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ALLC) -MF $(BUILD)/tests/fake_libcudnn.d -Wno-missing-prototypes -fPIC -shared $(SAN) -o $@ $< -lm
+$(BUILD)/tests/test_cudnn: | $(FAKE_DRIVER)
+$(BUILD)/tests/test_cudnn_graph: | $(BUILD)/tests/fake_libcudnn.so
+$(BUILD)/tests/test_cudnn $(BUILD)/tests/test_cudnn_graph: %: %.o $(BUILD)/core/cuda/cudnn.o $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(LINK) -o $@ $^ $(LIBS)
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)
