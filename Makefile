@@ -103,7 +103,8 @@ TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 # the tests of ops once more, on the kernels of the cuda device as host code
 EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_policy))
-TESTS   += $(EMULATED) $(if $(CXX_OK),$(BUILD)/tests/test_cuda_emulated_sdpa)
+EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm))
+TESTS   += $(EMULATED) $(EMULATED_LIBS)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o \
            $(BUILD)/tests/queue_dev.o $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o
@@ -189,7 +190,8 @@ $(EMULATED): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/test_%.o \
 	@echo "  LD  $@"
 	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
 
-$(BUILD)/tests/test_cuda_emulated_sdpa: $(BUILD)/tests/emulated_sdpa.o \
+# and what calls the libraries, with stand-ins for them
+$(EMULATED_LIBS): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/emulated_%.o \
              $(BUILD)/tests/fake_cudnn.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
@@ -247,7 +249,7 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows ops_policy policy_math reward reward_wire units guided nft updates
+             ops_rows ops_policy policy_math reward reward_wire units guided nft updates cudnn_graph
 SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire
 SAN_tsan  := reward loader comm nccl check_comm model resume sequence guided
 asan ubsan tsan:

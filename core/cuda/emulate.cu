@@ -145,7 +145,12 @@ struct cudnn *emulated_cudnn;
 struct cudnn *cuda_sdpa(struct dev *) { return emulated_cudnn; }
 void *cuda_queue(struct dev *) { return NULL; }
 
-bool cuda_library_gemm(struct dev *, const struct gemm_args *) { return false; }
+extern "C" bool (*emulated_gemm)(const struct gemm_args *g);
+bool (*emulated_gemm)(const struct gemm_args *g);
+bool cuda_library_gemm(struct dev *, const struct gemm_args *g)
+{
+    return emulated_gemm && emulated_gemm(g);
+}
 
 static const struct dev_ops *ops(enum dtype compute)
 {
