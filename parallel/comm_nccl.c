@@ -326,13 +326,13 @@ static void exchange(struct comm *c, struct tensor dst, const struct run *recv, 
     begin(c);
     check(c, lib.GroupStart(), "exchange");
     for (int i = 0; i < num_send; i++)
-        if (send[i].peer != c->rank)
+        if (send[i].peer != c->rank && send[i].rows)
             check(c,
                   lib.Send((const char *)src.data + (size_t)send[i].row * row,
                            (size_t)send[i].rows * row, NCCL_U8, send[i].peer, n->comm, n->queue),
                   "sending rows");
     for (int i = 0; i < num_recv; i++)
-        if (recv[i].peer != c->rank)
+        if (recv[i].peer != c->rank && recv[i].rows)
             check(c,
                   lib.Recv((char *)dst.data + (size_t)recv[i].row * row, (size_t)recv[i].rows * row,
                            NCCL_U8, recv[i].peer, n->comm, n->queue),
