@@ -50,6 +50,10 @@ CUBLAS     ?= $(patsubst %/include/cublasLt.h,%,$(firstword $(wildcard \
 CUBLAS_LIB := $(firstword $(wildcard $(CUBLAS)/lib64/libcublasLt.so* $(CUBLAS)/lib/libcublasLt.so* \
               $(CUBLAS)/lib/$(MULTI)/libcublasLt.so*))
 CUBLAS_OK  := $(if $(and $(CUBLAS),$(CUBLAS_LIB)),yes)
+# nccl.h and cudnn.h are not needed; where they are found (NCCL=, CUDNN=folder), what we took from
+# them is compared with them
+CUDNN      ?= $(patsubst %/include/cudnn.h,%,$(firstword $(wildcard $(CUDA_HOME)/include/cudnn.h /usr/include/cudnn.h)))
+NCCL       ?= $(patsubst %/include/nccl.h,%,$(firstword $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h)))
 CXX_OK     := $(shell command -v $(CXX) >/dev/null 2>&1 && echo yes)
 
 DEFS := -D_GNU_SOURCE
@@ -99,10 +103,11 @@ TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 # the tests of ops once more, on the kernels of the cuda device as host code
 EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_policy))
-TESTS   += $(EMULATED)
+EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm))
+TESTS   += $(EMULATED) $(EMULATED_LIBS)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o $(BUILD)/tests/wire_damage.o \
-           $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o
+           $(BUILD)/tests/queue_dev.o $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
         check format tests campaign deps-tests
@@ -139,12 +144,12 @@ $(BUILD)/core/cpu/%.o: ALLC += -O3
 
 # ---- the cuda device ----------------------------------------------------------------------------
 CUDA_SRCS := $(wildcard core/cuda/*.cu)
-CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o)
+CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o) $(BUILD)/core/cuda/cudnn.o
 # machine code for sm_90a; PTX of the base architecture for newer ones
 CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
 NVFLAGS   := -std=c++20 -O3 $(CUDA_ARCH) -Werror all-warnings -I. -MMD -MP \
              -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden,-g \
-             $(if $(CUBLAS_OK),-DHAVE_CUBLASLT -isystem $(CUBLAS)/include)
+             $(if $(WERROR),-Xcompiler -Werror) $(if $(CUBLAS_OK),-DHAVE_CUBLASLT -isystem $(CUBLAS)/include)
 cuda: $(if $(and $(NVCC),$(CUDA_LIBS)),$(BUILD)/libosp_cuda.so,cuda-missing)
 	@$(if $(CUBLAS_OK),,echo "no cuBLASLt (cublasLt.h; CUBLAS=folder): matrix products by plain kernels, slow")
 .PHONY: cuda-missing
@@ -159,7 +164,18 @@ $(BUILD)/core/cuda/%.o: core/cuda/%.cu
 	@mkdir -p $(@D)
 	@echo "  NVCC $<"
 	$(Q)$(NVCC) $(NVFLAGS) -c $< -o $@
+# host code in C; cudnn.h is used like nccl.h
+$(BUILD)/core/cuda/cudnn.o: ALLC += -fPIC -fvisibility=hidden $(if $(and $(CUDNN),$(CUDA_HOME)),-DHAVE_CUDNN_H -isystem $(CUDNN)/include -isystem $(CUDA_HOME)/include)
+# only compiles what needs cublasLt.h, for two generations of GPUs; CUBLAS=folder with include/
+cublas-compile:
+	@for arch in 80 90a; do $(MAKE) --no-print-directory BUILD=$(BUILD)/sm_$$arch CUBLAS_OK=yes WERROR=1 \
+	  CUDA_ARCH="-gencode arch=compute_$$arch,code=sm_$$arch" $(BUILD)/sm_$$arch/core/cuda/cublaslt.o \
+	  $(BUILD)/sm_$$arch/core/cuda/gemm.o || exit 1; done
+.PHONY: cublas-compile
 comma := ,
+ifneq ($(and $(NCCL),$(CUDA_HOME)),)
+$(BUILD)/parallel/comm_nccl.o: ALLC += -DHAVE_NCCL_H -isystem $(NCCL)/include -isystem $(CUDA_HOME)/include
+endif
 
 # the same kernels as host code on a simulator of blocks, for the tests only
 EMU_OBJS := $(patsubst %.cu,$(BUILD)/emulate/%.o,tests/cudasim/cudasim.cu $(filter-out \
@@ -170,7 +186,13 @@ $(BUILD)/emulate/%.o: %.cu
 	$(Q)$(CXX) -x c++ -std=c++20 -DCUDA_EMULATE $(OPT) -g -Wall -Wextra -Wshadow -Wundef \
 	  $(if $(WERROR),-Werror) $(SAN) $(DEFS) -I. -MMD -MP -c $< -o $@
 $(EMULATED): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/test_%.o \
-             $(BUILD)/tests/emulated.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
+             $(BUILD)/tests/emulated.o $(BUILD)/tests/fake_cudnn.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
+	@echo "  LD  $@"
+	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
+
+# and what calls the libraries, with stand-ins for them
+$(EMULATED_LIBS): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/emulated_%.o \
+             $(BUILD)/tests/fake_cudnn.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
 
@@ -182,6 +204,29 @@ $(BUILD)/%.o: %.c
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(LINK) -o $@ $< $(TESTLIB) $(LIBA) $(LIBS)
+# the stand-in for NCCL that the tests of transports open
+$(BUILD)/tests/fake_nccl.so: tests/fake_nccl.c tests/fake_queue.h
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ALLC) -MF $(BUILD)/tests/fake_nccl.d -Wno-missing-prototypes -fPIC -shared $(SAN) -o $@ $<
+$(BUILD)/tests/test_comm $(BUILD)/tests/test_nccl: | $(BUILD)/tests/fake_nccl.so
+# cuDNN plans, with libraries that do nothing
+FAKE_DRIVER := $(BUILD)/tests/fake_driver/libcuda.so.1 $(BUILD)/tests/fake_driver/libcublasLt.so.13
+$(BUILD)/tests/fake_driver/libcuda.so.1: tests/fake_libcuda.c
+$(BUILD)/tests/fake_driver/libcublasLt.so.13: tests/fake_cublaslt.c
+$(FAKE_DRIVER):
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) -std=c17 -O1 -Wall -Wextra -fPIC -shared -Wl,-soname,$(@F) -o $@ $<
+$(BUILD)/tests/fake_libcudnn.so: tests/fake_libcudnn.c core/cuda/cudnn_api.h core/bf16.h
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ALLC) -MF $(BUILD)/tests/fake_libcudnn.d -Wno-missing-prototypes -fPIC -shared $(SAN) -o $@ $< -lm
+$(BUILD)/tests/test_cudnn: | $(FAKE_DRIVER)
+$(BUILD)/tests/test_cudnn_graph: | $(BUILD)/tests/fake_libcudnn.so
+$(BUILD)/tests/test_cudnn $(BUILD)/tests/test_cudnn_graph: %: %.o $(BUILD)/core/cuda/cudnn.o $(TESTLIB) $(LIBA)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(LINK) -o $@ $^ $(LIBS)
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)
 	$(CC) $(LINK) -o $@ $< $(LIBA) $(LIBS)
 tests: probe $(TESTS) $(BUILD)/osp
@@ -204,9 +249,9 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates
+             ops_rows ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph
 SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire reward_fuzz
-SAN_tsan  := reward reward_ranks loader comm check_comm model resume sequence guided
+SAN_tsan  := reward reward_ranks loader comm nccl check_comm model resume sequence guided
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
 	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \

@@ -62,7 +62,7 @@ static void load_cuda(void)
     if (!entry)
         err_set(&cuda_absent, RC_CONFIG, "%s: no " DEV_CUDA_SYMBOL, path);
     else
-        cuda_backend = entry(sizeof(struct dev_ops), &cuda_absent);
+        cuda_backend = entry(DEV_CUDA_SIZES, &cuda_absent);
     if (!cuda_backend) dlclose(lib);
 }
 
@@ -156,6 +156,12 @@ void dev_close(struct dev *d)
     const struct dev_backend *b = find(d->ops->name);
     if (b && b->stop) b->stop(d);
     free(d);
+}
+
+const struct dev_queues *dev_queues_of(const struct dev *d)
+{
+    const struct dev_backend *b = find(d->ops->name);
+    return b ? b->queues : NULL;
 }
 
 void dev_describe(struct dev *d, char *out, size_t size)

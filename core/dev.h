@@ -257,7 +257,9 @@ struct dev {
     const struct dev_ops *ops;
     enum dtype compute; /* T */
     int threads;
-    bool poison; /* fill released memory with NaN: a use after release cannot pass a test */
+    bool poison;        /* fill released memory with NaN: a use after release cannot pass a test */
+    bool own_attention; /* cuda: no library for it */
+    bool deterministic; /* equal bits from run to run, whatever that costs (cuda; others always) */
     struct dev_counters count;
     void *impl;
 };
@@ -292,6 +294,22 @@ void dev_get(struct dev *d, void *host, struct tensor t);
 void dev_put_f64(struct dev *d, struct tensor t, const double *host);
 void dev_get_f64(struct dev *d, double *host, struct tensor t);
 
+/* Queues of work beside the device's own, for transports between devices. A queue and an event are
+ * what the device's library calls a stream and an event. */
+struct dev_queues {
+    void *(*open)(struct dev *);
+    void (*close)(struct dev *, void *queue); /* its work is done */
+    void *(*event)(struct dev *);
+    void (*drop)(struct dev *, void *event);
+    /* The event comes when the queue has done all it was given so far; queue NULL: the device's
+     * own, which runs the ops. */
+    void (*record)(struct dev *, void *event, void *queue);
+    void (*await)(struct dev *, void *queue, void *event); /* what the queue gets now comes after */
+    bool (*came)(struct dev *, void *event);               /* does not wait */
+};
+/* NULL: the device works in host memory, and its ops are done on return. */
+const struct dev_queues *dev_queues_of(const struct dev *d);
+
 /* How a device enters the table of dev.c. */
 struct dev_backend {
     const char *name;
@@ -299,6 +317,7 @@ struct dev_backend {
     bool (*start)(struct dev *d, struct err *e);      /* sets impl; may be NULL */
     void (*stop)(struct dev *d);
     void (*describe)(struct dev *d, char *out, size_t size);
+    const struct dev_queues *queues; /* NULL: see dev_queues_of */
 };
 extern const struct dev_backend dev_ref, dev_cpu, dev_null;
 /* One more device, before the first dev_names (for tests). */
@@ -307,7 +326,8 @@ void dev_register(const struct dev_backend *b);
 /* The cuda device is in libosp_cuda.so beside the program, so that a program without a GPU needs
  * no CUDA library. It is opened when the device is asked for or listed. Its only symbol returns
  * the backend, or NULL with the reason: no usable GPU here, or a library of another build (the
- * size of the table differs). */
+ * sizes of the tables differ). */
 #define DEV_CUDA_SYMBOL "osp_cuda_backend"
-typedef const struct dev_backend *dev_cuda_entry(size_t ops_size, struct err *why);
+#define DEV_CUDA_SIZES (sizeof(struct dev_ops) + sizeof(struct dev_backend) + sizeof(struct dev))
+typedef const struct dev_backend *dev_cuda_entry(size_t sizes, struct err *why);
 #endif

@@ -7,6 +7,7 @@
 #include "core/crash.h"
 #include "core/fault.h"
 #include "core/log.h"
+#include "parallel/comm_nccl.h"
 
 static const char *const kind_names[COMM_KINDS] = {"all_gather", "reduce_scatter", "all_reduce",
                                                    "exchange", "broadcast"};
@@ -39,6 +40,9 @@ void comm_where(const struct comm *world, char *text, size_t size)
     }
 }
 
+/* Host values go by the transport of host memory, also where the tensors have another one. */
+static struct comm *host_of(struct comm *c) { return c->host ? c->host : c; }
+
 struct claim { /* what a rank is about to do */
     uint64_t seq, kind;
     double bytes;
@@ -61,7 +65,7 @@ static void check_agreement(struct comm *c, enum comm_kind kind, double bytes, c
     CHECK(all, "out of memory");
     struct tensor src = tensor_make(&mine, DT_U8, 1, DIMS(sizeof mine));
     struct tensor dst = tensor_make(all, DT_U8, 1, DIMS((int64_t)sizeof mine * c->size));
-    c->ops->all_gather(c, dst, src, NULL);
+    host_of(c)->ops->all_gather(host_of(c), dst, src, NULL);
     for (int r = 0; r < c->size; r++) {
         const struct claim *o = &all[r];
         if (o->seq == mine.seq && o->kind == mine.kind && !strcmp(o->tag, mine.tag) &&
@@ -144,8 +148,9 @@ static bool left_out(const struct comm *c)
 
 static double bytes_of(struct tensor t) { return (double)tensor_bytes(t); }
 
-void comm_all_gather(struct comm *c, struct tensor dst, struct tensor src, const char *tag,
-                     struct work *w)
+/* by: c, or the one that carries its host values */
+static void gather(struct comm *c, struct comm *by, struct tensor dst, struct tensor src,
+                   const char *tag, struct work *w)
 {
     CHECK(tensor_count(dst) == tensor_count(src) * c->size && dst.dtype == src.dtype &&
               tensor_contiguous(dst) && tensor_contiguous(src),
@@ -154,8 +159,14 @@ void comm_all_gather(struct comm *c, struct tensor dst, struct tensor src, const
           dtype_name(dst.dtype), c->size);
     if (left_out(c)) return;
     const double t = begin(c, COMM_ALL_GATHER, bytes_of(src) * (c->size - 1), bytes_of(src), tag);
-    c->ops->all_gather(c, dst, src, w);
+    by->ops->all_gather(by, dst, src, w);
     end(c, t, w);
+}
+
+void comm_all_gather(struct comm *c, struct tensor dst, struct tensor src, const char *tag,
+                     struct work *w)
+{
+    gather(c, c, dst, src, tag, w);
 }
 
 void comm_reduce_scatter(struct comm *c, struct tensor dst, struct tensor src, const char *tag,
@@ -172,15 +183,20 @@ void comm_reduce_scatter(struct comm *c, struct tensor dst, struct tensor src, c
     end(c, t, w);
 }
 
-void comm_all_reduce(struct comm *c, struct tensor x, const char *tag, struct work *w)
+static void sum(struct comm *c, struct comm *by, struct tensor x, const char *tag, struct work *w)
 {
     CHECK(x.dtype == DT_F32 || x.dtype == DT_F64, "all_reduce \"%s\" of %s", tag,
           dtype_name(x.dtype));
     const double sent = 2 * bytes_of(x) * (c->size - 1) / c->size;
     if (left_out(c)) return;
     const double t = begin(c, COMM_ALL_REDUCE, sent, bytes_of(x), tag);
-    c->ops->all_reduce(c, x, w);
+    by->ops->all_reduce(by, x, w);
     end(c, t, w);
+}
+
+void comm_all_reduce(struct comm *c, struct tensor x, const char *tag, struct work *w)
+{
+    sum(c, c, x, tag, w);
 }
 
 void comm_exchange(struct comm *c, struct tensor dst, const struct run *recv, int num_recv,
@@ -197,13 +213,19 @@ void comm_exchange(struct comm *c, struct tensor dst, const struct run *recv, in
     end(c, t, w);
 }
 
-void comm_broadcast(struct comm *c, struct tensor x, int root, const char *tag, struct work *w)
+static void spread(struct comm *c, struct comm *by, struct tensor x, int root, const char *tag,
+                   struct work *w)
 {
     const double sent = c->rank == root && c->size > 1 ? bytes_of(x) : 0;
     if (left_out(c)) return;
     const double t = begin(c, COMM_BROADCAST, sent, bytes_of(x), tag);
-    c->ops->broadcast(c, x, root, w);
+    by->ops->broadcast(by, x, root, w);
     end(c, t, w);
+}
+
+void comm_broadcast(struct comm *c, struct tensor x, int root, const char *tag, struct work *w)
+{
+    spread(c, c, x, root, tag, w);
 }
 
 void comm_wait(struct comm *c, struct work *w)
@@ -246,6 +268,13 @@ struct comm *comm_split(struct comm *c, int color, int key, const char *name)
     return s;
 }
 
+void comm_device(struct comm *world, struct dev *dev)
+{
+    if (world->host) comm_nccl_leave(world);
+    world->dev = dev;
+    if (dev && dev_queues_of(dev)) comm_nccl_enter(world);
+}
+
 void comm_free(struct comm *c)
 {
     if (!c) return;
@@ -255,7 +284,7 @@ void comm_free(struct comm *c)
 
 void comm_sum_f64(struct comm *c, double *x, int n, const char *tag)
 {
-    comm_all_reduce(c, tensor_make(x, DT_F64, 1, DIMS(n)), tag, NULL);
+    sum(c, host_of(c), tensor_make(x, DT_F64, 1, DIMS(n)), tag, NULL);
 }
 
 void comm_max_f64(struct comm *c, double *x, int n, const char *tag)
@@ -271,12 +300,12 @@ void comm_max_f64(struct comm *c, double *x, int n, const char *tag)
 
 void comm_broadcast_bytes(struct comm *c, void *p, size_t n, int root, const char *tag)
 {
-    if (n) comm_broadcast(c, tensor_make(p, DT_U8, 1, DIMS((int64_t)n)), root, tag, NULL);
+    if (n) spread(c, host_of(c), tensor_make(p, DT_U8, 1, DIMS((int64_t)n)), root, tag, NULL);
 }
 
 void comm_gather_bytes(struct comm *c, void *dst, const void *src, size_t n, const char *tag)
 {
     struct tensor from = tensor_make((void *)(uintptr_t)src, DT_U8, 1, DIMS((int64_t)n));
     struct tensor to = tensor_make(dst, DT_U8, 1, DIMS((int64_t)n * c->size));
-    comm_all_gather(c, to, from, tag, NULL);
+    gather(c, host_of(c), to, from, tag, NULL);
 }

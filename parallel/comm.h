@@ -1,7 +1,8 @@
 /* Communicators: one table of collectives over four transports (mpi, threads, nccl, null).
  * Collectives are numbered and tagged, for hang reports and for --check-comm. Sizes in elements.
- * Reductions are of f32 and f64 (sums, in rank order, so that they are deterministic); any type
- * can be moved. Buffers belong to the caller and must stay untouched until the wait. */
+ * Reductions are of f32 and f64 (sums; in rank order, so that they are deterministic, but NCCL has
+ * an order of its own); any type can be moved. Buffers belong to the caller and must stay untouched
+ * until the wait. */
 #ifndef PARALLEL_COMM_H
 #define PARALLEL_COMM_H
 #include "core/dev.h"
@@ -58,6 +59,7 @@ struct comm {
     const struct comm_ops *ops;
     struct dev *dev; /* whose memory the tensors are in */
     void *impl;
+    struct comm *host; /* carries host values; NULL: this one does (its tensors are host memory) */
     /* What this rank does here, read by the watchdog's thread. Tags and contexts outlive the comm's
      * use. */
     _Atomic uint64_t seq;        /* collectives begun so far */
@@ -100,15 +102,20 @@ void comm_barrier(struct comm *, const char *tag);
 void comm_reset_counts(struct comm *);
 struct comm *comm_split(struct comm *, int color, int key, const char *name);
 void comm_free(struct comm *);
+/* Collective: from now on the tensors of the world, and of what is split from it later, are in the
+ * memory of dev. A device with queues of its own (cuda) gets NCCL, and host values stay with the
+ * transport the world came with; all others, and NULL (before the device is closed), get that
+ * transport alone. */
+void comm_device(struct comm *world, struct dev *dev);
 
-/* Host values, always in host memory, through the same transport. */
+/* Host values, always in host memory. */
 void comm_sum_f64(struct comm *, double *x, int n, const char *tag);
 void comm_max_f64(struct comm *, double *x, int n, const char *tag);
 void comm_broadcast_bytes(struct comm *, void *p, size_t n, int root, const char *tag);
 /* dst [size * n] bytes = concatenation */
 void comm_gather_bytes(struct comm *, void *dst, const void *src, size_t n, const char *tag);
 
-/* Transports. The world's tensors live on dev (NULL: host memory; may be set later). */
+/* Transports. The world's tensors live on dev (NULL: host memory; comm_device sets it later). */
 struct comm *comm_self(struct dev *dev);                     /* one rank, no transport */
 struct comm *comm_null(int size, int rank, struct dev *dev); /* counts, moves nothing */
 struct comm *comm_mpi_world(struct dev *dev);                /* after launch_start */

@@ -1,5 +1,6 @@
-/* Every collective, over threads and over MPI, against what it must give, many in a row, on all
- * ranks at once: values, and (make tsan) no race. */
+/* Every collective, over threads, over MPI and over a stand-in for NCCL (tests/fake_nccl.c),
+ * against what it must give, many in a row, on all ranks at once: values, and (make tsan) no race.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,8 +8,12 @@
 #include "core/rng.h"
 #include "parallel/comm.h"
 #include "tests/check.h"
+#include "tests/queue_dev.h"
 
 enum { MOST = 48, ROUNDS = 25 };
+
+/* The device of this rank's test: one of host memory, or one with queues, which gets NCCL. */
+static _Thread_local const char *device = "ref";
 
 /* Value i of rank r in a round: small integers, so that sums are exact in f32. */
 static double value(int round, int r, int64_t i)
@@ -110,8 +115,8 @@ static void one_round(struct comm *c, struct dev *d, enum dtype t, int round)
 static void collectives(struct comm *world)
 {
     for (int k = 0; k < 2; k++) {
-        struct dev *d = dev_open("ref", k ? DT_F64 : DT_F32, 1);
-        world->dev = d;
+        struct dev *d = dev_open(device, k ? DT_F64 : DT_F32, 1);
+        comm_device(world, d);
         for (int round = 0; round < ROUNDS; round++) {
             world->check = round % 2;
             one_round(world, d, k ? DT_F64 : DT_F32, round);
@@ -119,13 +124,12 @@ static void collectives(struct comm *world)
         world->check = false;
         /* halves of the world, by turns with the whole: the groups do not disturb each other */
         struct comm *half = comm_split(world, world->rank % 2, world->rank, "half");
-        half->dev = d;
         for (int round = 0; round < ROUNDS; round++) {
             one_round(half, d, k ? DT_F64 : DT_F32, round);
             if (round % 5 == 0) one_round(world, d, k ? DT_F64 : DT_F32, round);
         }
         comm_free(half);
-        world->dev = NULL;
+        comm_device(world, NULL);
         dev_close(d);
     }
 }
@@ -152,7 +156,7 @@ static void host_values(struct comm *world)
 
 /* Run k from rank a to rank b: its length, 0 for some. Both sides list their runs in this order. */
 enum { RUNS = 3, WIDTH = 5 };
-static int64_t run_rows(int a, int b, int k) { return (a * 3 + b * 5 + k * 2) % 4; }
+static int64_t run_rows(int a, int b, int k) { return (a * 3 + b * 6 + k) % 4; }
 
 /* The runs of one side, spread over its rows back to front; row r of run k from a to b holds
  * 1000a + 100b + 10k + r. */
@@ -202,9 +206,9 @@ static void exchanges(struct comm *world)
 {
     enum { TYPES = 2, MAX = 8 * RUNS * 4 };
     static const enum dtype types[TYPES] = {DT_F64, DT_F32};
-    struct dev *d = dev_open("ref", DT_F64, 1);
+    struct dev *d = dev_open(device, DT_F64, 1);
     struct dev *before = world->dev;
-    world->dev = d;
+    comm_device(world, d);
     struct run send[8 * RUNS], recv[8 * RUNS];
     int64_t out, in;
     const int num_send = list_runs(world, true, send, &out);
@@ -227,12 +231,69 @@ static void exchanges(struct comm *world)
         dev_free(d, from[i].data);
         dev_free(d, to[i].data);
     }
-    world->dev = before;
+    comm_device(world, before);
     dev_close(d);
+}
+
+/* Types that are moved and never added up, with odd sizes: byte i of rank r is what it must be. */
+static void moves(struct comm *world)
+{
+    enum { BYTES = 8 * 2 * MOST };
+    static const enum dtype types[] = {DT_BF16, DT_I16, DT_I32, DT_U8};
+    struct dev *d = dev_open(device, DT_F32, 1);
+    comm_device(world, d);
+    for (int t = 0; t < 4; t++) {
+        const int64_t n = 2 * MOST / (int64_t)dtype_size(types[t]) - t, size = world->size;
+        const size_t bytes = (size_t)n * dtype_size(types[t]);
+        struct tensor own = dev_tensor(d, types[t], 1, DIMS(n)),
+                      all = dev_tensor(d, types[t], 1, DIMS(n * size));
+        unsigned char x[BYTES];
+        for (size_t i = 0; i < bytes; i++) x[i] = (unsigned char)(world->rank * 50 + (int)i * 3);
+        dev_put(d, own, x);
+        struct work w = {0};
+        comm_all_gather(world, all, own, "bytes", &w);
+        comm_wait(world, &w);
+        comm_broadcast(world, own, (int)size - 1, "last", NULL);
+        dev_get(d, x, all);
+        for (size_t i = 0; i < bytes * (size_t)size; i++)
+            EXPECT(x[i] == (unsigned char)((int)(i / bytes) * 50 + (int)(i % bytes) * 3),
+                   "%s: byte %zu is %d", dtype_name(types[t]), i, x[i]);
+        dev_get(d, x, own);
+        for (size_t i = 0; i < bytes; i++)
+            EXPECT(x[i] == (unsigned char)((size - 1) * 50 + (int)i * 3), "%s: byte %zu is %d",
+                   dtype_name(types[t]), i, x[i]);
+        dev_free(d, own.data);
+        dev_free(d, all.data);
+    }
+    comm_device(world, NULL);
+    dev_close(d);
+}
+
+static void over_nccl(struct comm *world, void (*f)(struct comm *world))
+{
+    device = QUEUE_DEV;
+    f(world);
+    device = "ref";
+}
+
+static void nccl_collectives(struct comm *world) { over_nccl(world, collectives); }
+static void nccl_exchanges(struct comm *world) { over_nccl(world, exchanges); }
+static void nccl_moves(struct comm *world) { over_nccl(world, moves); }
+
+/* Host values beside a world whose tensors are on a device, and one that is gone again. */
+static void nccl_host_values(struct comm *world)
+{
+    struct dev *d = dev_open(QUEUE_DEV, DT_F32, 1);
+    comm_device(world, d);
+    host_values(world);
+    comm_device(world, NULL);
+    dev_close(d);
+    host_values(world);
 }
 
 int main(int argc, char **argv)
 {
+    queue_dev_register();
     const struct test tests[] = {
         {.name = "collectives of the world and of its halves, in a row",
          .run = collectives,
@@ -245,6 +306,23 @@ int main(int argc, char **argv)
         {.name = "exchanges of scattered runs, several at once",
          .run = exchanges,
          .ranks = {1, 2, 3, 4, 8},
+         .flags = TEST_MPI},
+        {.name = "types that are only moved", .run = moves, .ranks = {1, 2, 4}, .flags = TEST_MPI},
+        {.name = "over NCCL: collectives of the world and of its halves, in a row",
+         .run = nccl_collectives,
+         .ranks = {1, 2, 3, 4},
+         .flags = TEST_MPI},
+        {.name = "over NCCL: exchanges of scattered runs, several at once",
+         .run = nccl_exchanges,
+         .ranks = {1, 2, 3, 4},
+         .flags = TEST_MPI},
+        {.name = "over NCCL: types that are only moved",
+         .run = nccl_moves,
+         .ranks = {1, 2, 4},
+         .flags = TEST_MPI},
+        {.name = "over NCCL: sums, bytes and barriers of the host",
+         .run = nccl_host_values,
+         .ranks = {1, 2, 4},
          .flags = TEST_MPI},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);

@@ -104,7 +104,7 @@ static void open_bench(struct block_bench *k, const struct bench *b, struct comm
                                  b->ratio > 1 ? SKIPARSE_DUAL_END : SKIPARSE_FULL,
                              .sparse_ratio = b->ratio};
     k->dev = dev_open(b->device, T, (int)b->threads);
-    world->dev = k->dev;
+    comm_device(world, k->dev);
     mesh_init(&k->mesh, world, (struct mesh_degrees){1, 1, 1});
     k->dit = dit_new(k->dev, &m, RECOMPUTE_NONE, NULL, 1024);
     k->fsdp = fsdp_new(k->dev, &k->mesh, k->dit->unit, 2,

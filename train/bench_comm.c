@@ -303,7 +303,7 @@ int bench_comm(const struct bench *b, int argc, char **argv)
     struct scheme s[MAX_SCHEMES];
     struct result r[MAX_SCHEMES] = {0};
     const int n = list_schemes(b, ranks, s);
-    if (real) world->dev = dev;
+    if (real) comm_device(world, dev);
     for (int i = 0; i < n; i++)
         for (int rank = 0; rank < (real ? 1 : ranks); rank++) {
             struct comm *w = real ? world : comm_null(ranks, rank, dev);
@@ -312,7 +312,7 @@ int bench_comm(const struct bench *b, int argc, char **argv)
         }
     int bad = world->rank == 0 ? print_table(b, s, r, n, ranks, real) : 0;
     comm_broadcast_bytes(world, &bad, sizeof bad, 0, "verdict");
-    world->dev = NULL;
+    comm_device(world, NULL);
     dev_close(dev);
     launch_end(world);
     return bad ? RC_SOFTWARE : RC_OK;

@@ -77,6 +77,7 @@ WORDS(clips, "adaptive", "fixed", "adaptive_capped");
 WORDS(dtypes, "bf16|bfloat16", "fp32|float|float32", "fp64|double",
       "!fp16|float16: its range needs loss scaling, which is not built; use bf16");
 WORDS(devices, "auto", "ref", "cpu", "cuda", "null");
+WORDS(attentions, "auto", "own");
 WORDS(skiparse_types, "full", "dual_end",
       "!uniform: it is not defined; list the full blocks in model_config.full_block_indices");
 WORDS(skiparse_dims, "1d", "2d");
@@ -131,6 +132,8 @@ static const struct row general[] = {
     ROW_TEXT(TPR, "resume", resume, "auto", "auto (newest valid checkpoint), never, or a path"),
     ROW_ENUM(TSPR, "weight_dtype", weight_dtype, "bfloat16", dtypes, "type of the computation"),
     ROW_ENUM(TSPR, "device", device, "auto", devices, "where the computation runs"),
+    ROW_ENUM(TSPR, "attention", attention, "auto", attentions,
+             "auto: cuDNN for bf16 on GPUs where it is found; own: kernels of this program only"),
     ROW_REAL(TPR, "ema_decay", ema_decay, "0.9999", 0, 1, "average of the weights; 0: none"),
     ROW_INT(TPR, "ema_update_interval", ema_update_interval, "1", 1, BIG, "steps between updates"),
     ROW_BOOL(TP, "ema_warmup", ema_warmup, "false", "decay min(d, (1+n)/(10+n)) at update n"),
@@ -140,7 +143,8 @@ static const struct row general[] = {
              "seconds until a collective counts as hung; 0: never"),
     ROW_REAL(TPR, "stop_before_end_s", stop_before_end_s, "120", 0, BIG,
              "checkpoint and stop so long before the time limit of the job"),
-    ROW_IGNORED(TSPR, "deterministic_training"),
+    ROW_BOOL(TSPR, "deterministic_training", deterministic_training, "false",
+             "equal bits from run to run on GPUs too, where that is slower"),
     ROW_BOOL(TP, "smoke", smoke, "false", "allow t2v_random: a run on noise that trains nothing"),
 };
 

@@ -14,9 +14,8 @@ const char *session_device(const struct settings *s)
     switch (s->device) {
     case DEVICE_REF:
         return "ref";
-    case DEVICE_CUDA: /* the device is there, but its memory cannot cross between ranks yet */
-        err_stop(RC_CONFIG, "device: cuda: training and sampling on a GPU need the NCCL transport, "
-                            "which is not built yet; use cpu");
+    case DEVICE_CUDA:
+        return "cuda";
     case DEVICE_NULL:
         err_stop(RC_CONFIG, "device: null computes nothing; for a dry run use osp plan");
     default:
@@ -125,9 +124,11 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     dryrun(&in, &s->cost);
     dryrun_model_flops(&in, &s->model_forward, &s->model_backward);
     s->dev = dev_open(session_device(set), in.compute, threads_of(world));
-    world->dev = s->dev;
+    s->dev->own_attention = set->attention == ATTENTION_BY_US;
+    s->dev->deterministic = set->deterministic_training;
     world->deadline_s = set->comm_deadline_s;
     world->check = set->check_comm;
+    comm_device(world, s->dev);
     mesh_init(&s->mesh, world, in.degrees);
     int most = in.t > in.h ? in.t : in.h;
     most = in.w > most ? in.w : most;
@@ -177,6 +178,6 @@ void session_close(struct session *s)
     lora_free(s->lora);
     dit_free(s->dit, s->dev);
     mesh_free(&s->mesh);
-    s->world->dev = NULL;
+    comm_device(s->world, NULL);
     dev_close(s->dev);
 }

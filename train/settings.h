@@ -11,6 +11,7 @@
 enum grad_clip { CLIP_ADAPTIVE, CLIP_FIXED, CLIP_ADAPTIVE_CAPPED };
 enum lr_kind { LR_CONSTANT, LR_COSINE };
 enum device_choice { DEVICE_AUTO, DEVICE_REF, DEVICE_CPU, DEVICE_CUDA, DEVICE_NULL };
+enum attention_choice { ATTENTION_AUTO, ATTENTION_BY_US };
 enum { FSDP_AUTO = -1 }; /* fsdp_size: auto = world */
 
 struct scheduler_config { /* scheduler_config.* */
@@ -96,6 +97,8 @@ struct settings {
     int64_t log_interval, save_interval;
     int weight_dtype; /* 0 bf16, 1 fp32, 2 fp64 */
     int device;       /* enum device_choice */
+    int attention;    /* enum attention_choice */
+    bool deterministic_training;
     double ema_decay;
     int64_t ema_update_interval;
     bool ema_warmup, grad_scale_ref, check_comm, smoke;

@@ -1,8 +1,11 @@
-/* Attention over ranges, plain and deterministic: a block owns one query (forward, dq) or one key
- * (dk, dv) of one head and walks over the other side in tiles of one row per lane. In a tile a
- * lane first computes one score from beginning to end, then adds up its share of the head's
- * elements over the tile. Nothing is added by two blocks. */
+/* Attention over ranges: by cuDNN where it can (sdpa.cu), else by own kernels on the tensor units
+ * (flash.cu), else (f32, wide heads) by the plain and deterministic kernels here: a block owns
+ * one query (forward, dq) or one key (dk, dv) of one head and walks over the other side in tiles of
+ * one row per lane. In a tile a lane first computes one score from beginning to end, then adds up
+ * its share of the head's elements over the tile. Nothing is added by two blocks. */
 #include "core/cuda/cuda.h"
+
+#include <stdlib.h>
 
 namespace
 {
@@ -178,6 +181,14 @@ Range range_of(const struct seqs *s, int i)
     return Range{s->q_first[i], s->q_len[i], s->k_first[i], s->k_len[i]};
 }
 
+/* One entry per range. */
+unsigned char *ways(const struct seqs *s)
+{
+    unsigned char *way = (unsigned char *)calloc((size_t)s->n + 1, 1);
+    CHECK(way, "out of memory");
+    return way;
+}
+
 float *stats(struct tensor lse)
 {
     CHECK(lse.dtype == DT_F32 && tensor_contiguous(lse), "attention: lse is f32, contiguous");
@@ -188,18 +199,21 @@ float *stats(struct tensor lse)
 
 void cuda_attn_fwd(struct dev *d, const struct attn_args *a)
 {
-    if (cuda_flash_fwd(d, a)) return;
     AttentionForward f = {heads_of(a->o), heads_of(a->q), heads_of(a->k), heads_of(a->v),
                           stats(a->lse),  a->q.dim[1],    Range{},        (float)a->scale};
+    unsigned char *way = ways(a->seqs);
+    cuda_library_attn_fwd(d, a, way);
+    cuda_flash_fwd(d, a, way);
     for (int i = 0; i < a->seqs->n; i++) {
+        if (way[i] != ATTENTION_OWN) continue;
         f.range = range_of(a->seqs, i);
         blocks(d, f.range.q_len * f.heads, f);
     }
+    free(way);
 }
 
 void cuda_attn_bwd(struct dev *d, const struct attn_grad_args *a)
 {
-    if (cuda_flash_bwd(d, a)) return;
     Gradients g = {};
     g.dq = heads_of(a->dq);
     g.dk = heads_of(a->dk);
@@ -212,10 +226,15 @@ void cuda_attn_bwd(struct dev *d, const struct attn_grad_args *a)
     g.lse = stats(a->lse);
     g.heads = a->q.dim[1];
     g.scale = (float)a->scale;
+    unsigned char *way = ways(a->seqs);
+    cuda_library_attn_bwd(d, a, way);
+    cuda_flash_bwd(d, a, way);
     g.delta = (float *)cuda_scratch(d, (size_t)(a->q.dim[0] * g.heads) * sizeof(float));
     for (int i = 0; i < a->seqs->n; i++) {
+        if (way[i] != ATTENTION_OWN) continue;
         g.range = range_of(a->seqs, i);
         blocks(d, g.range.q_len * g.heads, AttentionQuery{g});
         blocks(d, g.range.k_len * g.heads, AttentionKey{g});
     }
+    free(way);
 }

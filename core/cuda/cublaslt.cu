@@ -1,5 +1,7 @@
-/* Matrix products by cuBLASLt, in f32 arithmetic. Its matrices are column-major, so it is asked
- * for the transpose of everything: c' = op(b)' op(a)', where our rows are its columns. */
+/* Matrix products with their epilogues by cuBLASLt, in f32 arithmetic. Its matrices are
+ * column-major, so it is asked for the transpose of everything: c' = op(b)' op(a)', where our rows
+ * are its columns. What it needs to know of a product is made once per shape, types and alignment,
+ * and kept. */
 #include "core/cuda/private.h"
 
 #include <stdlib.h>
@@ -16,10 +18,27 @@ bool cuda_library_gemm(struct dev *, const struct gemm_args *) { return false; }
 #include <cublasLt.h>
 #include <stdio.h>
 
-enum { WORKSPACE = 32 << 20 };
+enum { WORKSPACE = 32 << 20, LEAST_ALIGNMENT = 16 };
+
+/* What the choice of an algorithm depends on; found by its bytes. */
+struct Key {
+    int64_t dim[3][2], ld[4]; /* of a, b, c; and of aux */
+    int32_t type[5];          /* of a, b, c, bias, aux */
+    int32_t trans_a, trans_b, epilogue, adds;
+    uint32_t align[3];
+};
+struct Product {
+    Key key;
+    bool usable; /* false: the library has no algorithm for it */
+    cublasLtMatmulDesc_t op;
+    cublasLtMatrixLayout_t a, b, c;
+    cublasLtMatmulAlgo_t algorithm;
+    Product *next;
+};
 struct Library {
     cublasLtHandle_t handle;
     void *workspace;
+    Product *products;
 };
 
 namespace
@@ -50,28 +69,150 @@ cublasLtMatrixLayout_t layout(struct tensor t)
     return l;
 }
 
+template <class T> void set(cublasLtMatmulDesc_t op, cublasLtMatmulDescAttributes_t what, T value)
+{
+    check(cublasLtMatmulDescSetAttribute(op, what, &value, sizeof value), "operation");
+}
+template <class T>
+void set(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t what, T value)
+{
+    check(cublasLtMatmulPreferenceSetAttribute(p, what, &value, sizeof value), "preference");
+}
+
 /* Split sums go through the workspace in f32: never through a bf16 result. */
-cublasLtMatmulPreference_t preference(const struct gemm_args *g)
+cublasLtMatmulPreference_t preference(const Key &k)
 {
     cublasLtMatmulPreference_t p;
-    const uint64_t bytes = WORKSPACE;
-    const uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    const struct {
-        cublasLtMatmulPreferenceAttributes_t what;
-        uint32_t value;
-    } set[] = {{CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, scheme},
-               {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(g->b.data)},
-               {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(g->a.data)},
-               {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(g->c.data)},
-               {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(g->c.data)}};
     check(cublasLtMatmulPreferenceCreate(&p), "preference");
-    check(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
-                                               sizeof bytes),
-          "workspace");
-    for (const auto &s : set)
-        check(cublasLtMatmulPreferenceSetAttribute(p, s.what, &s.value, sizeof s.value),
-              "preference");
+    set(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (uint64_t)WORKSPACE);
+    set(p, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+        (uint32_t)CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
+    set(p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, k.align[1]);
+    set(p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, k.align[0]);
+    set(p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, k.align[2]);
+    set(p, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, k.align[2]);
     return p;
+}
+
+/* Its rows are our columns: a bias along our columns is its plain bias, and the sums over our k of
+ * op(a), which is its B, are its bias gradient of B. */
+cublasLtEpilogue_t epilogue_of(enum epilogue e)
+{
+    switch (e) {
+    case EPI_BIAS:
+        return CUBLASLT_EPILOGUE_BIAS;
+    case EPI_BIAS_GELU:
+        return CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+    case EPI_DGELU:
+        return CUBLASLT_EPILOGUE_DGELU;
+    case EPI_BIAS_GRAD:
+        return CUBLASLT_EPILOGUE_BGRADB;
+    default:
+        return CUBLASLT_EPILOGUE_DEFAULT;
+    }
+}
+
+bool has_bias(const struct gemm_args *g)
+{
+    return g->epilogue == EPI_BIAS || g->epilogue == EPI_BIAS_GELU || g->epilogue == EPI_BIAS_GRAD;
+}
+bool has_aux(const struct gemm_args *g)
+{
+    return g->epilogue == EPI_BIAS_GELU || g->epilogue == EPI_DGELU;
+}
+
+Key key_of(const struct gemm_args *g)
+{
+    Key k;
+    memset(&k, 0, sizeof k); /* the gaps too */
+    const struct tensor t[] = {g->a, g->b, g->c};
+    for (int i = 0; i < 3; i++) {
+        k.dim[i][0] = t[i].dim[0];
+        k.dim[i][1] = t[i].dim[1];
+        k.ld[i] = tensor_ld(t[i]);
+        k.type[i] = (int32_t)t[i].dtype;
+        k.align[i] = alignment(t[i].data);
+    }
+    if (has_bias(g)) k.type[3] = (int32_t)g->bias.dtype;
+    if (has_aux(g)) {
+        k.type[4] = (int32_t)g->aux.dtype;
+        k.ld[3] = tensor_ld(g->aux);
+    }
+    k.trans_a = g->trans_a;
+    k.trans_b = g->trans_b;
+    k.epilogue = (int32_t)g->epilogue;
+    k.adds = g->beta != 0;
+    return k;
+}
+
+/* The addresses of bias and aux belong to the operation, and change from call to call. */
+void point(cublasLtMatmulDesc_t op, const struct gemm_args *g)
+{
+    if (has_bias(g)) set(op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)g->bias.data);
+    if (has_aux(g)) set(op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, (const void *)g->aux.data);
+}
+
+cublasLtMatmulDesc_t operation(const struct gemm_args *g)
+{
+    cublasLtMatmulDesc_t op;
+    check(cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F), "operation");
+    set(op, CUBLASLT_MATMUL_DESC_TRANSA, g->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(op, CUBLASLT_MATMUL_DESC_TRANSB, g->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(op, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(g->epilogue));
+    if (has_bias(g)) set(op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(g->bias));
+    if (has_aux(g)) {
+        set(op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, type_of(g->aux));
+        set(op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)tensor_ld(g->aux));
+    }
+    point(op, g);
+    return op;
+}
+
+Product *make_product(struct Library *l, const Key &key, const struct gemm_args *g)
+{
+    Product *p = (Product *)calloc(1, sizeof *p);
+    CHECK(p, "out of memory");
+    p->key = key;
+    p->op = operation(g);
+    p->a = layout(g->b);
+    p->b = layout(g->a);
+    p->c = layout(g->c);
+    cublasLtMatmulPreference_t pref = preference(key);
+    cublasLtMatmulHeuristicResult_t found;
+    int count = 0;
+    const cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(l->handle, p->op, p->a, p->b, p->c,
+                                                            p->c, pref, 1, &found, &count);
+    cublasLtMatmulPreferenceDestroy(pref);
+    p->usable = s == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
+    if (p->usable) p->algorithm = found.algo;
+    p->next = l->products;
+    return l->products = p;
+}
+
+Product *product_of(struct Library *l, const struct gemm_args *g)
+{
+    const Key key = key_of(g);
+    for (Product *p = l->products; p; p = p->next)
+        if (memcmp(&p->key, &key, sizeof key) == 0) return p;
+    return make_product(l, key, g);
+}
+
+void drop(Product *p)
+{
+    cublasLtMatmulDescDestroy(p->op);
+    cublasLtMatrixLayoutDestroy(p->a);
+    cublasLtMatrixLayoutDestroy(p->b);
+    cublasLtMatrixLayoutDestroy(p->c);
+    free(p);
+}
+
+/* What the library asks of the memory beside the product's. */
+bool suits(const struct gemm_args *g)
+{
+    if (tensor_count(g->a) == 0 || tensor_count(g->b) == 0) return false;
+    if (has_aux(g) && (alignment(g->aux.data) < LEAST_ALIGNMENT || tensor_ld(g->aux) % 8))
+        return false;
+    return !has_bias(g) || (tensor_contiguous(g->bias) && alignment(g->bias.data) >= 4);
 }
 
 } // namespace
@@ -86,6 +227,10 @@ void cublaslt_open(struct Cuda *c)
 
 void cublaslt_close(struct Cuda *c)
 {
+    for (Product *p = c->library->products, *next; p; p = next) {
+        next = p->next;
+        drop(p);
+    }
     cublasLtDestroy(c->library->handle);
     cudaFree(c->library->workspace);
     free(c->library);
@@ -101,36 +246,19 @@ const char *cublaslt_name(void)
 bool cuda_library_gemm(struct dev *d, const struct gemm_args *g)
 {
     struct Cuda *c = cuda_of(d);
-    if (tensor_count(g->a) == 0 || tensor_count(g->b) == 0) return false;
-    const cublasOperation_t ta = g->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
-    const cublasOperation_t tb = g->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    struct Library *l = c->library;
+    if (!suits(g)) return false;
+    Product *p = product_of(l, g);
+    if (!p->usable) return false;
     const float alpha = (float)g->alpha, beta = (float)g->beta;
-    cublasLtMatmulDesc_t op;
-    check(cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F), "operation");
-    check(cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta),
-          "transpose");
-    check(cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb),
-          "transpose");
-    cublasLtMatrixLayout_t la = layout(g->b), lb = layout(g->a), lc = layout(g->c);
-    cublasLtMatmulPreference_t p = preference(g);
-    cublasLtMatmulHeuristicResult_t found;
-    int count = 0;
-    cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(c->library->handle, op, la, lb, lc, lc, p, 1,
-                                                      &found, &count);
-    const bool can = s == CUBLAS_STATUS_SUCCESS && count > 0;
-    if (can)
-        s = cublasLtMatmul(c->library->handle, op, &alpha, g->b.data, la, g->a.data, lb, &beta,
-                           g->c.data, lc, g->c.data, lc, &found.algo, c->library->workspace,
-                           WORKSPACE, c->stream);
-    cublasLtMatmulPreferenceDestroy(p);
-    cublasLtMatrixLayoutDestroy(la);
-    cublasLtMatrixLayoutDestroy(lb);
-    cublasLtMatrixLayoutDestroy(lc);
-    cublasLtMatmulDescDestroy(op);
+    point(p->op, g);
+    const cublasStatus_t s =
+        cublasLtMatmul(l->handle, p->op, &alpha, g->b.data, p->a, g->a.data, p->b, &beta, g->c.data,
+                       p->c, g->c.data, p->c, &p->algorithm, l->workspace, WORKSPACE, c->stream);
     /* odd strides of bf16, above all: the plain kernel takes them */
-    if (s == CUBLAS_STATUS_NOT_SUPPORTED || s == CUBLAS_STATUS_INVALID_VALUE || !can) return false;
-    check(s, "matrix product");
-    return true;
+    p->usable = s != CUBLAS_STATUS_NOT_SUPPORTED && s != CUBLAS_STATUS_INVALID_VALUE;
+    if (p->usable) check(s, "matrix product");
+    return p->usable;
 }
 
 #endif

@@ -4,6 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+extern "C" {
+#include "core/log.h"
+}
+
 struct Cuda *cuda_of(struct dev *d)
 {
     struct Cuda *c = (struct Cuda *)d->impl;
@@ -87,6 +91,25 @@ void *cuda_scratch(struct dev *d, size_t bytes)
     return c->scratch;
 }
 
+void *cuda_queue(struct dev *d) { return cuda_stream(d); }
+
+struct cudnn *cuda_sdpa(struct dev *d)
+{
+    struct Cuda *c = cuda_of(d);
+    struct err why = {};
+    if (c->sdpa_tried) return c->sdpa;
+    c->sdpa_tried = true;
+    c->sdpa = cudnn_open(NULL, &why);
+    if (c->sdpa)
+        log_info("attention by cuDNN %d.%d.%d", cudnn_version(c->sdpa) / 10000,
+                 cudnn_version(c->sdpa) / 100 % 100, cudnn_version(c->sdpa) % 100);
+    else
+        log_warn("attention by own kernels, slow: %s; install cuDNN 9 and NVRTC (pip: "
+                 "nvidia-cudnn-cu13, nvidia-cuda-nvrtc) or give the file of the first in OSP_CUDNN",
+                 why.msg);
+    return c->sdpa;
+}
+
 /* ---- start and stop ------------------------------------------------------------------------ */
 
 static bool start(struct dev *d, struct err *e)
@@ -109,6 +132,7 @@ static void stop(struct dev *d)
 {
     struct Cuda *c = cuda_of(d);
     cudaStreamSynchronize(c->stream);
+    cudnn_close(c->sdpa);
     cublaslt_close(c);
     cudaFree(c->scratch);
     cudaStreamDestroy(c->stream);
@@ -132,13 +156,88 @@ static const struct dev_ops *ops(enum dtype compute)
     return compute == DT_F32 || compute == DT_BF16 ? &cuda_ops : NULL;
 }
 
-static const struct dev_backend backend = {
-    .name = "cuda", .ops = ops, .start = start, .stop = stop, .describe = describe};
+/* ---- queues for transports ------------------------------------------------------------------ */
+
+/* A transport's kernels are small and others wait for them: they go first. */
+static void *queue_open(struct dev *d)
+{
+    int least = 0, greatest = 0;
+    cudaStream_t s;
+    cuda_of(d);
+    cuda_check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities of streams");
+    cuda_check(cudaStreamCreateWithPriority(&s, cudaStreamNonBlocking, greatest),
+               "creating a stream");
+    return s;
+}
+
+static void queue_close(struct dev *d, void *queue)
+{
+    cuda_of(d);
+    cuda_check(cudaStreamDestroy((cudaStream_t)queue), "ending a stream");
+}
+
+static void *event_new(struct dev *d)
+{
+    cudaEvent_t e;
+    cuda_of(d);
+    cuda_check(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "creating an event");
+    return e;
+}
+
+static void event_drop(struct dev *d, void *event)
+{
+    cuda_of(d);
+    cuda_check(cudaEventDestroy((cudaEvent_t)event), "ending an event");
+}
+
+static cudaStream_t queue_of(struct dev *d, void *queue)
+{
+    cudaStream_t own = cuda_stream(d); /* and the GPU of this thread */
+    return queue ? (cudaStream_t)queue : own;
+}
+
+static void event_record(struct dev *d, void *event, void *queue)
+{
+    cuda_check(cudaEventRecord((cudaEvent_t)event, queue_of(d, queue)), "recording an event");
+}
+
+static void event_await(struct dev *d, void *queue, void *event)
+{
+    cuda_check(cudaStreamWaitEvent(queue_of(d, queue), (cudaEvent_t)event, 0),
+               "waiting for an event");
+}
+
+static bool event_came(struct dev *d, void *event)
+{
+    cuda_of(d);
+    const cudaError_t e = cudaEventQuery((cudaEvent_t)event);
+    if (e == cudaErrorNotReady) {
+        cudaGetLastError(); /* it is no error, and must not be found by the next kernel */
+        return false;
+    }
+    cuda_check(e, "an event of a transport");
+    return true;
+}
+
+static const struct dev_queues queues = {.open = queue_open,
+                                         .close = queue_close,
+                                         .event = event_new,
+                                         .drop = event_drop,
+                                         .record = event_record,
+                                         .await = event_await,
+                                         .came = event_came};
+
+static const struct dev_backend backend = {.name = "cuda",
+                                           .ops = ops,
+                                           .start = start,
+                                           .stop = stop,
+                                           .describe = describe,
+                                           .queues = &queues};
 
 extern "C" __attribute__((visibility("default"))) dev_cuda_entry osp_cuda_backend;
-const struct dev_backend *osp_cuda_backend(size_t ops_size, struct err *why)
+const struct dev_backend *osp_cuda_backend(size_t sizes, struct err *why)
 {
-    if (ops_size != sizeof(struct dev_ops)) {
+    if (sizes != DEV_CUDA_SIZES) {
         err_set(why, RC_CONFIG, "libosp_cuda.so is of another build; make CUDA=1");
         return NULL;
     }

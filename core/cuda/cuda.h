@@ -1,6 +1,7 @@
 /* Private to the cuda device: arrays as kernels see them, sums of fixed order, the ops. */
 #ifndef CORE_CUDA_CUDA_H
 #define CORE_CUDA_CUDA_H
+#include "core/cuda/cudnn.h"
 #include "core/cuda/launch.h"
 
 /* ---- arrays -------------------------------------------------------------------------------- */
@@ -190,17 +191,24 @@ void cuda_copy(struct dev *d, void *dst, const void *src, size_t bytes);
 void cuda_to_host(struct dev *d, void *dst, const void *src, size_t bytes);
 void cuda_from_host(struct dev *d, void *dst, const void *src, size_t bytes);
 void cuda_sync(struct dev *d);
-/* c = alpha * op(a) op(b) + beta * c by cuBLASLt; false: not for this shape or not in this build.
- */
+/* Product and epilogue by cuBLASLt; false: not for this shape or not in this build. Unlike the op
+ * it writes a bias gradient and does not add it. */
 bool cuda_library_gemm(struct dev *d, const struct gemm_args *g);
+
+/* Attention by cuDNN (sdpa.cu). way [ranges]: how each is computed; the ranges that are left to the
+ * own kernels are ATTENTION_OWN on return. */
+enum { ATTENTION_OPEN, ATTENTION_BY_LIBRARY, ATTENTION_OWN, ATTENTION_BY_FLASH };
+void cuda_library_attn_fwd(struct dev *d, const struct attn_args *a, unsigned char *way);
+void cuda_library_attn_bwd(struct dev *d, const struct attn_grad_args *a, unsigned char *way);
+/* bf16 on the tensor units (flash.cu): takes all or none of the ATTENTION_OWN. */
+void cuda_flash_fwd(struct dev *d, const struct attn_args *a, unsigned char *way);
+void cuda_flash_bwd(struct dev *d, const struct attn_grad_args *a, unsigned char *way);
+struct cudnn *cuda_sdpa(struct dev *d); /* NULL: it cannot be opened here (said once) */
+void *cuda_queue(struct dev *d);        /* the device's stream */
 
 void cuda_gemm(struct dev *d, const struct gemm_args *g);
 void cuda_attn_fwd(struct dev *d, const struct attn_args *a);
 void cuda_attn_bwd(struct dev *d, const struct attn_grad_args *a);
-
-/* flash.cu; false: not for these arguments */
-bool cuda_flash_fwd(struct dev *d, const struct attn_args *a);
-bool cuda_flash_bwd(struct dev *d, const struct attn_grad_args *a);
 
 void cuda_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a);
 void cuda_norm_rope_bwd(struct dev *d, const struct norm_rope_grad_args *a);

@@ -47,15 +47,19 @@ struct Tiles {
         return Part{first[i] + at, other[i], (int)(left < size ? left : size), others[i]};
     }
 };
-Tiles tiles_of(const struct seqs *s, int from, int size, bool own_keys)
+/* Of the open ranges from number *at on, which moves behind them. */
+Tiles tiles_of(const struct seqs *s, const unsigned char *way, int *at, int size, bool own_keys)
 {
     Tiles t = {};
-    for (int i = from; i < s->n && t.n < MOST_RANGES; i++, t.n++) {
+    for (; *at < s->n && t.n < MOST_RANGES; ++*at) {
+        const int i = *at;
+        if (way[i] != ATTENTION_OWN) continue;
         t.first[t.n] = own_keys ? s->k_first[i] : s->q_first[i];
         t.len[t.n] = own_keys ? s->k_len[i] : s->q_len[i];
         t.other[t.n] = own_keys ? s->q_first[i] : s->k_first[i];
         t.others[t.n] = own_keys ? s->q_len[i] : s->k_len[i];
         t.start[t.n + 1] = t.start[t.n] + (t.len[t.n] + size - 1) / size;
+        t.n++;
     }
     return t;
 }
@@ -358,34 +362,44 @@ void by_dim(struct dev *d, int64_t n, int64_t dim, const Args &a)
         warps(d, n, Kernel<128>{a});
 }
 
-bool fits(struct tensor q) { return HAVE_WARPS && q.dtype == DT_BF16 && q.dim[2] <= 128; }
+/* Whether there is anything to do. */
+bool takes(struct tensor q, const struct seqs *s, const unsigned char *way)
+{
+    bool open = false;
+    for (int i = 0; i < s->n; i++) open = open || way[i] == ATTENTION_OWN;
+    return open && HAVE_WARPS && q.dtype == DT_BF16 && q.dim[2] <= 128;
+}
+void done(const struct seqs *s, unsigned char *way)
+{
+    for (int i = 0; i < s->n; i++)
+        if (way[i] == ATTENTION_OWN) way[i] = ATTENTION_BY_FLASH;
+}
 
 } // namespace
 
-bool cuda_flash_fwd(struct dev *d, const struct attn_args *a)
+void cuda_flash_fwd(struct dev *d, const struct attn_args *a, unsigned char *way)
 {
-    if (!fits(a->q)) return false;
-    const int64_t heads = a->q.dim[1], dim = a->q.dim[2];
-    for (int i = 0; i < a->seqs->n; i += MOST_RANGES) {
-        const Tiles t = tiles_of(a->seqs, i, QUERIES, false);
-        const int64_t n = t.start[t.n];
-        const FlashArgs f = {half_of(a->o),
-                             half_of(a->q),
-                             half_of(a->k),
-                             half_of(a->v),
-                             (float *)a->lse.data,
-                             heads,
-                             n,
-                             (float)a->scale * LOG2_E,
-                             t};
-        by_dim<FlashForward>(d, n * heads, dim, f);
+    if (!takes(a->q, a->seqs, way)) return;
+    FlashArgs f = {half_of(a->o),
+                   half_of(a->q),
+                   half_of(a->k),
+                   half_of(a->v),
+                   (float *)a->lse.data,
+                   a->q.dim[1],
+                   0,
+                   (float)a->scale * LOG2_E,
+                   {}};
+    for (int at = 0; at < a->seqs->n;) {
+        f.ranges = tiles_of(a->seqs, way, &at, QUERIES, false);
+        f.tiles = f.ranges.start[f.ranges.n];
+        by_dim<FlashForward>(d, f.tiles * f.heads, a->q.dim[2], f);
     }
-    return true;
+    done(a->seqs, way);
 }
 
-bool cuda_flash_bwd(struct dev *d, const struct attn_grad_args *a)
+void cuda_flash_bwd(struct dev *d, const struct attn_grad_args *a, unsigned char *way)
 {
-    if (!fits(a->q)) return false;
+    if (!takes(a->q, a->seqs, way)) return;
     FlashGrad g = {half_of(a->dq),
                    half_of(a->dk),
                    half_of(a->dv),
@@ -403,13 +417,15 @@ bool cuda_flash_bwd(struct dev *d, const struct attn_grad_args *a)
     const int64_t stats = a->q.dim[0] * g.heads, dim = a->q.dim[2];
     g.delta = (float *)cuda_scratch(d, (size_t)stats * sizeof(float));
     each(d, stats, FlashDelta{g});
-    for (int i = 0; i < a->seqs->n; i += MOST_RANGES) {
-        g.ranges = tiles_of(a->seqs, i, QUERIES, false);
+    for (int at = 0; at < a->seqs->n;) {
+        g.ranges = tiles_of(a->seqs, way, &at, QUERIES, false);
         g.tiles = g.ranges.start[g.ranges.n];
         by_dim<FlashQuery>(d, g.tiles * g.heads, dim, g);
-        g.ranges = tiles_of(a->seqs, i, KEYS, true);
+    }
+    for (int at = 0; at < a->seqs->n;) {
+        g.ranges = tiles_of(a->seqs, way, &at, KEYS, true);
         g.tiles = g.ranges.start[g.ranges.n];
         by_dim<FlashKey>(d, g.tiles * g.heads, dim, g);
     }
-    return true;
+    done(a->seqs, way);
 }

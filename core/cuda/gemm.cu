@@ -1,7 +1,8 @@
-/* Matrix products. The product itself comes from cuBLASLt (cublaslt.cu) or, for a shape that the
- * library refuses and in a build without it, from one thread per element; the epilogues are small
- * kernels after it. A bf16 result with an epilogue goes through an f32 array, a strip of rows at a
- * time, so that it is rounded once. */
+/* Matrix products. cuBLASLt (cublaslt.cu) computes product and epilogue in one. What it refuses is
+ * done in two steps: the product comes from it or, for a shape that it refuses too and in a build
+ * without it, from one thread per element; the epilogues are small kernels after it. A bf16 result
+ * with an epilogue then goes through an f32 array, a strip of rows at a time, so that it is rounded
+ * once. */
 #include "core/cuda/cuda.h"
 
 namespace
@@ -61,13 +62,35 @@ struct RowTerm { /* of the sum over k of op(a) */
     DEVICE double operator()(int64_t i, int64_t p) const { return (double)a(i, p); }
 };
 
+/* Without the epilogue. */
 void product(struct dev *d, const struct gemm_args *g)
 {
     const int64_t k = g->trans_a ? g->a.dim[0] : g->a.dim[1];
-    if (tensor_count(g->c) == 0 || cuda_library_gemm(d, g)) return;
+    struct gemm_args plain = *g;
+    plain.epilogue = EPI_NONE;
+    if (tensor_count(g->c) == 0 || cuda_library_gemm(d, &plain)) return;
     each(d, tensor_count(g->c),
          Product{view(g->c), Matrix{view(g->a), g->trans_a}, Matrix{view(g->b), g->trans_b}, k,
                  (float)g->alpha, (float)g->beta});
+}
+
+struct AddSums { /* out[i] += sum[i] */
+    View out;
+    const float *sum;
+    DEVICE void operator()(int64_t i) const { put(out, 0, i, get(out, 0, i) + sum[i]); }
+};
+
+/* Product and epilogue by the library; a bias gradient is written by it and added here. */
+bool in_one(struct dev *d, const struct gemm_args *g)
+{
+    if (tensor_count(g->c) == 0) return false;
+    if (g->epilogue != EPI_BIAS_GRAD) return cuda_library_gemm(d, g);
+    const int64_t m = g->c.dim[0];
+    struct gemm_args sums = *g;
+    sums.bias = tensor_make(cuda_scratch(d, (size_t)m * sizeof(float)), DT_F32, 1, &m);
+    if (!cuda_library_gemm(d, &sums)) return false;
+    each(d, m, AddSums{view(g->bias), (const float *)sums.bias.data});
+    return true;
 }
 
 /* Rows [first, first + n) of the product, with an f32 array between product and epilogue. */
@@ -100,6 +123,7 @@ void cuda_gemm(struct dev *d, const struct gemm_args *g)
     cuda_expect_float(g->c, "gemm");
     CHECK(g->a.dtype == g->b.dtype, "gemm of %s and %s", dtype_name(g->a.dtype),
           dtype_name(g->b.dtype));
+    if (in_one(d, g)) return;
     if (g->epilogue == EPI_NONE || g->epilogue == EPI_BIAS_GRAD) {
         product(d, g);
         if (g->epilogue == EPI_BIAS_GRAD)

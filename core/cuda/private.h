@@ -9,6 +9,8 @@ struct Cuda { /* dev.impl */
     void *scratch;
     size_t scratch_bytes;
     struct Library *library; /* cublaslt.cu; NULL: not in this build */
+    struct cudnn *sdpa;      /* opened when attention first wants it */
+    bool sdpa_tried;
 };
 struct Cuda *cuda_of(struct dev *d);
 
