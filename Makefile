@@ -171,7 +171,11 @@ cublas-compile:
 	@for arch in 80 90a; do $(MAKE) --no-print-directory BUILD=$(BUILD)/sm_$$arch CUBLAS_OK=yes WERROR=1 \
 	  CUDA_ARCH="-gencode arch=compute_$$arch,code=sm_$$arch" $(BUILD)/sm_$$arch/core/cuda/cublaslt.o \
 	  $(BUILD)/sm_$$arch/core/cuda/gemm.o || exit 1; done
-.PHONY: cublas-compile
+# everything for the older generation that has the same tensor instructions; only compiled
+cuda-sm80:
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/sm_80 WERROR=1 CUDA_ARCH="-gencode arch=compute_80,code=sm_80" \
+	  $(CUDA_OBJS:$(BUILD)/%=$(BUILD)/sm_80/%)
+.PHONY: cublas-compile cuda-sm80
 comma := ,
 ifneq ($(and $(NCCL),$(CUDA_HOME)),)
 $(BUILD)/parallel/comm_nccl.o: ALLC += -DHAVE_NCCL_H -isystem $(NCCL)/include -isystem $(CUDA_HOME)/include

@@ -114,6 +114,12 @@ bool dev_supports(const char *name, enum dtype compute)
     return b && b->ops(compute);
 }
 
+int dev_units(const char *name)
+{
+    const struct dev_backend *b = find(name);
+    return !b ? 0 : b->units ? b->units() : 1;
+}
+
 /* The table is made of pointers only, apart from its first member; each must be set. */
 static void refuse_holes(const struct dev_ops *ops, const char *name)
 {

@@ -272,6 +272,9 @@ void dev_close(struct dev *d);
 /* Of this build and machine (cuda only with a usable GPU), NULL-terminated. */
 const char *const *dev_names(void);
 bool dev_supports(const char *name, enum dtype compute);
+/* How many ranks of this host can have one of their own: GPUs that are seen; 1 for a device that is
+ * the host itself; 0 where there is no such device. */
+int dev_units(const char *name);
 /* Which rank of its host this process is, as the launcher says (before MPI_Init, too); 0 without
  * one. Ranks of a host take its GPUs in turn. */
 int dev_local_rank(void);
@@ -318,6 +321,7 @@ struct dev_backend {
     void (*stop)(struct dev *d);
     void (*describe)(struct dev *d, char *out, size_t size);
     const struct dev_queues *queues; /* NULL: see dev_queues_of */
+    int (*units)(void);              /* see dev_units; NULL: 1 */
 };
 extern const struct dev_backend dev_ref, dev_cpu, dev_null;
 /* One more device, before the first dev_names (for tests). */

@@ -9,8 +9,31 @@
 #include "core/log.h"
 #include "parallel/launch.h"
 
-const char *session_device(const struct settings *s)
+/* Whether the ranks of each host have a GPU each; the answer is the same on all ranks. */
+static bool gpu_for_each(struct comm *world, enum dtype compute)
 {
+    struct found {
+        int gpus, ranks;
+    } mine = {dev_supports("cuda", compute) ? dev_units("cuda") : 0, launch_local_ranks(world)};
+    struct found *all = calloc((size_t)world->size, sizeof *all);
+    CHECK(all, "out of memory");
+    comm_gather_bytes(world, all, &mine, sizeof mine, "GPUs");
+    int some = 0, without = -1;
+    for (int r = 0; r < world->size; r++) {
+        some += all[r].gpus > 0;
+        if (all[r].gpus < all[r].ranks) without = r;
+    }
+    if (some && without >= 0)
+        log_warn("device: auto computes on the CPU: the host of rank %d has %d GPUs for %d ranks; "
+                 "start one rank per GPU, or say device: cuda or cpu",
+                 without, all[without].gpus, all[without].ranks);
+    free(all);
+    return without < 0;
+}
+
+const char *session_device(struct comm *world, const struct settings *s)
+{
+    const enum dtype compute = settings_dtype(s);
     switch (s->device) {
     case DEVICE_REF:
         return "ref";
@@ -18,9 +41,13 @@ const char *session_device(const struct settings *s)
         return "cuda";
     case DEVICE_NULL:
         err_stop(RC_CONFIG, "device: null computes nothing; for a dry run use osp plan");
+    case DEVICE_AUTO:
+        if (gpu_for_each(world, compute)) return "cuda";
+        break;
     default:
-        return dev_supports("cpu", settings_dtype(s)) ? "cpu" : "ref";
+        break;
     }
+    return dev_supports("cpu", compute) ? "cpu" : "ref";
 }
 
 struct mesh_degrees session_degrees(const struct settings *s, int ranks)
@@ -123,7 +150,7 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     const struct dryrun_in in = session_dryrun(set, world->size, world->rank, shape, train);
     dryrun(&in, &s->cost);
     dryrun_model_flops(&in, &s->model_forward, &s->model_backward);
-    s->dev = dev_open(session_device(set), in.compute, threads_of(world));
+    s->dev = dev_open(session_device(world, set), in.compute, threads_of(world));
     s->dev->own_attention = set->attention == ATTENTION_BY_US;
     s->dev->deterministic = set->deterministic_training;
     world->deadline_s = set->comm_deadline_s;

@@ -49,5 +49,7 @@ struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
 void session_open(struct session *s, const struct settings *set, struct comm *world,
                   struct session_shape shape, bool train);
 void session_close(struct session *s);
-const char *session_device(const struct settings *s); /* "auto" resolved */
+/* Collective: the device by name. "auto" is cuda when every rank of the world can have a GPU of its
+ * own, else cpu (ref for fp64); the reason is logged when only some could. */
+const char *session_device(struct comm *world, const struct settings *s);
 #endif

@@ -227,12 +227,19 @@ static const struct dev_queues queues = {.open = queue_open,
                                          .await = event_await,
                                          .came = event_came};
 
+static int units(void)
+{
+    int gpus = 0;
+    return cudaGetDeviceCount(&gpus) == cudaSuccess ? gpus : 0;
+}
+
 static const struct dev_backend backend = {.name = "cuda",
                                            .ops = ops,
                                            .start = start,
                                            .stop = stop,
                                            .describe = describe,
-                                           .queues = &queues};
+                                           .queues = &queues,
+                                           .units = units};
 
 extern "C" __attribute__((visibility("default"))) dev_cuda_entry osp_cuda_backend;
 const struct dev_backend *osp_cuda_backend(size_t sizes, struct err *why)
