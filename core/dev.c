@@ -120,6 +120,12 @@ int dev_units(const char *name)
     return !b ? 0 : b->units ? b->units() : 1;
 }
 
+size_t dev_free_bytes(struct dev *d)
+{
+    const struct dev_backend *b = find(d->ops->name);
+    return b && b->free_bytes ? b->free_bytes(d) : 0;
+}
+
 /* The table is made of pointers only, apart from its first member; each must be set. */
 static void refuse_holes(const struct dev_ops *ops, const char *name)
 {

@@ -278,6 +278,8 @@ int dev_units(const char *name);
 /* Which rank of its host this process is, as the launcher says (before MPI_Init, too); 0 without
  * one. Ranks of a host take its GPUs in turn. */
 int dev_local_rank(void);
+/* Of its own memory, now; 0 for a device that computes in the host's. */
+size_t dev_free_bytes(struct dev *d);
 /* One line for the start banner: library, instruction set, threads. */
 void dev_describe(struct dev *d, char *out, size_t size);
 
@@ -320,8 +322,9 @@ struct dev_backend {
     bool (*start)(struct dev *d, struct err *e);      /* sets impl; may be NULL */
     void (*stop)(struct dev *d);
     void (*describe)(struct dev *d, char *out, size_t size);
-    const struct dev_queues *queues; /* NULL: see dev_queues_of */
-    int (*units)(void);              /* see dev_units; NULL: 1 */
+    const struct dev_queues *queues;    /* NULL: see dev_queues_of */
+    int (*units)(void);                 /* see dev_units; NULL: 1 */
+    size_t (*free_bytes)(struct dev *); /* NULL: the device is the host */
 };
 extern const struct dev_backend dev_ref, dev_cpu, dev_null;
 /* One more device, before the first dev_names (for tests). */

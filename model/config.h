@@ -11,7 +11,8 @@ enum recompute {                      /* what a block keeps from forward to back
                  RECOMPUTE_ALL,       /* its input only */
                  RECOMPUTE_ATTENTION, /* + attention output and log-sum-exp */
                  RECOMPUTE_GEMM,      /* + outputs of the large matrix products */
-                 RECOMPUTE_NONE       /* everything */
+                 RECOMPUTE_NONE,      /* everything */
+                 RECOMPUTE_AUTO       /* of a configuration: what fits (train/fit.h) */
 };
 struct model_config {
     int64_t dim, ffn_dim, freq_dim, in_dim, out_dim, num_heads, num_layers, text_len, text_dim;

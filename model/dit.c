@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "model/params.h"
 #include "model/rope.h"
@@ -43,6 +44,11 @@ struct dit *dit_new(struct dev *dev, const struct model_config *m, enum recomput
     rope_init(&d->rope, dev, (int)(m->dim / m->num_heads), max_pos);
     set_policies(d, recompute, blocks);
     return d;
+}
+
+void dit_set_policies(struct dit *d, const enum recompute *policy)
+{
+    memcpy(d->policy, policy, (size_t)d->num_blocks * sizeof *policy);
 }
 
 void dit_free(struct dit *d, struct dev *dev)

@@ -22,6 +22,8 @@ struct dit {
  * the others keep everything. max_pos: largest extent of any token grid. */
 struct dit *dit_new(struct dev *dev, const struct model_config *m, enum recompute recompute,
                     const struct cfg_ints *blocks, int max_pos);
+/* policy [num_layers]: of each block, from the next pass on. */
+void dit_set_policies(struct dit *d, const enum recompute *policy);
 void dit_free(struct dit *d, struct dev *dev);
 int64_t dit_num_params(const struct dit *d);
 

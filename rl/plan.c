@@ -74,7 +74,7 @@ static void walk(const struct settings *s, struct rl_plan *p)
         struct dryrun_out o;
         const struct dryrun_in in = session_dryrun(s, p->c.ranks, r, p->c.shape, true);
         dryrun(&in, &o);
-        const bool largest = r == 0 || plan_total_bytes(&o) > plan_total_bytes(&p->c.rank);
+        const bool largest = r == 0 || dryrun_bytes(&o) > dryrun_bytes(&p->c.rank);
         add_rank(&p->rollout, &e.rollout, largest);
         add_rank(&p->update, &e.update, largest);
         p->c.rows_most = r == 0 || o.rows_most > p->c.rows_most ? o.rows_most : p->c.rows_most;

@@ -236,7 +236,7 @@ static void text_and_json(struct comm *world)
     const json_t *flops = json_object_get(o, "flops"), *memory = json_object_get(o, "memory_bytes");
     EXPECT(near(json_real_value(json_object_get(flops, "executed")), 15.81e15), "FLOPs");
     EXPECT(json_integer_value(json_object_get(memory, "total")) ==
-               (json_int_t)plan_total_bytes(&c.rank),
+               (json_int_t)dryrun_bytes(&c.rank),
            "memory");
     json_decref(o);
     free(t);

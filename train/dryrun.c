@@ -80,6 +80,7 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     int most = in->t > in->h ? in->t : in->h;
     most = in->w > most ? in->w : most;
     struct dit *d = dit_new(dev, &in->model, in->recompute, in->recompute_blocks, most);
+    if (in->by_block) dit_set_policies(d, in->policy);
     struct lora *lora = NULL;
     if (in->lora && in->lora->rank)
         lora = lora_new(dev, d, in->lora,
@@ -137,6 +138,12 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     dev_close(dev);
 }
 
+size_t dryrun_bytes(const struct dryrun_out *o)
+{
+    return o->master_bytes + o->moment_bytes + o->ema_bytes + o->grad_bytes + o->wire_bytes +
+           o->slot_bytes + o->lora_bytes + o->other_bytes + o->keep_bytes + o->tmp_bytes;
+}
+
 void dryrun_model_flops(const struct dryrun_in *in, struct dryrun_phase *forward,
                         struct dryrun_phase *backward)
 {
@@ -146,6 +153,7 @@ void dryrun_model_flops(const struct dryrun_in *in, struct dryrun_phase *forward
     one.degrees = (struct mesh_degrees){1, 1, 1};
     one.recompute = RECOMPUTE_NONE;
     one.recompute_blocks = NULL;
+    one.by_block = false;
     one.train = true;
     one.fsdp.optimizer = true;
     one.on_comm = NULL;

@@ -3,12 +3,15 @@
 #ifndef TRAIN_DRYRUN_H
 #define TRAIN_DRYRUN_H
 #include "model/lora.h"
+#include "model/plan.h"
 #include "parallel/fsdp.h"
 struct dryrun_in {
     struct model_config model;
     enum dtype compute;
     enum recompute recompute;
     const struct cfg_ints *recompute_blocks;
+    bool by_block; /* policy, instead of the two above */
+    enum recompute policy[MAX_BLOCKS];
     int ranks, rank;
     struct mesh_degrees degrees;
     struct fsdp_opts fsdp;
@@ -37,6 +40,7 @@ struct dryrun_out {
     int64_t rows_least, rows_most; /* over its stages */
 };
 void dryrun(const struct dryrun_in *in, struct dryrun_out *out);
+size_t dryrun_bytes(const struct dryrun_out *o); /* everything a rank holds on its device */
 /* Forward and backward FLOPs without any recompute, of the whole micro-batch over all ranks of a
  * sequence group: what MFU counts. */
 void dryrun_model_flops(const struct dryrun_in *in, struct dryrun_phase *forward,

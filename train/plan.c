@@ -10,6 +10,7 @@
 #include "core/log.h"
 #include "model/plan.h"
 #include "train/args.h"
+#include "train/fit.h"
 #include "train/print_config.h"
 #include "train/verbs.h"
 
@@ -39,14 +40,17 @@ static void memory_of(const struct dryrun_out *o, struct amount m[MEMORY_KINDS])
                                              {"adapters", (double)o->lora_bytes},
                                              {"activations kept", (double)o->keep_bytes},
                                              {"temporaries", (double)o->tmp_bytes},
-                                             {"total", (double)plan_total_bytes(o)}};
+                                             {"total", (double)dryrun_bytes(o)}};
     memcpy(m, all, sizeof all);
 }
 
 static const char *recompute_name(const struct dryrun_in *in)
 {
     static const char *const name[] = {"all", "attention kept", "matrix products kept", "none"};
-    return in->recompute_blocks ? "by block" : name[in->recompute];
+    static char by_block[256];
+    if (!in->by_block) return in->recompute_blocks ? "by block" : name[in->recompute];
+    fit_describe(&in->model, in->policy, by_block, sizeof by_block);
+    return by_block;
 }
 
 const char *plan_grouped(int64_t v, char out[32])

@@ -25,6 +25,7 @@ struct plan_cost {
     int64_t global_batch;
     struct session_shape shape;
     struct dryrun_in in;
+    int level;              /* of recompute: auto (train/fit.h) */
     struct dryrun_out rank; /* of the rank that needs the most memory */
     int64_t rows_least, rows_most, tokens;
     /* FLOPs of one sample */
@@ -53,7 +54,6 @@ void plan_estimate(const struct settings *s, struct plan_cost *c, double matrix,
 void plan_scaling(FILE *out, const struct settings *s, int from, int to, bool forward);
 const char *plan_axis_name(enum axis a);
 const char *plan_kind_name(enum comm_kind k);
-size_t plan_total_bytes(const struct dryrun_out *o);
 double plan_axis_seconds(const struct settings *s, const struct plan_cost *c, enum axis a);
 /* Parts of the pages, for other plans. */
 const char *plan_grouped(int64_t v, char out[32]); /* 14288491584 -> "14,288,491,584" */

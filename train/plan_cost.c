@@ -6,6 +6,7 @@
 #include "core/err.h"
 #include "data/codec.h"
 #include "model/plan.h"
+#include "train/fit.h"
 #include "train/trainer.h"
 
 /* Linear layers 740-750 and attention 700 forward, 590 backward are what cuBLAS and cuDNN reach on
@@ -51,12 +52,6 @@ struct session_shape plan_latent(const struct settings *s, int dp)
     shape.h = z[2];
     shape.w = z[3];
     return shape;
-}
-
-size_t plan_total_bytes(const struct dryrun_out *o)
-{
-    return o->master_bytes + o->moment_bytes + o->ema_bytes + o->grad_bytes + o->wire_bytes +
-           o->slot_bytes + o->lora_bytes + o->other_bytes + o->keep_bytes + o->tmp_bytes;
 }
 
 const char *plan_axis_name(enum axis a)
@@ -114,15 +109,30 @@ static struct group walk_group(const struct settings *s, int size, bool train, s
     for (int r = 0; r < size; r++) {
         struct dryrun_out o;
         c->in = session_dryrun(s, c->ranks, r, c->shape, train);
+        if (train && s->recompute == RECOMPUTE_AUTO) fit_take(&c->in, c->level);
         dryrun(&c->in, &o);
         g.flops += all_flops(&o);
         g.matrix_s = fmax(g.matrix_s, plan_matrix_seconds(&o.forward, &o.backward));
         g.row_bytes = fmax(g.row_bytes, o.forward.row_bytes + o.backward.row_bytes);
         c->rows_most = r == 0 || o.rows_most > c->rows_most ? o.rows_most : c->rows_most;
         c->rows_least = r == 0 || o.rows_least < c->rows_least ? o.rows_least : c->rows_least;
-        if (r == 0 || plan_total_bytes(&o) > plan_total_bytes(&c->rank)) c->rank = o;
+        if (r == 0 || dryrun_bytes(&o) > dryrun_bytes(&c->rank)) c->rank = o;
     }
     return g;
+}
+
+/* recompute: auto with memory_budget_gb, or what an H200 leaves to a program. */
+static int choose_level(const struct settings *s, int size, const struct plan_cost *c)
+{
+    const double gb = s->memory_budget_gb > 0 ? s->memory_budget_gb : 130;
+    struct dryrun_out o;
+    int least = fit_levels(&s->model);
+    for (int r = 0; r < size; r++) {
+        const struct dryrun_in in = session_dryrun(s, c->ranks, r, c->shape, true);
+        const int level = fit_level(&in, (size_t)(1e9 * gb), &o);
+        least = level < least ? level : least;
+    }
+    return least;
 }
 
 void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
@@ -138,6 +148,7 @@ void plan_cost(const struct settings *s, int ranks, struct plan_cost *c)
     c->global_batch = trainer_global_batch(s, c->dp);
     c->num_micro = (int)(c->global_batch / c->dp / c->shape.batch);
     c->tokens = c->shape.batch * c->shape.t * (c->shape.h / 2) * (c->shape.w / 2);
+    if (s->recompute == RECOMPUTE_AUTO) c->level = choose_level(s, group, c);
     const struct group g = walk_group(s, group, true, c);
     const struct dryrun_out whole = whole_sample(&c->in);
     struct dryrun_phase f, b;

@@ -52,7 +52,7 @@ static void row(FILE *out, const struct plan_cost *c, const char *marks, bool fo
                 (long long)c->global_batch, compute, c->sequence_s, c->fsdp_s, c->step_s,
                 3600 * (double)c->global_batch / c->step_s,
                 100 * c->model * per_rank / (1e12 * plan_chip.peak_tflops), 100 * per_rank / *first,
-                1e-9 * (double)plan_total_bytes(&c->rank), marks);
+                1e-9 * (double)dryrun_bytes(&c->rank), marks);
 }
 
 void plan_scaling(FILE *out, const struct settings *s, int from, int to, bool forward)

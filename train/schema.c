@@ -72,7 +72,7 @@ WORDS(auto_word, "auto");
 WORDS(null_word, "null");
 WORDS(model_names, "osp_next", "wan_t2v");
 WORDS(reshards, "null", "true", "false");
-WORDS(recomputes, "all", "attention", "gemm", "none");
+WORDS(recomputes, "all", "attention", "gemm", "none", "auto");
 WORDS(clips, "adaptive", "fixed", "adaptive_capped");
 WORDS(dtypes, "bf16|bfloat16", "fp32|float|float32", "fp64|double",
       "!fp16|float16: its range needs loss scaling, which is not built; use bf16");
@@ -115,9 +115,14 @@ static const struct row general[] = {
              "official name of recompute: all"),
     {TPR,
      {"recompute", CFG_WORD_OR_INTS, AT(recompute), "null", 0, 127, recomputes,
-      "what the backward pass computes again, or the blocks that recompute all; null: as "
-      "gradient_checkpointing says",
+      "what the backward pass computes again, or the blocks that recompute all; auto: as little as "
+      "fits, block by block; null: as gradient_checkpointing says",
       0, AT(recompute_blocks)}},
+    {TP,
+     {"memory_budget_gb", CFG_REAL, AT(memory_budget_gb), "null", 1e-6, 1e6, null_word,
+      "of a rank, for recompute: auto (10^9 bytes); null: 0.94 of what the GPU or 0.8 of what the "
+      "host has free, the host's shared by its ranks; osp plan: 130",
+      0, 0}},
     ROW_INT(TPR, "gradient_accumulation_steps", gradient_accumulation_steps, "1", 1, 65536,
             "micro-steps per optimizer step (follows from global_batch_size when that is given)"),
     ROW_REAL(TPR, "init_max_grad_norm", init_max_grad_norm, "1.0", 0, BIG,
@@ -131,8 +136,9 @@ static const struct row general[] = {
     ROW_INT(TP, "save_interval", save_interval, "1000", 1, BIG, "steps between checkpoints"),
     ROW_TEXT(TPR, "resume", resume, "auto", "auto (newest valid checkpoint), never, or a path"),
     ROW_ENUM(TSPR, "weight_dtype", weight_dtype, "bfloat16", dtypes, "type of the computation"),
-    ROW_ENUM(TSPR, "device", device, "auto", devices,
-             "where the computation runs; auto: cuda when every rank has a GPU of its own, else cpu"),
+    ROW_ENUM(
+        TSPR, "device", device, "auto", devices,
+        "where the computation runs; auto: cuda when every rank has a GPU of its own, else cpu"),
     ROW_ENUM(TSPR, "attention", attention, "auto", attentions,
              "auto: cuDNN for bf16 on GPUs where it is found; own: kernels of this program only"),
     ROW_REAL(TPR, "ema_decay", ema_decay, "0.9999", 0, 1, "average of the weights; 0: none"),

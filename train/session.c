@@ -8,6 +8,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "parallel/launch.h"
+#include "train/fit.h"
 
 /* Whether the ranks of each host have a GPU each; the answer is the same on all ranks. */
 static bool gpu_for_each(struct comm *world, enum dtype compute)
@@ -63,6 +64,7 @@ struct mesh_degrees session_degrees(const struct settings *s, int ranks)
 enum recompute session_recompute(const struct settings *s, const struct cfg_ints **blocks)
 {
     *blocks = s->recompute == -1 ? &s->recompute_blocks : NULL;
+    if (s->recompute == RECOMPUTE_AUTO) return RECOMPUTE_ALL; /* until something better fits */
     if (s->recompute >= 0) return (enum recompute)s->recompute;
     return s->recompute == -2 && s->gradient_checkpointing ? RECOMPUTE_ALL : RECOMPUTE_NONE;
 }
@@ -142,15 +144,50 @@ static void check_shape(const struct settings *s, struct session_shape shape)
                  (long long)shape.h, (long long)shape.w);
 }
 
+/* Bytes that this rank may fill. */
+static size_t memory_budget(struct comm *world, struct dev *d, const struct settings *s)
+{
+    if (s->memory_budget_gb > 0) return (size_t)(1e9 * s->memory_budget_gb);
+    const size_t gpu = dev_free_bytes(d);
+    if (gpu) return gpu / 100 * 94;
+    const size_t host = fit_host_bytes();
+    if (!host)
+        err_stop(RC_CONFIG, "recompute: auto: this system does not say how much memory is free "
+                            "(/proc/meminfo); give memory_budget_gb");
+    return host / 10 * 8 / (size_t)launch_local_ranks(world);
+}
+
+/* The same on all ranks: what the rank with the least room can keep. */
+static void fit_recompute(struct session *s, struct dryrun_in *in)
+{
+    struct comm *world = s->world;
+    const size_t bytes = memory_budget(world, s->dev, s->set);
+    int *all = calloc((size_t)world->size, sizeof *all);
+    CHECK(all, "out of memory");
+    int level = fit_level(in, bytes, &s->cost);
+    comm_gather_bytes(world, all, &level, sizeof level, "recompute: auto");
+    for (int r = 0; r < world->size; r++) level = all[r] < level ? all[r] : level;
+    free(all);
+    fit_take(in, level);
+    dryrun(in, &s->cost);
+    char text[256];
+    fit_describe(&in->model, in->policy, text, sizeof text);
+    log_info("recompute: auto | %s | %.3f of %.3f GB", text, 1e-9 * (double)dryrun_bytes(&s->cost),
+             1e-9 * (double)bytes);
+}
+
 void session_open(struct session *s, const struct settings *set, struct comm *world,
                   struct session_shape shape, bool train)
 {
     *s = (struct session){.set = set, .world = world, .shape = shape};
     check_shape(set, shape);
-    const struct dryrun_in in = session_dryrun(set, world->size, world->rank, shape, train);
-    dryrun(&in, &s->cost);
-    dryrun_model_flops(&in, &s->model_forward, &s->model_backward);
+    struct dryrun_in in = session_dryrun(set, world->size, world->rank, shape, train);
     s->dev = dev_open(session_device(world, set), in.compute, threads_of(world));
+    if (train && set->recompute == RECOMPUTE_AUTO)
+        fit_recompute(s, &in);
+    else
+        dryrun(&in, &s->cost);
+    dryrun_model_flops(&in, &s->model_forward, &s->model_backward);
     s->dev->own_attention = set->attention == ATTENTION_BY_US;
     s->dev->deterministic = set->deterministic_training;
     world->deadline_s = set->comm_deadline_s;
@@ -160,6 +197,7 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     int most = in.t > in.h ? in.t : in.h;
     most = in.w > most ? in.w : most;
     s->dit = dit_new(s->dev, &in.model, in.recompute, in.recompute_blocks, most);
+    if (in.by_block) dit_set_policies(s->dit, in.policy);
     if (in.lora->rank)
         s->lora = lora_new(
             s->dev, s->dit, in.lora,

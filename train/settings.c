@@ -236,6 +236,8 @@ static void rule_recompute(struct rules *r)
     const struct settings *s = r->s;
     if (s->gradient_checkpointing && s->recompute != -2)
         blame(r, "gradient_checkpointing", "and recompute say the same thing twice; give one");
+    if (s->memory_budget_gb > 0 && s->recompute != RECOMPUTE_AUTO)
+        blame(r, "memory_budget_gb", "is for recompute: auto");
     for (int i = 0; s->recompute == -1 && i < s->recompute_blocks.n; i++)
         if (s->recompute_blocks.v[i] >= s->model.num_layers)
             blame(r, "recompute", "there is no block %lld of %lld", ll(s->recompute_blocks.v[i]),
@@ -308,9 +310,10 @@ static void rule_rollout(struct rules *r)
         blame(r, "reward.min_group",
               "%lld is above num_image_per_prompt %lld: no group would count",
               ll(r->s->reward.min_group), ll(c->members));
-    if (r->s->recompute == -1)
+    if (r->s->recompute == -1 || r->s->recompute == RECOMPUTE_AUTO)
         blame(r, "recompute",
-              "a list of blocks is not for osp rl; give all, attention, gemm or none");
+              "a list of blocks and auto are not for osp rl; give all, attention, "
+              "gemm or none");
 }
 
 /* A rule runs when none of the keys that it looks at was refused; a name that ends in a dot is a

@@ -91,6 +91,7 @@ struct settings {
     bool gradient_checkpointing;
     int recompute; /* enum recompute; -1: list in recompute_blocks, -2: not given */
     struct cfg_ints recompute_blocks;
+    double memory_budget_gb; /* below 0: not given */
     int64_t gradient_accumulation_steps;
     double init_max_grad_norm;
     int grad_clip; /* enum grad_clip */

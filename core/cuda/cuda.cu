@@ -227,6 +227,14 @@ static const struct dev_queues queues = {.open = queue_open,
                                          .await = event_await,
                                          .came = event_came};
 
+static size_t free_bytes(struct dev *d)
+{
+    size_t left = 0, all = 0;
+    cuda_of(d);
+    cuda_check(cudaMemGetInfo(&left, &all), "reading the free memory of the GPU");
+    return left;
+}
+
 static int units(void)
 {
     int gpus = 0;
@@ -239,7 +247,8 @@ static const struct dev_backend backend = {.name = "cuda",
                                            .stop = stop,
                                            .describe = describe,
                                            .queues = &queues,
-                                           .units = units};
+                                           .units = units,
+                                           .free_bytes = free_bytes};
 
 extern "C" __attribute__((visibility("default"))) dev_cuda_entry osp_cuda_backend;
 const struct dev_backend *osp_cuda_backend(size_t sizes, struct err *why)
