@@ -103,7 +103,7 @@ static const struct bad {
     {0, "fsdp_size: some\n", "fsdp_size: expects an integer, not \"some\" (or auto)", 0},
     {0, "fsdp_size: 0\n", "fsdp_size: 0 is below the least value 1 (or auto)", 0},
     {0, "reshard_after_forward: maybe\n", "expects one of null, true, false", 0},
-    {0, "recompute: some\n", "expects one of all, attention, gemm, none, not \"some\" (or a list",
+    {0, "recompute: some\n", "expects one of all, attention, gemm, none, auto, not \"some\" (or a list",
      0},
     {0, "recompute: [1, 40]\n", "recompute: there is no block 40 of 32", 0},
     {0, "gradient_checkpointing: true\nrecompute: gemm\n",
