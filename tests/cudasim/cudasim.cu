@@ -199,9 +199,6 @@ static const struct dev_ops *ops(enum dtype compute)
 static void stop(struct dev *d) { free(d->impl); }
 
 extern "C" const struct dev_backend dev_cuda_emulated;
-const struct dev_backend dev_cuda_emulated = {.name = "cuda-emulated",
-                                              .ops = ops,
-                                              .start = NULL,
-                                              .stop = stop,
-                                              .describe = NULL,
-                                              .queues = NULL};
+/* no queues of its own, one unit, the memory of the host */
+const struct dev_backend dev_cuda_emulated = {
+    "cuda-emulated", ops, NULL, stop, NULL, NULL, NULL, NULL};
