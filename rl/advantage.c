@@ -188,6 +188,7 @@ static void judge(struct job *j, int64_t from, int64_t to, struct adv_stats *s)
     s->groups++;
     if (valid < needed(j, from, to)) {
         s->dropped_groups++;
+        for (int64_t i = from; i < to; i++) j->out[j->row[i].at].dropped = true;
         return;
     }
     bool any = false;

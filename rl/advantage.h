@@ -38,6 +38,7 @@ struct adv_out {
     double reward;    /* weighted sum of the scores; NaN when not valid */
     double advantage; /* 0 when it counts nothing: not valid, group dropped, not among best_of */
     double weight;    /* 1; 0 where the advantage is 0: left out of the policy term */
+    bool dropped;     /* its group is below min_group */
 };
 struct adv_stats {                     /* over valid members */
     int64_t members, valid, effective; /* effective: weight 1 */

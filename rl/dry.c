@@ -3,12 +3,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/log.h"
+
 /* ---- settings ---------------------------------------------------------------------------------*/
 void dry_resolve(struct loaded_settings *l)
 {
     const struct settings asked = l->s;
     struct err e = {0};
     if (!algo_resolve(&l->s.rl, &e)) err_raise(&e);
+    const struct rl_config *c = &l->s.rl;
+    const bool steps = asked.rl.sde_steps >= 0, window = c->algo != ALGO_NFT;
+    if (steps && (!window || c->window_size != c->sde_steps))
+        log_warn("rl_config.sde_steps: %lld has no effect: %s%s", (long long)c->sde_steps,
+                 asked.rl.window_size >= 0 ? "window.size is given"
+                                           : "rl.algo decides, and mix_grpo alone reads it",
+                 window ? "" : " (nft has no stochastic steps)");
     settings_changed(l, &asked, "rl.algo");
 }
 

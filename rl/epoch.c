@@ -167,7 +167,8 @@ static struct sample_gain *gains(struct rl_run *r, const struct score_row *row, 
             const struct score_row *at = bsearch(&key, row, (size_t)n, sizeof *row, by_sample);
             CHECK(at, "sample %lld has no row", (long long)key.entry.sample);
             const struct adv_out *o = &out[at - row];
-            g[b * E + i] = (struct sample_gain){o->advantage, o->weight, !isnan(o->reward)};
+            g[b * E + i] =
+                (struct sample_gain){o->advantage, o->weight, !isnan(o->reward) && !o->dropped};
         }
     free(m);
     free(out);

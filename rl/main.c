@@ -272,6 +272,7 @@ int verb_rl(int argc, char **argv)
     struct args a;
     struct err e = {0};
     args_parse(&a, argc, argv, usage);
+    args_no_rest(&a, usage);
     if (a.help_config) return print_config(SETTINGS_RL, &a);
     if (!a.config) err_stop(RC_USAGE, "%s", usage);
     if (a.print_config) return print_resolved(&a);

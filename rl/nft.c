@@ -75,9 +75,10 @@ static struct tensor old_velocity(struct noisy *m)
     return v;
 }
 
-static void note(struct step_stats *s, const struct nft_term *t)
+static void note(struct step_stats *s, const struct nft_term *t, bool reference)
 {
     s->terms++;
+    if (!reference) return;
     s->kl_terms++;
     s->kl += t->gap;
     s->velocity_gap += sqrt(t->gap);
@@ -120,7 +121,7 @@ void nft_update(struct policy *p, const struct step_plan *plan, const struct upd
         if (!counts) continue;
         stats->policy_loss += scale.policy * t.loss;
         stats->kl_loss += scale.kl * cfg->nft.kl * t.gap;
-        note(&stats->step[items[b].order], &t);
+        note(&stats->step[items[b].order], &t, a.ref.data != NULL);
     }
     struct tensor dv = arena_like(c->keep, a.v);
     c->dev->ops->nft_grad(c->dev, dv, &a, plus, minus, kl);

@@ -41,7 +41,11 @@ void prompt_file_read(struct prompts *p, const char *key, const char *path, stru
         return;
     }
     char *text = io_read_file(path, &size, e);
-    if (!text) return;
+    if (!text) {
+        const struct err why = *e;
+        err_set(e, why.code, "%s: %s", key, why.msg);
+        return;
+    }
     const char *at = text, *end = text + size;
     if (size >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0) at += 3; /* byte order mark */
     for (int line = 1; at < end && !e->code; line++) {

@@ -15,6 +15,7 @@
 
 #include "core/io.h"
 #include "core/log.h"
+#include "parallel/launch.h"
 #include "rl/reward_impl.h"
 
 enum { PAGE = 4096, MAX_SLOTS = 4096, MAX_FRAMES = 1 << 16, MAX_SIDE = 1 << 14 };
@@ -244,9 +245,20 @@ bool reward_ready(struct reward *r, struct err *e)
     const struct worker *failed = NULL;
     const double end = log_seconds() + 2 * r->rules.start_s + 10; /* a second start is possible */
     bool ready;
-    while (!(ready = all_ready(r)) && !(failed = failed_start(r)) && !r->dead)
-        if (!wait_until(r, end)) break;
-    if (failed)
+    int signal = 0;
+    const double began = log_seconds();
+    while (!(ready = all_ready(r)) && !(failed = failed_start(r)) && !r->dead) {
+        const double now = log_seconds();
+        if (now >= end || (signal = launch_signal())) break;
+        wait_until(r, fmin(end, now + 0.25));
+        if (now - began > 5 && r->rank == 0)
+            log_progress("waiting for the scorers: %.0f s of at most %.0f s", now - began,
+                         end - began);
+    }
+    if (signal)
+        err_set(e, RC_PREEMPTED, "stopped by signal %d while the scorers start; nothing was lost",
+                signal);
+    else if (failed)
         tell_failed(r, failed, e);
     else if (!ready)
         err_set(e, RC_TEMP, "the reward workers were not ready %g s after their start",

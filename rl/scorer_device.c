@@ -19,7 +19,13 @@ static int listed(const char *visible)
 int scorer_gpus(const char *dev, const char *visible)
 {
     const char *told = getenv("OSP_GPUS");
-    if (told && *told) return atoi(told);
+    if (told && *told) {
+        char *end;
+        const long n = strtol(told, &end, 10);
+        if (*end || n < 0 || n > 1024)
+            err_stop(RC_CONFIG, "OSP_GPUS: \"%s\" in the environment is no number of GPUs", told);
+        return (int)n;
+    }
     int n = 0;
     DIR *d = opendir(dev);
     for (struct dirent *e; d && (e = readdir(d));)

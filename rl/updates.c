@@ -218,12 +218,19 @@ struct epoch_updates run_updates(struct rl_run *r, const struct step_plan *plan,
     const struct units_place place = {c, (uint64_t)r->set->seed, r->state.epoch, r->ses->mesh.dp,
                                       r->ses->mesh.axis[AXIS_DP]->rank};
     comm_context(r->world, "updates");
-    for (int64_t inner = 0; inner < c->inner_epochs; inner++)
-        for (int64_t k = 0; k < units.count / units.per; k++) {
-            struct step_set set = step_set(&place, &units, inner, k, gain);
-            optimizer_step(r, plan, inner, &set, gain, &u);
-            free(set.taken);
-        }
+    const int64_t each = units.count / units.per, all = c->inner_epochs * each;
+    const double began = log_seconds();
+    for (int64_t step = 0; step < all; step++) {
+        const int64_t inner = step / each;
+        struct step_set set = step_set(&place, &units, inner, step % each, gain);
+        optimizer_step(r, plan, inner, &set, gain, &u);
+        free(set.taken);
+        if (r->world->rank == 0)
+            log_progress("epoch %lld/%lld  update %lld/%lld  ETA %.0f s of the updates",
+                         (long long)r->state.epoch, (long long)r->set->rl.num_epochs,
+                         (long long)step + 1, (long long)all,
+                         (log_seconds() - began) / (double)(step + 1) * (double)(all - step - 1));
+    }
     comm_context(r->world, NULL);
     if (is_nft(r) && u.steps)
         lora_follow(r->ses->lora, nft_old_keep(&r->set->rl, r->state.adapter.step));

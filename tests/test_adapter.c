@@ -307,7 +307,7 @@ static void test_bond(struct comm *world)
     b.have = wrong;
     expect_stop(right.sha256, RC_CONFIG, require, &b);
     expect_stop(wrong.sha256, RC_CONFIG, require, &b);
-    expect_stop("force it (lora_force_base: true", RC_CONFIG, require, &b);
+    expect_stop("lora_force_base: true; osp convert merge: --force-base", RC_CONFIG, require, &b);
     b.have = ema;
     expect_stop("not for the ema weights", RC_CONFIG, require, &b);
     b.force = true;
@@ -389,8 +389,28 @@ static const struct adapter_hyper hyper = {.lr = 1e-2,
                                            .ema_warmup = true,
                                            .ema_interval = 2};
 
+/* An update of the companion: ema += (1 - keep) (w - ema), keep = (1 + n) / (10 + n) for the n-th.
+ */
+static void expect_companion(struct fixture *f, const float *before, int64_t updates)
+{
+    const int64_t n = f->lora->count;
+    float *w = calloc((size_t)n, sizeof *w), *ema = calloc((size_t)n, sizeof *ema);
+    dev_get(f->dev, w, f->lora->w);
+    dev_get(f->dev, ema, f->lora->ema);
+    const double keep = (1.0 + (double)updates) / (10.0 + (double)updates);
+    double worst = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double want = before[i] + (1 - keep) * ((double)w[i] - before[i]);
+        worst = fmax(worst, fabs(ema[i] - want));
+    }
+    EXPECT(worst < 1e-6, "EMA update %lld: off by %g", (long long)updates, worst);
+    free(w);
+    free(ema);
+}
+
 static void steps(struct fixture *f, struct adapter_state *s, int n)
 {
+    float *ema = calloc((size_t)f->lora->count, sizeof *ema);
     struct comm *world = f->mesh.axis[AXIS_WORLD];
     for (int i = 0; i < n; i++) {
         struct problem p =
@@ -404,11 +424,16 @@ static void steps(struct fixture *f, struct adapter_state *s, int n)
         lora_zero_grads(f->lora);
         double loss = fixture_step(f, &io);
         comm_sum_f64(world, &loss, 1, "loss");
+        const int64_t updates = s->ema_updates;
+        dev_get(f->dev, ema, f->lora->ema);
         const struct adapter_result r =
             adapter_step(f->lora, world, &f->tmp, &hyper, s, s->step == 2 ? (double)NAN : loss);
         EXPECT(r.skipped == (s->step == 3), "step %lld", (long long)s->step);
+        if (s->ema_updates > updates) expect_companion(f, ema, updates);
         problem_free(&p);
     }
+    free(ema);
+    EXPECT(s->ema_updates > 0, "no update of the EMA");
 }
 
 static float *whole_state(struct fixture *f, int64_t *n)

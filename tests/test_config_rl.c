@@ -45,6 +45,30 @@ static void test_official_rl(struct comm *world)
     }
 }
 
+/* The shift has no default: what a checkpoint was trained with must be said. */
+static void test_shift(struct comm *world)
+{
+    (void)world;
+    char *path = io_path("%s/no_shift.yaml", test_dir());
+    FILE *in = fopen("configs/rl/tiny.yaml", "r"), *out = fopen(path, "w");
+    char line[1024];
+    bool dropped = false;
+    while (in && out && fgets(line, sizeof line, in))
+        if (strstr(line, "shift:"))
+            dropped = true;
+        else
+            fputs(line, out);
+    EXPECT(in && out && dropped, "configs/rl/tiny.yaml has no shift");
+    if (in) fclose(in);
+    if (out) fclose(out);
+    struct job j = {.path = path};
+    expect_stop("shift: is required", RC_CONFIG, load_job, &j);
+    char nft[] = "rl.algo=nft", best[] = "rl_config.best_of=2", *sets[] = {nft, best};
+    j = (struct job){"configs/rl/tiny.yaml", sets, 2};
+    expect_stop("rl_config.best_of: nft trains on every scored sample", RC_CONFIG, load_job, &j);
+    free(path);
+}
+
 static void test_dropout(struct comm *world)
 {
     (void)world;
@@ -159,6 +183,7 @@ int main(int argc, char **argv)
     static const struct test tests[] = {
         {"the official file of post-training loads", test_official_rl, {0}, 0},
         {"limit of scores, device of scorers", test_reward_keys, {0}, 0},
+        {"the shift must be said; best_of is not for nft", test_shift, {0}, 0},
         {"dropout of the adapters is a share", test_dropout, {0}, 0},
         {"what the algorithm decides is written down, and reads back", test_resolved, {0}, 0},
     };

@@ -68,7 +68,9 @@ void adapter_require_base(const struct ckpt *c, const struct adapter_info *i,
              want->sha256, ckpt_kind_name(have->kind), have->path, (long long)have->step,
              have->sha256);
     if (!force)
-        err_stop(RC_CONFIG, "%s; name that base, or force it (lora_force_base: true, --force-base)",
+        err_stop(RC_CONFIG,
+                 "%s; name that base, or force it where that is possible (osp sample: "
+                 "lora_force_base: true; osp convert merge: --force-base)",
                  text);
     log_warn("%s; it is used all the same, as was asked for", text);
 }

@@ -45,6 +45,14 @@ void args_parse(struct args *a, int argc, char **argv, const char *usage)
     }
 }
 
+void args_no_rest(const struct args *a, const char *usage)
+{
+    if (a->num_rest)
+        err_stop(RC_USAGE,
+                 "\"%s\": expected key=value (one configuration file is given already, %s)\n%s",
+                 a->rest[0], a->config, usage);
+}
+
 void args_free(struct args *a)
 {
     free(a->sets);

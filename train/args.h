@@ -13,5 +13,7 @@ struct args {
 };
 /* usage: shown for --help and with a wrong flag (exit 64). */
 void args_parse(struct args *a, int argc, char **argv, const char *usage);
+/* Stops on a word that is no key=value, naming it: for verbs that take one file. */
+void args_no_rest(const struct args *a, const char *usage);
 void args_free(struct args *a);
 #endif

@@ -202,6 +202,7 @@ int verb_data(int argc, char **argv)
 {
     struct args a;
     args_parse(&a, argc, argv, usage);
+    args_no_rest(&a, usage);
     if (a.help_config || a.print_config) return print_config(SETTINGS_DATA, &a);
     if (!a.config) err_stop(RC_USAGE, "%s", usage);
     struct loaded_settings l;

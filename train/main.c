@@ -211,6 +211,7 @@ int verb_train(int argc, char **argv)
 {
     struct args a;
     args_parse(&a, argc, argv, usage);
+    args_no_rest(&a, usage);
     if (a.help_config || a.print_config) return print_config(SETTINGS_TRAIN, &a);
     if (!a.config) err_stop(RC_USAGE, "%s", usage);
     struct comm *world = launch_start(&argc, &argv);

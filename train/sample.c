@@ -420,6 +420,7 @@ int verb_sample(int argc, char **argv)
 {
     struct args a;
     args_parse(&a, argc, argv, usage);
+    args_no_rest(&a, usage);
     if (a.help_config || a.print_config) return print_config(SETTINGS_SAMPLE, &a);
     if (!a.config) err_stop(RC_USAGE, "%s", usage);
     struct comm *world = launch_start(&argc, &argv);

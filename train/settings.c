@@ -298,6 +298,8 @@ static void rule_rollout(struct rules *r)
         blame(r, "model_config.pretrained_model_dir_or_checkpoint",
               "must name the checkpoint to start from: a run folder of osp train, or an iter_ "
               "folder");
+    if (c->best_of && c->algo == ALGO_NFT)
+        blame(r, "rl_config.best_of", "nft trains on every scored sample; leave it out");
     if (c->kl_beta > 0 && c->algo == ALGO_NFT)
         blame(r, "rl_config.kl_beta", "means nothing with rl.algo: nft, which has nft.kl");
     if (c->eval_epochs && !c->eval_prompt_file)
