@@ -1,8 +1,10 @@
-/* Which samples an optimizer step takes. */
+/* Which samples an optimizer step takes, and the clipped objective of one of them. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "rl/units.h"
+#include "rl/update.h"
 #include "tests/check.h"
 
 enum { MOST = 256 };
@@ -115,11 +117,34 @@ static void test_orders(struct comm *world)
            same[1]);
 }
 
+/* docs/spec/rl.md 1.12: log-densities -.4321 and -.4301, advantages of both signs */
+static void test_clip(struct comm *w)
+{
+    (void)w;
+    const double up = -0.4301 + 0.4321, ratio = 1.0020020013;
+    const struct {
+        double log_ratio, advantage, clip, loss, slope;
+        bool clipped;
+    } v[] = {{up, 0.8, 5e-3, -0.8016016011, -0.8016016011, false},
+             {up, 0.8, 1e-4, -0.80008, 0, true},
+             {up, -0.8, 1e-4, 0.8016016011, 0.8016016011, true}, /* the worse one counts */
+             {-up, 0.8, 1e-4, -0.8 / ratio, -0.8 / ratio, true},
+             {-up, -0.8, 1e-4, 0.8 * (1 - 1e-4), 0, true},
+             {0, 0.8, 1e-4, -0.8, -0.8, false}};
+    for (size_t i = 0; i < sizeof v / sizeof *v; i++) {
+        const struct grpo_term t = grpo_objective(v[i].log_ratio, v[i].advantage, v[i].clip);
+        EXPECT(fabs(t.loss - v[i].loss) < 1e-9 && fabs(t.slope - v[i].slope) < 1e-9 &&
+                   t.clipped == v[i].clipped,
+               "case %zu: loss %.10f, slope %.10f, clipped %d", i, t.loss, t.slope, t.clipped);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "every sample once, the same steps on any data ranks", .run = test_sets},
         {.name = "orders differ between epochs", .run = test_orders},
+        {.name = "the clipped objective", .run = test_clip},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }
