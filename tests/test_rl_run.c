@@ -92,11 +92,11 @@ static void test_refusals(struct comm *world)
     free(prompts);
 }
 
-/* Ends with the ninth clip, and refuses to start again. */
+/* Ends with the clip after so many, and refuses to start again. */
 static const char dying[] =
     "import os, sys\nsys.path.insert(0, 'scripts')\nimport osp_reward, simple_scorer\n"
     "dead = '%s/dead.' + str(os.getppid())\nif os.path.exists(dead):\n    sys.exit(78)\n"
-    "class Dying(simple_scorer.SimpleScorer):\n    left = 9\n    def score(self, clip):\n"
+    "class Dying(simple_scorer.SimpleScorer):\n    left = %d\n    def score(self, clip):\n"
     "        Dying.left -= 1\n        if Dying.left < 0:\n            open(dead, 'w')\n"
     "            os._exit(78)\n        return super().score(clip)\nosp_reward.serve(Dying())\n";
 
@@ -107,7 +107,7 @@ static void test_dead(struct comm *world)
     (void)world;
     struct process_opts o = plain_rl;
     if (!rl_ready() || !rl_calm("alive", "mix_grpo", &o)) return;
-    char *text = io_path(dying, test_dir()), *said;
+    char *text = io_path(dying, test_dir(), 9), *said;
     write_text("dying.py", text);
     char *set = io_path("reward.command=python3 %s/dying.py", test_dir());
     o.sets[0] = set;
@@ -119,6 +119,46 @@ static void test_dead(struct comm *world)
     EXPECT(rc == 0 && strstr(said, "resumed from"), "exit code %d: %s", rc, said);
     EXPECT(process_diff("alive", "dead") == 0, "other bits than with a good scorer");
     free(said);
+    free(set);
+    free(text);
+}
+
+/* Every scorer ends with the second of the 4 clips that it gets of the evaluation at epoch 2: there
+ * is no mean over the others. */
+static void test_dead_evaluation(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = plain_rl;
+    if (!rl_ready() || !rl_calm("heard", "mix_grpo", &o)) return;
+    char *text = io_path(dying, test_dir(), 4 + 4 + 4 + 1), *said;
+    write_text("dying.py", text);
+    char *set = io_path("reward.command=python3 %s/dying.py", test_dir());
+    o.sets[0] = set;
+    int rc = rl_run("unheard", "mix_grpo", &o, &said);
+    EXPECT(rc == RC_TEMP && strstr(said, "no scorer is left: stopped in the evaluation of epoch 2"),
+           "exit code %d: %s", rc, said);
+    free(said);
+    EXPECT(rl_metric_lines("unheard", 2, "eval/reward_mean") == 0, "an evaluation of some clips");
+    rc = rl_run("unheard", "mix_grpo", &plain_rl, &said);
+    EXPECT(rc == 0 && strstr(said, "resumed from"), "exit code %d: %s", rc, said);
+    free(said);
+    o.sets[1] = "reward.on_dead=degrade";
+    rc = rl_run("degraded", "mix_grpo", &o, &said);
+    EXPECT(rc == 0 && strstr(said, "no evaluation of epoch 2") &&
+               strstr(said, "no evaluation of epoch 4"),
+           "exit code %d: %s", rc, said);
+    free(said);
+    for (int e = 2; e <= EPOCHS; e += 2) {
+        EXPECT(rl_metric_lines("unheard", e, "eval/reward_mean") == 1 &&
+                   rl_metric("unheard", e, "eval/reward_mean") ==
+                       rl_metric("heard", e, "eval/reward_mean"),
+               "epoch %d is not evaluated as with a good scorer", e);
+        EXPECT(rl_metric_lines("degraded", e, "eval/reward_mean") == 0, "epoch %d: some clips", e);
+    }
+    EXPECT(process_diff("heard", "unheard") == 0, "other bits than with a good scorer");
+    if (rl_calm("degraded", "mix_grpo", &plain_rl))
+        EXPECT(rl_metric_lines("degraded", EPOCHS, "eval/reward_mean") == 1,
+               "the last evaluation is not made up");
     free(set);
     free(text);
 }
@@ -358,6 +398,9 @@ int main(int argc, char **argv)
         {.name = "a history that is needed late", .run = test_late_history, .flags = TEST_SLOW},
         {.name = "a scorer gets the GPU of its rank", .run = test_devices, .flags = TEST_SLOW},
         {.name = "scorers that die for good", .run = test_dead, .flags = TEST_SLOW},
+        {.name = "scorers that die in an evaluation",
+         .run = test_dead_evaluation,
+         .flags = TEST_SLOW},
         {.name = "sample from the result, merge it", .run = test_result, .flags = TEST_SLOW},
         {.name = "dropout of the adapters", .run = test_dropout, .flags = TEST_SLOW},
         {.name = "every clip with its prompt", .run = test_prompts, .flags = TEST_SLOW},
