@@ -163,6 +163,39 @@ static void test_dead_evaluation(struct comm *world)
     free(text);
 }
 
+/* Refuses every clip as input. */
+static const char refusing[] =
+    "import sys\nsys.path.insert(0, 'scripts')\nimport osp_reward, simple_scorer\n"
+    "class Refusing(simple_scorer.SimpleScorer):\n    def score(self, clip):\n"
+    "        raise osp_reward.BadInput('not my kind of clip')\nosp_reward.serve(Refusing())\n";
+
+/* Too many clips without a score: the time until then counts, so that starting again and again
+ * comes to an end. */
+static void test_invalid(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = plain_rl;
+    if (!rl_ready()) return;
+    write_text("refusing.py", refusing);
+    char *set = io_path("reward.command=python3 %s/refusing.py", test_dir()),
+         *metrics = io_path("%s/invalid/metrics.jsonl", test_dir()), *said;
+    o.sets[0] = set;
+    o.sets[1] = "rl_config.eval_freq=0";
+    o.sets[2] = "max_seconds=0.01";
+    int rc = rl_run("invalid", "mix_grpo", &o, &said);
+    EXPECT(rc == RC_TEMP && strstr(said, "8 of 8 clips of epoch 0 have no score"),
+           "exit code %d: %s", rc, said);
+    free(said);
+    said = process_log(metrics);
+    EXPECT(strstr(said, "\"stopped\""), "the end is no event: %s", said);
+    free(said);
+    rc = rl_run("invalid", "mix_grpo", &o, &said);
+    EXPECT(rc == 0 && !strstr(said, "have no score"), "exit code %d: %s", rc, said);
+    free(said);
+    free(metrics);
+    free(set);
+}
+
 static void expect_device(const char *run, int number, const char *device)
 {
     char *log = io_path("%s/%s/reward_%d.log", test_dir(), run, number), *text = process_log(log),
@@ -398,6 +431,7 @@ int main(int argc, char **argv)
         {.name = "a history that is needed late", .run = test_late_history, .flags = TEST_SLOW},
         {.name = "a scorer gets the GPU of its rank", .run = test_devices, .flags = TEST_SLOW},
         {.name = "scorers that die for good", .run = test_dead, .flags = TEST_SLOW},
+        {.name = "clips without a score", .run = test_invalid, .flags = TEST_SLOW},
         {.name = "scorers that die in an evaluation",
          .run = test_dead_evaluation,
          .flags = TEST_SLOW},
