@@ -10,6 +10,7 @@ void dry_resolve(struct loaded_settings *l)
     struct err e = {0};
     if (!algo_resolve(&l->s.rl, &e)) err_raise(&e);
     settings_changed(l, &asked, "rl.algo");
+    l->s.reward.batch = l->s.rl.sample_batch;
 }
 
 void dry_require_batches(const struct settings *s)

@@ -360,6 +360,41 @@ static const char writing[] =
     "        with open('%s/shown', 'a') as f:\n            f.write(clip.prompt + '\\n')\n"
     "        return super().score(clip)\nosp_reward.serve(Writing())\n";
 
+/* Scores nothing until the log tells of the whole second rollout; after a while, nothing at all. */
+static const char patient[] =
+    "import sys, time\nsys.path.insert(0, 'scripts')\nimport osp_reward, simple_scorer\n"
+    "class Patient(simple_scorer.SimpleScorer):\n    end = None\n    def score(self, clip):\n"
+    "        Patient.end = Patient.end or time.monotonic() + 45\n"
+    "        while 'rollout 2/2 step 4' not in open('%s/overlap.log').read():\n"
+    "            if time.monotonic() > Patient.end:\n"
+    "                raise osp_reward.BadInput('no second rollout')\n"
+    "            time.sleep(0.05)\n        return super().score(clip)\n"
+    "osp_reward.serve(Patient())\n";
+
+/* Scores are made beside the next rollout: all clips of a batch find a place without one of them
+ * scored. */
+static void test_overlap(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = plain_rl;
+    if (!rl_ready()) return;
+    char *text = io_path(patient, test_dir());
+    write_text("patient.py", text);
+    char *set = io_path("reward.command=python3 %s/patient.py", test_dir());
+    const char *const sets[] = {set,
+                                "num_epochs=1",
+                                "rl_config.eval_freq=0",
+                                "rl_config.sample_batch_size=8",
+                                "rl_config.num_batches_per_epoch=2",
+                                NULL};
+    for (int k = 0; sets[k]; k++) o.sets[k] = sets[k];
+    if (rl_calm("overlap", "mix_grpo", &o))
+        EXPECT(rl_metric("overlap", 1, "reward/invalid_share") == 0, "%g without a score",
+               rl_metric("overlap", 1, "reward/invalid_share"));
+    free(set);
+    free(text);
+}
+
 /* Two epochs of 2 of the 4 prompts, 4 samples each: every prompt 4 times. */
 static void test_prompts(struct comm *world)
 {
@@ -438,6 +473,7 @@ int main(int argc, char **argv)
         {.name = "sample from the result, merge it", .run = test_result, .flags = TEST_SLOW},
         {.name = "dropout of the adapters", .run = test_dropout, .flags = TEST_SLOW},
         {.name = "every clip with its prompt", .run = test_prompts, .flags = TEST_SLOW},
+        {.name = "scores beside the next rollout", .run = test_overlap, .flags = TEST_SLOW},
         {.name = "the reward rises", .run = test_learns, .flags = TEST_SLOW},
         {.name = "no learning, no change", .run = test_still, .flags = TEST_SLOW},
     };
