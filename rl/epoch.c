@@ -128,12 +128,11 @@ static void require_valid(struct rl_run *r, const struct score_row *row, int64_t
              (long long)r->state.epoch, (long long)bad, (long long)n,
              (long long)first->entry.sample, first->reason);
     if ((double)bad <= r->set->reward.max_invalid * (double)n) return;
-    run_save(r, NULL, &r->state.adapter);
-    err_stop(RC_TEMP,
-             "%lld of %lld clips of epoch %lld have no score (reward.max_invalid %g); the "
+    log_warn("%lld of %lld clips of epoch %lld have no score (reward.max_invalid %g); the "
              "scorers' logs are in %s",
              (long long)bad, (long long)n, (long long)r->state.epoch, r->set->reward.max_invalid,
              r->set->output_dir);
+    run_leave(r, NULL, &r->state.adapter, RC_TEMP);
 }
 
 static int by_sample(const void *a, const void *b)

@@ -120,11 +120,22 @@ static bool collect(struct rl_run *r)
         const enum scoring_state s = scoring_collect(r->scoring, 1, launch_signal() != 0);
         if (s == SCORING_DONE) return true;
         if (s == SCORING_STOP) run_stop_if_asked(r);
-        if (s == SCORING_DEAD) {
-            scoring_give_up(r->scoring, "no scorer is left");
-            return false;
-        }
+        if (s == SCORING_DEAD) return false;
     }
+}
+
+/* A mean over the clips that happened to be scored is no evaluation: this one stays to be made. */
+static void lost(struct rl_run *r)
+{
+    if (r->set->reward.on_dead == 1) {
+        log_warn("no scorer is left: no evaluation of epoch %lld (reward.on_dead)",
+                 (long long)r->state.epoch);
+        return;
+    }
+    log_warn("no scorer is left: stopped in the evaluation of epoch %lld with a checkpoint; their "
+             "logs are in %s",
+             (long long)r->state.epoch, r->set->output_dir);
+    run_leave(r, NULL, &r->state.adapter, RC_TEMP);
 }
 
 void run_evaluate(struct rl_run *r)
@@ -137,14 +148,19 @@ void run_evaluate(struct rl_run *r)
     if (ema) lora_use(r->ses->lora, STATE_LORA_EMA);
     sample_all(r, &plan);
     if (ema) lora_use(r->ses->lora, STATE_LORA);
-    collect(r);
+    const bool alive = collect(r);
+    if (!alive) scoring_give_up(r->scoring, "no scorer is left");
     r->evaluating = false;
     int64_t n;
     struct score_row *row = scoring_table(r->scoring, &n);
     run_spend(r);
-    report(r, row, n);
+    if (alive) {
+        report(r, row, n);
+        r->state.evaluated = r->state.epoch;
+    } else {
+        lost(r);
+    }
     free(row);
     comm_context(r->world, NULL);
-    r->state.evaluated = r->state.epoch;
     err_pop();
 }

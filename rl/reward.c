@@ -107,8 +107,8 @@ static bool map_memory(struct reward *r, struct err *e)
     ok &= p != MAP_FAILED && fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) == 0;
     if (!ok)
         err_set(e, RC_TEMP,
-                "no shared memory for %d clips of %zu bytes: %s; fewer reward.slots "
-                "need less",
+                "no shared memory for %d clips of %zu bytes: %s; a smaller "
+                "rl_config.sample_batch_size and fewer reward.workers need less",
                 r->num_slots, (size_t)r->rules.slot_bytes, strerror(errno));
     r->rules.memory = fd;
     r->memory = p == MAP_FAILED ? NULL : p;

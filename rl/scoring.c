@@ -83,12 +83,21 @@ static void choose_frames(struct scoring *s)
         err_stop(RC_CONFIG, "a clip of %d frame cannot be scored by VideoAlign", total);
 }
 
+/* A whole rollout batch finds a place, so that the next rollout begins beside its scores; at least
+ * two clips of every scorer do. */
+static int slots(const struct reward_settings *w)
+{
+    const int64_t few = 2 * (w->workers > 0 ? w->workers : 1) + 2, batch = w->batch + 2;
+    return (int)(batch > few ? batch : few);
+}
+
 static struct reward *start(struct scoring *s, struct spawner *p, struct err *e)
 {
     const struct reward_settings *w = s->opts.reward;
     struct comm *dp = s->mesh->axis[AXIS_DP];
     const struct reward_config c = {.command = s->command,
                                     .workers = (int)w->workers,
+                                    .slots = slots(w),
                                     .slot_bytes =
                                         (size_t)(s->num_index * s->opts.height * s->opts.width * 3),
                                     .log_dir = s->opts.log_dir,

@@ -92,11 +92,11 @@ static void test_refusals(struct comm *world)
     free(prompts);
 }
 
-/* Ends with the ninth clip, and refuses to start again. */
+/* Ends with the clip after so many, and refuses to start again. */
 static const char dying[] =
     "import os, sys\nsys.path.insert(0, 'scripts')\nimport osp_reward, simple_scorer\n"
     "dead = '%s/dead.' + str(os.getppid())\nif os.path.exists(dead):\n    sys.exit(78)\n"
-    "class Dying(simple_scorer.SimpleScorer):\n    left = 9\n    def score(self, clip):\n"
+    "class Dying(simple_scorer.SimpleScorer):\n    left = %d\n    def score(self, clip):\n"
     "        Dying.left -= 1\n        if Dying.left < 0:\n            open(dead, 'w')\n"
     "            os._exit(78)\n        return super().score(clip)\nosp_reward.serve(Dying())\n";
 
@@ -107,7 +107,7 @@ static void test_dead(struct comm *world)
     (void)world;
     struct process_opts o = plain_rl;
     if (!rl_ready() || !rl_calm("alive", "mix_grpo", &o)) return;
-    char *text = io_path(dying, test_dir()), *said;
+    char *text = io_path(dying, test_dir(), 9), *said;
     write_text("dying.py", text);
     char *set = io_path("reward.command=python3 %s/dying.py", test_dir());
     o.sets[0] = set;
@@ -121,6 +121,79 @@ static void test_dead(struct comm *world)
     free(said);
     free(set);
     free(text);
+}
+
+/* Every scorer ends with the second of the 4 clips that it gets of the evaluation at epoch 2: there
+ * is no mean over the others. */
+static void test_dead_evaluation(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = plain_rl;
+    if (!rl_ready() || !rl_calm("heard", "mix_grpo", &o)) return;
+    char *text = io_path(dying, test_dir(), 4 + 4 + 4 + 1), *said;
+    write_text("dying.py", text);
+    char *set = io_path("reward.command=python3 %s/dying.py", test_dir());
+    o.sets[0] = set;
+    int rc = rl_run("unheard", "mix_grpo", &o, &said);
+    EXPECT(rc == RC_TEMP && strstr(said, "no scorer is left: stopped in the evaluation of epoch 2"),
+           "exit code %d: %s", rc, said);
+    free(said);
+    EXPECT(rl_metric_lines("unheard", 2, "eval/reward_mean") == 0, "an evaluation of some clips");
+    rc = rl_run("unheard", "mix_grpo", &plain_rl, &said);
+    EXPECT(rc == 0 && strstr(said, "resumed from"), "exit code %d: %s", rc, said);
+    free(said);
+    o.sets[1] = "reward.on_dead=degrade";
+    rc = rl_run("degraded", "mix_grpo", &o, &said);
+    EXPECT(rc == 0 && strstr(said, "no evaluation of epoch 2") &&
+               strstr(said, "no evaluation of epoch 4"),
+           "exit code %d: %s", rc, said);
+    free(said);
+    for (int e = 2; e <= EPOCHS; e += 2) {
+        EXPECT(rl_metric_lines("unheard", e, "eval/reward_mean") == 1 &&
+                   rl_metric("unheard", e, "eval/reward_mean") ==
+                       rl_metric("heard", e, "eval/reward_mean"),
+               "epoch %d is not evaluated as with a good scorer", e);
+        EXPECT(rl_metric_lines("degraded", e, "eval/reward_mean") == 0, "epoch %d: some clips", e);
+    }
+    EXPECT(process_diff("heard", "unheard") == 0, "other bits than with a good scorer");
+    if (rl_calm("degraded", "mix_grpo", &plain_rl))
+        EXPECT(rl_metric_lines("degraded", EPOCHS, "eval/reward_mean") == 1,
+               "the last evaluation is not made up");
+    free(set);
+    free(text);
+}
+
+/* Refuses every clip as input. */
+static const char refusing[] =
+    "import sys\nsys.path.insert(0, 'scripts')\nimport osp_reward, simple_scorer\n"
+    "class Refusing(simple_scorer.SimpleScorer):\n    def score(self, clip):\n"
+    "        raise osp_reward.BadInput('not my kind of clip')\nosp_reward.serve(Refusing())\n";
+
+/* Too many clips without a score: the time until then counts, so that starting again and again
+ * comes to an end. */
+static void test_invalid(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = plain_rl;
+    if (!rl_ready()) return;
+    write_text("refusing.py", refusing);
+    char *set = io_path("reward.command=python3 %s/refusing.py", test_dir()),
+         *metrics = io_path("%s/invalid/metrics.jsonl", test_dir()), *said;
+    o.sets[0] = set;
+    o.sets[1] = "rl_config.eval_freq=0";
+    o.sets[2] = "max_seconds=0.01";
+    int rc = rl_run("invalid", "mix_grpo", &o, &said);
+    EXPECT(rc == RC_TEMP && strstr(said, "8 of 8 clips of epoch 0 have no score"),
+           "exit code %d: %s", rc, said);
+    free(said);
+    said = process_log(metrics);
+    EXPECT(strstr(said, "\"stopped\""), "the end is no event: %s", said);
+    free(said);
+    rc = rl_run("invalid", "mix_grpo", &o, &said);
+    EXPECT(rc == 0 && !strstr(said, "have no score"), "exit code %d: %s", rc, said);
+    free(said);
+    free(metrics);
+    free(set);
 }
 
 static void expect_device(const char *run, int number, const char *device)
@@ -287,6 +360,41 @@ static const char writing[] =
     "        with open('%s/shown', 'a') as f:\n            f.write(clip.prompt + '\\n')\n"
     "        return super().score(clip)\nosp_reward.serve(Writing())\n";
 
+/* Scores nothing until the log tells of the whole second rollout; after a while, nothing at all. */
+static const char patient[] =
+    "import sys, time\nsys.path.insert(0, 'scripts')\nimport osp_reward, simple_scorer\n"
+    "class Patient(simple_scorer.SimpleScorer):\n    end = None\n    def score(self, clip):\n"
+    "        Patient.end = Patient.end or time.monotonic() + 45\n"
+    "        while 'rollout 2/2 step 4' not in open('%s/overlap.log').read():\n"
+    "            if time.monotonic() > Patient.end:\n"
+    "                raise osp_reward.BadInput('no second rollout')\n"
+    "            time.sleep(0.05)\n        return super().score(clip)\n"
+    "osp_reward.serve(Patient())\n";
+
+/* Scores are made beside the next rollout: all clips of a batch find a place without one of them
+ * scored. */
+static void test_overlap(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = plain_rl;
+    if (!rl_ready()) return;
+    char *text = io_path(patient, test_dir());
+    write_text("patient.py", text);
+    char *set = io_path("reward.command=python3 %s/patient.py", test_dir());
+    const char *const sets[] = {set,
+                                "num_epochs=1",
+                                "rl_config.eval_freq=0",
+                                "rl_config.sample_batch_size=8",
+                                "rl_config.num_batches_per_epoch=2",
+                                NULL};
+    for (int k = 0; sets[k]; k++) o.sets[k] = sets[k];
+    if (rl_calm("overlap", "mix_grpo", &o))
+        EXPECT(rl_metric("overlap", 1, "reward/invalid_share") == 0, "%g without a score",
+               rl_metric("overlap", 1, "reward/invalid_share"));
+    free(set);
+    free(text);
+}
+
 /* Two epochs of 2 of the 4 prompts, 4 samples each: every prompt 4 times. */
 static void test_prompts(struct comm *world)
 {
@@ -358,9 +466,14 @@ int main(int argc, char **argv)
         {.name = "a history that is needed late", .run = test_late_history, .flags = TEST_SLOW},
         {.name = "a scorer gets the GPU of its rank", .run = test_devices, .flags = TEST_SLOW},
         {.name = "scorers that die for good", .run = test_dead, .flags = TEST_SLOW},
+        {.name = "clips without a score", .run = test_invalid, .flags = TEST_SLOW},
+        {.name = "scorers that die in an evaluation",
+         .run = test_dead_evaluation,
+         .flags = TEST_SLOW},
         {.name = "sample from the result, merge it", .run = test_result, .flags = TEST_SLOW},
         {.name = "dropout of the adapters", .run = test_dropout, .flags = TEST_SLOW},
         {.name = "every clip with its prompt", .run = test_prompts, .flags = TEST_SLOW},
+        {.name = "scores beside the next rollout", .run = test_overlap, .flags = TEST_SLOW},
         {.name = "the reward rises", .run = test_learns, .flags = TEST_SLOW},
         {.name = "no learning, no change", .run = test_still, .flags = TEST_SLOW},
     };
