@@ -84,6 +84,30 @@ static void test_hurt_nft(struct comm *world)
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) hurt_one(&list[i], "nft", "nft");
 }
 
+/* Every evaluation has a checkpoint before it, also between those of save_interval. */
+static void test_intervals(struct comm *world)
+{
+    (void)world;
+    if (!rl_ready()) return;
+    struct process_opts o = plain_rl;
+    o.sets[0] = "num_epochs=3";
+    o.sets[1] = "save_interval=10";
+    o.sets[2] = "rl_config.eval_freq=3";
+    o.fault = "evaluate@0:4:kill"; /* the evaluation of epoch 0 has 2 steps */
+    char *said, *last = io_path("%s/intervals/checkpoints/iter_000000003", test_dir());
+    int rc = rl_run("intervals", "mix_grpo", &o, &said);
+    EXPECT(rc == 137 && io_exists(last), "exit code %d, %s is %sthere: %s", rc, last,
+           io_exists(last) ? "" : "not ", said);
+    free(said);
+    o.fault = NULL;
+    rc = rl_run("intervals", "mix_grpo", &o, &said);
+    EXPECT(rc == 0 && strstr(said, "at epoch 3\n") &&
+               rl_metric_lines("intervals", 3, "eval/reward_mean") == 1,
+           "again: exit code %d: %s", rc, said);
+    free(said);
+    free(last);
+}
+
 static void append(const char *name, const char *line)
 {
     char *path = io_path("%s/%s/metrics.jsonl", test_dir(), name);
@@ -137,6 +161,7 @@ int main(int argc, char **argv)
         {.name = "killed and stopped anywhere, it ends with the same bits",
          .run = test_hurt,
          .flags = TEST_SLOW},
+        {.name = "an evaluation between two saves", .run = test_intervals, .flags = TEST_SLOW},
         {.name = "the time of what is done again counts", .run = test_budget, .flags = TEST_SLOW},
         {.name = "NFT, killed and stopped", .run = test_hurt_nft, .flags = TEST_SLOW},
     };
