@@ -108,6 +108,44 @@ static void test_intervals(struct comm *world)
     free(last);
 }
 
+/* Killed in the second epoch of three, it goes on where other ranks have the same samples. */
+static void test_other_ranks(struct comm *world)
+{
+    (void)world;
+    static const struct {
+        const char *name, *fault, *sets[2];
+        int ranks;
+    } list[] = {{"on_four",
+                 "update@0:7:kill",
+                 {"rl_config.sample_batch_size=2", "rl_config.train_batch_size=1"},
+                 4},
+                {"on_one",
+                 "rollout@1:6:kill",
+                 {"rl_config.sample_batch_size=8", "rl_config.train_batch_size=4"},
+                 1}};
+    const struct process_opts whole = {
+        .verb = "rl",
+        .sets = {"weight_dtype=fp64", "num_epochs=3", "save_interval=1", "rl_config.eval_freq=0"}};
+    if (!rl_ready() || !rl_calm("whole", "mix_grpo", &whole)) return;
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+        struct process_opts o = whole;
+        char *said;
+        o.fault = list[i].fault;
+        int rc = rl_run(list[i].name, "mix_grpo", &o, &said);
+        EXPECT(rc == 137, "%s: exit code %d: %s", list[i].name, rc, said);
+        free(said);
+        o.fault = NULL;
+        o.ranks = list[i].ranks;
+        for (int k = 0; k < 2; k++) o.sets[5 + k] = list[i].sets[k];
+        rc = rl_run(list[i].name, "mix_grpo", &o, &said);
+        EXPECT(rc == 0 && strstr(said, "at epoch 1\n"), "%s on %d ranks: exit code %d: %s",
+               list[i].name, o.ranks, rc, said);
+        free(said);
+        rl_same_metrics(list[i].name, "whole", 1, 3);
+        EXPECT(isfinite(rl_metric(list[i].name, 3, "update/loss")), "%s: no loss", list[i].name);
+    }
+}
+
 static void append(const char *name, const char *line)
 {
     char *path = io_path("%s/%s/metrics.jsonl", test_dir(), name);
@@ -162,6 +200,9 @@ int main(int argc, char **argv)
          .run = test_hurt,
          .flags = TEST_SLOW},
         {.name = "an evaluation between two saves", .run = test_intervals, .flags = TEST_SLOW},
+        {.name = "killed, it goes on with other ranks",
+         .run = test_other_ranks,
+         .flags = TEST_SLOW},
         {.name = "the time of what is done again counts", .run = test_budget, .flags = TEST_SLOW},
         {.name = "NFT, killed and stopped", .run = test_hurt_nft, .flags = TEST_SLOW},
     };
