@@ -136,7 +136,7 @@ static void test_other_ranks(struct comm *world)
         free(said);
         o.fault = NULL;
         o.ranks = list[i].ranks;
-        for (int k = 0; k < 2; k++) o.sets[5 + k] = list[i].sets[k];
+        for (int k = 0; k < 2; k++) o.sets[4 + k] = list[i].sets[k];
         rc = rl_run(list[i].name, "mix_grpo", &o, &said);
         EXPECT(rc == 0 && strstr(said, "at epoch 1\n"), "%s on %d ranks: exit code %d: %s",
                list[i].name, o.ranks, rc, said);
