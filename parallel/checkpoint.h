@@ -85,6 +85,11 @@ bool ckpt_has(const struct ckpt *c, enum state_kind kind);
 /* Stops with RC_CONFIG and every difference between the members of `now` and those of the meta's
  * object `key`: what a checkpoint and a run must share to be the same run. */
 void ckpt_require_same(const struct ckpt *c, const char *key, json_t *now);
+/* Collective: a start from c (resume: PATH) or from nothing (NULL, resume: never) must not go on in
+ * a folder of later checkpoints, or of any: two runs would be mixed. Stops with RC_CONFIG. how: the
+ * value of `resume`; unit: what steps are called. */
+void ckpt_require_no_newer(struct comm *world, const char *dir, const char *how,
+                           const struct ckpt *c, const char *unit);
 /* Fills the kinds from c; every tensor must be there with the same shape, and none may be left
  * over. kind_from: for EMA-only or raw-only uses, loads kind_from into kind. */
 void ckpt_load(struct ckpt *c, struct fsdp *f, enum state_kind kind, enum state_kind kind_from);

@@ -25,3 +25,20 @@ void ckpt_require_same(const struct ckpt *c, const char *key, json_t *now)
         err_stop(RC_CONFIG, "%s does not belong to this configuration; use another output_dir:%s",
                  ckpt_path(c), text);
 }
+
+void ckpt_require_no_newer(struct comm *world, const char *dir, const char *how,
+                           const struct ckpt *c, const char *unit)
+{
+    const int64_t newest = ckpt_newest_step(world, dir), start = c ? ckpt_step(c) : 0;
+    if (newest == -2 && start == 0)
+        err_stop(RC_CONFIG,
+                 "resume: %s would start at %s 0, but %s holds checkpoints, which are damaged; "
+                 "choose another output_dir, or move them away",
+                 how, unit, dir);
+    if (newest > start || (!c && newest != -1))
+        err_stop(RC_CONFIG,
+                 "resume: %s would start at %s %lld, but %s holds checkpoints up to %s %lld; "
+                 "set resume: auto to go on from there, choose another output_dir, or move them "
+                 "away",
+                 how, unit, (long long)start, dir, unit, (long long)newest);
+}

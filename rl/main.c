@@ -168,7 +168,8 @@ static enum why must_stop(struct rl_run *r)
 
 static bool due(int64_t interval, int64_t epoch) { return interval > 0 && epoch % interval == 0; }
 
-/* Once an epoch, after its checkpoint; what was cut short is made up for by the next start. */
+/* Once an epoch, after its checkpoint, so that a kill in it loses no epoch; what was cut short is
+ * made up for by the next start. */
 static void evaluate(struct rl_run *r, bool wanted)
 {
     if (wanted && r->set->rl.eval_epochs && r->state.evaluated != r->state.epoch) run_evaluate(r);
@@ -182,8 +183,9 @@ static int epochs(struct rl_run *r)
     evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
     while (r->state.epoch < s->rl.num_epochs && (why = must_stop(r)) == GO_ON) {
         run_epoch(r);
-        if (due(s->save_interval, r->state.epoch)) run_save(r, NULL, &r->state.adapter);
-        evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
+        const bool look = due(s->rl.eval_epochs, r->state.epoch);
+        if (look || due(s->save_interval, r->state.epoch)) run_save(r, NULL, &r->state.adapter);
+        evaluate(r, look);
     }
     run_save(r, NULL, &r->state.adapter);
     if (why != PREEMPTED) evaluate(r, true);

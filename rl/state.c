@@ -19,8 +19,9 @@ unsigned run_kinds(const struct rl_run *r)
 }
 
 /* What decides which samples are drawn; other keys may change, and are named when they do. */
-static void add_sampling(json_t *j, const struct rl_config *c)
+static void add_sampling(json_t *j, const struct settings *s)
 {
+    const struct rl_config *c = &s->rl;
     const struct {
         const char *key;
         int64_t value;
@@ -30,6 +31,8 @@ static void add_sampling(json_t *j, const struct rl_config *c)
                  {"window.stride", c->window_stride},
                  {"window.iters", c->window_iters},
                  {"window.limit", c->window_limit},
+                 {"window.min_iters", c->window_min_iters},
+                 {"window.decay_from", c->window_from},
                  {"sde.g_rule", c->g_rule},
                  {"ode.solver", c->solver},
                  {"rollout.init_same_noise", c->same_noise},
@@ -40,6 +43,9 @@ static void add_sampling(json_t *j, const struct rl_config *c)
         json_object_set_new(j, whole[i].key, json_integer(whole[i].value));
     json_object_set_new(j, "sde.eta", json_real(c->eta));
     json_object_set_new(j, "ode.compress", json_real(c->compress));
+    json_object_set_new(j, "window.roll_back", json_boolean(c->roll_back));
+    json_object_set_new(j, "window.decay_rate", json_real(c->window_rate));
+    json_object_set_new(j, "lora_config.dropout", json_real(s->lora.dropout));
 }
 
 /* What a checkpoint and a run must share to be the same run. */
@@ -57,7 +63,7 @@ static json_t *identity_of(const struct rl_run *r)
         (json_int_t)(c->train_batch * r->set->gradient_accumulation_steps * r->ses->mesh.dp),
         "prompts", (json_int_t)prompt_file_hash(&r->prompts));
     CHECK(j, "the description of the run cannot be built");
-    add_sampling(j, c);
+    add_sampling(j, r->set);
     return j;
 }
 
@@ -177,12 +183,8 @@ bool run_resume(struct rl_run *r)
         c = ckpt_latest(r->world, dir);
     else if (strcmp(how, "never"))
         c = ckpt_open(r->world, how, true);
-    else if (ckpt_newest_step(r->world, dir) > 0)
-        err_stop(RC_CONFIG,
-                 "resume: never, but %s holds checkpoints; choose another output_dir, or "
-                 "move them away",
-                 dir);
     watchdog_files(s->watchdog, false);
+    if (strcmp(how, "auto")) ckpt_require_no_newer(r->world, dir, how, c, "epoch");
     free(dir);
     r->saved_epoch = r->state.evaluated = -1;
     if (!c) {

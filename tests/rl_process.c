@@ -119,3 +119,16 @@ int rl_metric_lines(const char *name, int epoch, const char *key)
     double x;
     return find_metric(name, epoch, key, &x);
 }
+
+void rl_same_metrics(const char *name, const char *want, int first, int last)
+{
+    static const char *const keys[] = {
+        "reward/mean",      "reward/std_within_groups", "update/loss",      "update/kl_loss",
+        "update/grad_norm", "advantage/abs_mean",       "eval/reward_mean", "update/approx_kl"};
+    for (int epoch = first; epoch <= last; epoch++)
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
+            const double a = rl_metric(want, epoch, keys[k]), b = rl_metric(name, epoch, keys[k]);
+            EXPECT(isnan(a) == isnan(b) && !(fabs(a - b) > 1e-6 * fabs(a) + 1e-12),
+                   "%s, epoch %d: %s is %.12g, not %.12g", name, epoch, keys[k], b, a);
+        }
+}

@@ -15,4 +15,7 @@ bool rl_calm(const char *name, const char *algo, const struct process_opts *o);
 double rl_metric(const char *name, int epoch, const char *key);
 /* How many lines of an epoch have it, without those that a resume has made void. */
 int rl_metric_lines(const char *name, int epoch, const char *key);
+/* Rewards, losses, norms and evaluations of these epochs agree to 1e-6: the same run on other
+ * ranks, in fp64, so that no pixel is rounded to another byte. */
+void rl_same_metrics(const char *name, const char *want, int first, int last);
 #endif

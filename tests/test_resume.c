@@ -146,6 +146,14 @@ static void newer_steps(struct comm *world)
     io_mkdir(bad, &e);
     a.out = "broken";
     expect_stop("holds checkpoints, which are damaged", RC_CONFIG, start, &a);
+    a.out = "zero"; /* stopped before its first step */
+    a.resume = "auto";
+    a.steps = 0;
+    a.save = true;
+    start(&a);
+    a.resume = "never";
+    a.save = false;
+    expect_stop("holds checkpoints up to step 0", RC_CONFIG, start, &a);
     free(bad);
     free(one);
 }

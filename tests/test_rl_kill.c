@@ -84,6 +84,68 @@ static void test_hurt_nft(struct comm *world)
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) hurt_one(&list[i], "nft", "nft");
 }
 
+/* Every evaluation has a checkpoint before it, also between those of save_interval. */
+static void test_intervals(struct comm *world)
+{
+    (void)world;
+    if (!rl_ready()) return;
+    struct process_opts o = plain_rl;
+    o.sets[0] = "num_epochs=3";
+    o.sets[1] = "save_interval=10";
+    o.sets[2] = "rl_config.eval_freq=3";
+    o.fault = "evaluate@0:4:kill"; /* the evaluation of epoch 0 has 2 steps */
+    char *said, *last = io_path("%s/intervals/checkpoints/iter_000000003", test_dir());
+    int rc = rl_run("intervals", "mix_grpo", &o, &said);
+    EXPECT(rc == 137 && io_exists(last), "exit code %d, %s is %sthere: %s", rc, last,
+           io_exists(last) ? "" : "not ", said);
+    free(said);
+    o.fault = NULL;
+    rc = rl_run("intervals", "mix_grpo", &o, &said);
+    EXPECT(rc == 0 && strstr(said, "at epoch 3\n") &&
+               rl_metric_lines("intervals", 3, "eval/reward_mean") == 1,
+           "again: exit code %d: %s", rc, said);
+    free(said);
+    free(last);
+}
+
+/* Killed in the second epoch of three, it goes on where other ranks have the same samples. */
+static void test_other_ranks(struct comm *world)
+{
+    (void)world;
+    static const struct {
+        const char *name, *fault, *sets[2];
+        int ranks;
+    } list[] = {{"on_four",
+                 "update@0:7:kill",
+                 {"rl_config.sample_batch_size=2", "rl_config.train_batch_size=1"},
+                 4},
+                {"on_one",
+                 "rollout@1:6:kill",
+                 {"rl_config.sample_batch_size=8", "rl_config.train_batch_size=4"},
+                 1}};
+    const struct process_opts whole = {
+        .verb = "rl",
+        .sets = {"weight_dtype=fp64", "num_epochs=3", "save_interval=1", "rl_config.eval_freq=0"}};
+    if (!rl_ready() || !rl_calm("whole", "mix_grpo", &whole)) return;
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+        struct process_opts o = whole;
+        char *said;
+        o.fault = list[i].fault;
+        int rc = rl_run(list[i].name, "mix_grpo", &o, &said);
+        EXPECT(rc == 137, "%s: exit code %d: %s", list[i].name, rc, said);
+        free(said);
+        o.fault = NULL;
+        o.ranks = list[i].ranks;
+        for (int k = 0; k < 2; k++) o.sets[4 + k] = list[i].sets[k];
+        rc = rl_run(list[i].name, "mix_grpo", &o, &said);
+        EXPECT(rc == 0 && strstr(said, "at epoch 1\n"), "%s on %d ranks: exit code %d: %s",
+               list[i].name, o.ranks, rc, said);
+        free(said);
+        rl_same_metrics(list[i].name, "whole", 1, 3);
+        EXPECT(isfinite(rl_metric(list[i].name, 3, "update/loss")), "%s: no loss", list[i].name);
+    }
+}
+
 static void append(const char *name, const char *line)
 {
     char *path = io_path("%s/%s/metrics.jsonl", test_dir(), name);
@@ -136,6 +198,10 @@ int main(int argc, char **argv)
     const struct test tests[] = {
         {.name = "killed and stopped anywhere, it ends with the same bits",
          .run = test_hurt,
+         .flags = TEST_SLOW},
+        {.name = "an evaluation between two saves", .run = test_intervals, .flags = TEST_SLOW},
+        {.name = "killed, it goes on with other ranks",
+         .run = test_other_ranks,
          .flags = TEST_SLOW},
         {.name = "the time of what is done again counts", .run = test_budget, .flags = TEST_SLOW},
         {.name = "NFT, killed and stopped", .run = test_hurt_nft, .flags = TEST_SLOW},

@@ -12,19 +12,6 @@
 #include "tests/rl_process.h"
 
 /* ---- ranks ------------------------------------------------------------------------------------*/
-static void compare(const char *name, const char *want)
-{
-    static const char *const keys[] = {
-        "reward/mean",      "reward/std_within_groups", "update/loss",      "update/kl_loss",
-        "update/grad_norm", "advantage/abs_mean",       "eval/reward_mean", "update/approx_kl"};
-    for (int epoch = 1; epoch <= 2; epoch++)
-        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
-            const double a = rl_metric(want, epoch, keys[k]), b = rl_metric(name, epoch, keys[k]);
-            EXPECT(isnan(a) == isnan(b) && !(fabs(a - b) > 1e-6 * fabs(a) + 1e-12),
-                   "%s, epoch %d: %s is %.12g, not %.12g", name, epoch, keys[k], b, a);
-        }
-}
-
 /* The same samples on any ranks; in fp64, so that no pixel is rounded to another byte. */
 static void test_ranks(struct comm *world)
 {
@@ -53,7 +40,7 @@ static void test_ranks(struct comm *world)
     for (size_t i = 0; i < sizeof list / sizeof *list; i += test_fast() ? 2 : 1) {
         o.ranks = list[i].ranks;
         for (int k = 0; k < 5; k++) o.sets[2 + k] = list[i].sets[k];
-        if (rl_calm(list[i].name, "flow_grpo", &o)) compare(list[i].name, "two");
+        if (rl_calm(list[i].name, "flow_grpo", &o)) rl_same_metrics(list[i].name, "two", 1, 2);
     }
 }
 
@@ -90,6 +77,54 @@ static void test_refusals(struct comm *world)
     free(log);
     free(base);
     free(prompts);
+}
+
+/* No start before the newest epoch of the folder, and none beside what is damaged there. */
+static void test_newer(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = plain_rl;
+    char *said, *path = io_path("resume=%s/newer/checkpoints/iter_000000002", test_dir()),
+                *bad = io_path("%s/damaged/checkpoints/iter_000000009", test_dir());
+    struct err e = {0};
+    o.sets[0] = "rl_config.eval_freq=0";
+    if (!rl_ready() || !rl_calm("newer", "mix_grpo", &o)) return;
+    refuse("newer", path, "iter_000000002 would start at epoch 2, but");
+    refuse("newer", "resume=never", "holds checkpoints up to epoch 4; set resume: auto");
+    io_mkdir(bad, &e);
+    refuse("damaged", "resume=never", "holds checkpoints, which are damaged");
+    o.fault = "update@0:1:usr1";
+    int rc = rl_run("first", "mix_grpo", &o, &said);
+    EXPECT(rc == RC_PREEMPTED, "exit code %d: %s", rc, said);
+    refuse("first", "resume=never", "holds checkpoints up to epoch 0");
+    free(said);
+    o.fault = NULL;
+    o.sets[1] = path;
+    rl_calm("elsewhere", "mix_grpo", &o); /* the same start is fine where nothing is newer */
+    free(path);
+    free(bad);
+}
+
+/* All that the samples depend on is named at once. */
+static void test_window(struct comm *world)
+{
+    (void)world;
+    static const char *const says[] = {"window.min_iters: 0 in the checkpoint, 3 now",
+                                       "window.decay_rate: 0.1", "window.decay_from: 13",
+                                       "window.roll_back: true in the checkpoint, false now",
+                                       "lora_config.dropout: 0.0 in the checkpoint, 0.5 now"};
+    const struct process_opts o = {.verb = "rl",
+                                   .sets = {"window.min_iters=3", "window.decay_rate=0.25",
+                                            "window.decay_from=7", "window.roll_back=false",
+                                            "lora_config.dropout=0.5", "num_epochs=2"}},
+                              once = {.verb = "rl", .sets = {"num_epochs=1"}};
+    char *said;
+    if (!rl_ready() || !rl_calm("window", "mix_grpo_window", &once)) return;
+    const int rc = rl_run("window", "mix_grpo_window", &o, &said);
+    EXPECT(rc == RC_CONFIG, "exit code %d: %s", rc, said);
+    for (size_t k = 0; k < sizeof says / sizeof *says; k++)
+        EXPECT(strstr(said, says[k]), "no \"%s\" in: %s", says[k], said);
+    free(said);
 }
 
 /* Ends with the clip after so many, and refuses to start again. */
@@ -463,6 +498,8 @@ int main(int argc, char **argv)
         {.name = "another base, seed or prompt file is refused",
          .run = test_refusals,
          .flags = TEST_SLOW},
+        {.name = "no start before the newest epoch", .run = test_newer, .flags = TEST_SLOW},
+        {.name = "another window or dropout is refused", .run = test_window, .flags = TEST_SLOW},
         {.name = "a history that is needed late", .run = test_late_history, .flags = TEST_SLOW},
         {.name = "a scorer gets the GPU of its rank", .run = test_devices, .flags = TEST_SLOW},
         {.name = "scorers that die for good", .run = test_dead, .flags = TEST_SLOW},

@@ -119,24 +119,6 @@ static void take_state(struct trainer_state *s, const json_t *o)
                             .started = (int)number(c, "started")};
 }
 
-/* What is in output_dir must not be from later steps than the start: two runs would be mixed. */
-static void require_no_newer(struct comm *world, const struct settings *s, const char *dir,
-                             int64_t start)
-{
-    const int64_t newest = ckpt_newest_step(world, dir);
-    if (newest == -2 && start == 0)
-        err_stop(RC_CONFIG,
-                 "resume: %s would start at step 0, but %s holds checkpoints, which are damaged; "
-                 "choose another output_dir, or move them away",
-                 s->resume, dir);
-    if (newest > start)
-        err_stop(RC_CONFIG,
-                 "resume: %s would start at step %lld, but %s holds checkpoints up to step %lld; "
-                 "set resume: auto to go on from there, choose another output_dir, or move them "
-                 "away",
-                 s->resume, (long long)start, dir, (long long)newest);
-}
-
 bool resume_load(struct trainer *t, const struct loaded_settings *l)
 {
     struct session *s = t->ses;
@@ -149,7 +131,7 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     else if (strcmp(how, "never"))
         c = ckpt_open(s->world, how, true);
     watchdog_files(s->watchdog, false);
-    if (strcmp(how, "auto")) require_no_newer(s->world, s->set, dir, c ? ckpt_step(c) : 0);
+    if (strcmp(how, "auto")) ckpt_require_no_newer(s->world, dir, how, c, "step");
     free(dir);
     if (!c) return false;
     err_push("resuming from %s", ckpt_path(c));
