@@ -63,6 +63,5 @@ struct reward_settings {
     double request_s, start_s, max_invalid; /* share of an epoch */
     double score_limit;                     /* a raw score beyond it is no score */
     int on_dead;                            /* 0 stop, 1 degrade: go on without updates */
-    int64_t batch; /* no key: clips of a data rank that come at a time (dry_resolve) */
 };
 #endif

@@ -19,7 +19,6 @@ void dry_resolve(struct loaded_settings *l)
                                            : "rl.algo decides, and mix_grpo alone reads it",
                  window ? "" : " (nft has no stochastic steps)");
     settings_changed(l, &asked, "rl.algo");
-    l->s.reward.batch = l->s.rl.sample_batch;
 }
 
 void dry_require_batches(const struct settings *s)

@@ -128,8 +128,9 @@ static bool collect(struct rl_run *r)
 static void lost(struct rl_run *r)
 {
     if (r->set->reward.on_dead == 1) {
-        log_warn("no scorer is left: no evaluation of epoch %lld (reward.on_dead)",
+        log_warn("no scorer is left: no evaluation from epoch %lld on (reward.on_dead)",
                  (long long)r->state.epoch);
+        r->unscored = true; /* on all ranks */
         return;
     }
     log_warn("no scorer is left: stopped in the evaluation of epoch %lld with a checkpoint; their "

@@ -126,6 +126,7 @@ static void open_scorers(struct rl_run *r, struct spawner *p)
                                                     .height = r->model.height,
                                                     .width = r->model.width,
                                                     .fps = r->model.fps > 0 ? r->model.fps : 16,
+                                                    .batch = s->rl.sample_batch,
                                                     .log_dir = s->output_dir});
     char dims[REWARD_DIMS * (REWARD_NAME + 2)] = "";
     for (int k = 0; k < r->scoring->dims; k++) {
@@ -172,7 +173,8 @@ static bool due(int64_t interval, int64_t epoch) { return interval > 0 && epoch 
  * made up for by the next start. */
 static void evaluate(struct rl_run *r, bool wanted)
 {
-    if (wanted && r->set->rl.eval_epochs && r->state.evaluated != r->state.epoch) run_evaluate(r);
+    wanted = wanted && r->set->rl.eval_epochs && !r->unscored;
+    if (wanted && r->state.evaluated != r->state.epoch) run_evaluate(r);
 }
 
 static int epochs(struct rl_run *r)

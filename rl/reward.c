@@ -48,6 +48,11 @@ static bool config_fine(const struct reward_config *c, struct err *e)
     else if (words < 0)
         err_set(e, RC_CONFIG, "reward.command has too many words or a quote without its end: %s",
                 c->command);
+    else if (strlen(c->command) > SPAWN_COMMAND)
+        err_set(e, RC_CONFIG,
+                "reward.command has %zu bytes; at most %d are possible: put it into a "
+                "script",
+                strlen(c->command), SPAWN_COMMAND);
     else if (c->workers < 0 || c->workers > SPAWN_MAX)
         err_set(e, RC_CONFIG, "reward.workers is %d; 1 to %d are possible", c->workers, SPAWN_MAX);
     else if (c->slots < 0 || c->slots > MAX_SLOTS)
@@ -247,13 +252,14 @@ bool reward_ready(struct reward *r, struct err *e)
     bool ready;
     int signal = 0;
     const double began = log_seconds();
+    double said = began;
     while (!(ready = all_ready(r)) && !(failed = failed_start(r)) && !r->dead) {
         const double now = log_seconds();
         if (now >= end || (signal = launch_signal())) break;
         wait_until(r, fmin(end, now + 0.25));
-        if (now - began > 5 && r->rank == 0)
-            log_progress("waiting for the scorers: %.0f s of at most %.0f s", now - began,
-                         end - began);
+        if (r->rank > 0 || now - said < 10) continue;
+        said = now;
+        log_progress("waiting for the scorers: %.0f s of at most %.0f s", now - began, end - began);
     }
     if (signal)
         err_set(e, RC_PREEMPTED, "stopped by signal %d while the scorers start; nothing was lost",

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "core/err.h"
-enum { SPAWN_MAX = 64 }; /* scorers alive at a time */
+enum { SPAWN_MAX = 64, SPAWN_COMMAND = 8192 }; /* scorers alive at a time; bytes of a command */
 struct spawner;
 /* On a thread that outlives it. NULL: e says why. */
 struct spawner *spawner_start(struct err *e);

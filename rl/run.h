@@ -36,7 +36,8 @@ struct rl_run {
     struct adapter_state before_state;
     int64_t saved_epoch; /* -1: none */
     bool evaluating;     /* prompts are those of the evaluation */
-    double since;        /* log_seconds from which state.seconds lacks the time */
+    bool unscored; /* no scorer is left for the rest of this start (reward.on_dead: degrade) */
+    double since;  /* log_seconds from which state.seconds lacks the time */
 };
 /* ---- state.c ----------------------------------------------------------------------------------*/
 /* Writes <output_dir>/checkpoints/iter_<epoch>; snap NULL: the adapters as they are. */

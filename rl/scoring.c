@@ -85,10 +85,10 @@ static void choose_frames(struct scoring *s)
 
 /* A whole rollout batch finds a place, so that the next rollout begins beside its scores; at least
  * two clips of every scorer do. */
-static int slots(const struct reward_settings *w)
+static int slots(const struct scoring_opts *o)
 {
-    const int64_t few = 2 * (w->workers > 0 ? w->workers : 1) + 2, batch = w->batch + 2;
-    return (int)(batch > few ? batch : few);
+    const int64_t few = 2 * (o->reward->workers > 0 ? o->reward->workers : 1) + 2;
+    return (int)(o->batch + 2 > few ? o->batch + 2 : few);
 }
 
 static struct reward *start(struct scoring *s, struct spawner *p, struct err *e)
@@ -97,7 +97,7 @@ static struct reward *start(struct scoring *s, struct spawner *p, struct err *e)
     struct comm *dp = s->mesh->axis[AXIS_DP];
     const struct reward_config c = {.command = s->command,
                                     .workers = (int)w->workers,
-                                    .slots = slots(w),
+                                    .slots = slots(&s->opts),
                                     .slot_bytes =
                                         (size_t)(s->num_index * s->opts.height * s->opts.width * 3),
                                     .log_dir = s->opts.log_dir,

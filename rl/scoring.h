@@ -19,6 +19,7 @@ struct scoring_opts {
     const struct video_codec *codec;
     int64_t frames, height, width;
     double fps;
+    int64_t batch; /* clips of this rank between two rollouts */
     const char *log_dir;
 };
 struct scoring {

@@ -146,7 +146,7 @@ static void not_valid(struct comm *world)
     for (int i = 0; i < 5; i++) m[i].valid = false;
     advantages(&USUAL, m, 5, o, &s);
     EXPECT(s.valid == 0 && s.mean == 0 && s.std == 0 && s.min == 0 && s.std_between == 0 &&
-               s.dropped_groups == 1 && s.adv_abs_mean == 0 && o[0].advantage == 0,
+               s.dropped_groups == 1 && s.adv_abs_mean == 0 && o[0].advantage == 0 && o[0].dropped,
            "none is valid");
     advantages(&USUAL, m, 0, o, &s);
     EXPECT(s.members == 0 && s.groups == 0, "empty table");
@@ -174,6 +174,9 @@ static void small_groups(struct comm *world)
             for (int i = list[k].valid; i < n; i++) m[i].valid = false;
             for (int i = 0; i < 4; i++) m[n + i] = member(9, i); /* another one */
             advantages(&c, m, n + 4, o, &s);
+            for (int i = 0; i < n; i++)
+                EXPECT(o[i].dropped == !list[k].counts, "member %d of %d valid: dropped %d", i,
+                       list[k].valid, o[i].dropped);
             EXPECT(s.dropped_groups == !list[k].counts, "%d of %d valid: %lld dropped",
                    list[k].valid, n, (long long)s.dropped_groups);
             EXPECT((o[0].advantage != 0) == (list[k].counts && list[k].valid > 1), "A = %g",

@@ -7,58 +7,19 @@
 
 #include "optim/schedule.h"
 #include "tests/check.h"
-#include "tests/problem.h"
+#include "tests/lora_case.h"
 
 static const char *const everything[] = {"*", NULL};
-
-static struct model_config small_model(void)
-{
-    struct model_config m = fixture_model();
-    m.num_layers = 2;
-    return m;
-}
-
-static struct fixture_opts options(const struct model_config *m, const struct lora_config *lora)
-{
-    return (struct fixture_opts){.device = "ref",
-                                 .compute = DT_F64,
-                                 .model = *m,
-                                 .recompute = RECOMPUTE_GEMM,
-                                 .batch = 2,
-                                 .t = 1,
-                                 .h = 3,
-                                 .w = 5,
-                                 .fsdp = {.optimizer = true, .ema = true},
-                                 .lora = lora};
-}
-
-static void open_filled(struct fixture *f, struct comm *world, const struct fixture_opts *o)
-{
-    fixture_open(f, world, o);
-    problem_fill_params(f);
-    if (f->lora) problem_fill_adapters(f);
-}
-
-/* Keys of the masks of samples 0, 1, ... */
-static const struct rng_key masks[] = {{.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 0},
-                                       {.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 1},
-                                       {.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 2}};
-
-static struct lora_config thinned(struct lora_config c, double dropout)
-{
-    c.dropout = dropout;
-    return c;
-}
 
 /* ---- gradients -------------------------------------------------------------------------------*/
 static void check_gradients(const char *name, struct fixture_opts o, const uint8_t *gate)
 {
     struct fixture f;
     struct comm *world = comm_self(NULL);
-    open_filled(&f, world, &o);
+    lora_open_filled(&f, world, &o);
     f.dev->poison = false; /* thousands of passes */
     f.ctx.gate = gate;
-    f.ctx.drop = masks;
+    f.ctx.drop = lora_masks;
     struct problem p = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
     double *dxt = calloc((size_t)p.n, sizeof *dxt),
            *dtext = calloc((size_t)p.text_n, sizeof *dtext);
@@ -84,7 +45,7 @@ static void check_gradients(const char *name, struct fixture_opts o, const uint8
 static void test_differences(struct comm *world)
 {
     (void)world;
-    const struct model_config m = small_model();
+    const struct model_config m = lora_small_model();
     struct model_config full = m;
     full.skiparse_model_type = SKIPARSE_FULL;
     const uint8_t mixed[] = {0, 1}, spread[] = {1, 0, 1};
@@ -92,15 +53,15 @@ static void test_differences(struct comm *world)
                              official = lora_make_config(2, 4, lora_official_targets);
     const char *const some[] = {"blocks.0.self_attn.[qv]", "blocks.1.cross_attn.v", "ffn.2", NULL};
     const struct lora_config part = lora_make_config(1, 1, some);
-    check_gradients("every linear, sparse", options(&m, &all), NULL);
-    check_gradients("every linear, sparse, one of two samples off", options(&m, &all), mixed);
-    struct fixture_opts o = options(&full, &official);
+    check_gradients("every linear, sparse", lora_options(&m, &all), NULL);
+    check_gradients("every linear, sparse, one of two samples off", lora_options(&m, &all), mixed);
+    struct fixture_opts o = lora_options(&full, &official);
     o.batch = 3;
     check_gradients("official targets, full, one of three off", o, spread);
-    check_gradients("q and v, v, second ffn; one of two off", options(&m, &part), mixed);
-    const struct lora_config thin = thinned(all, 0.4), thin_part = thinned(part, 0.25);
-    check_gradients("every linear, dropout", options(&m, &thin), NULL);
-    check_gradients("q and v, v, second ffn; dropout, one of two off", options(&m, &thin_part),
+    check_gradients("q and v, v, second ffn; one of two off", lora_options(&m, &part), mixed);
+    const struct lora_config thin = lora_thinned(all, 0.4), thin_part = lora_thinned(part, 0.25);
+    check_gradients("every linear, dropout", lora_options(&m, &thin), NULL);
+    check_gradients("q and v, v, second ffn; dropout, one of two off", lora_options(&m, &thin_part),
                     mixed);
 }
 
@@ -109,19 +70,19 @@ static void check_policies(struct comm *world, double dropout)
 {
     struct model_config m = fixture_model();
     m.num_full_blocks = 2;
-    const struct lora_config all = thinned(lora_make_config(3, 6, everything), dropout);
+    const struct lora_config all = lora_thinned(lora_make_config(3, 6, everything), dropout);
     const uint8_t gate[] = {1, 0};
     double first_loss = 0, *first = NULL;
     int64_t n;
     const struct cfg_ints list = {2, {0, 2}};
     for (int policy = RECOMPUTE_ALL; policy <= RECOMPUTE_NONE + 1; policy++) {
-        struct fixture_opts o = options(&m, &all);
+        struct fixture_opts o = lora_options(&m, &all);
         o.recompute = (enum recompute)(policy > RECOMPUTE_NONE ? RECOMPUTE_NONE : policy);
         o.recompute_blocks = policy > RECOMPUTE_NONE ? &list : NULL;
         struct fixture f;
-        open_filled(&f, world, &o);
+        lora_open_filled(&f, world, &o);
         f.ctx.gate = gate;
-        f.ctx.drop = masks;
+        f.ctx.drop = lora_masks;
         struct problem p = problem_new(&m, 0, o.batch, o.t, o.h, o.w);
         struct step_io io = problem_io(&p, 1000);
         io.backward = true;
@@ -151,7 +112,7 @@ static void test_policies(struct comm *world)
 static double *outputs(struct comm *world, struct fixture_opts o, const uint8_t *gate, int64_t *n)
 {
     struct fixture f;
-    open_filled(&f, world, &o);
+    lora_open_filled(&f, world, &o);
     f.ctx.gate = gate;
     struct problem p = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
     double *v = calloc((size_t)p.out_n, sizeof *v);
@@ -167,10 +128,10 @@ static double *outputs(struct comm *world, struct fixture_opts o, const uint8_t 
 static void gate_on(struct comm *world, const char *device, enum dtype type)
 {
     if (!dev_supports(device, type)) return;
-    const struct model_config m = small_model();
+    const struct model_config m = lora_small_model();
     const struct lora_config all = lora_make_config(4, 8, everything);
     const uint8_t gate[] = {1, 0, 1}, off[] = {0, 0, 0};
-    struct fixture_opts o = options(&m, &all);
+    struct fixture_opts o = lora_options(&m, &all);
     o.device = device;
     o.compute = type;
     o.batch = 3;
@@ -208,9 +169,9 @@ static void test_gate(struct comm *world)
 /* ---- frozen base -----------------------------------------------------------------------------*/
 static void test_frozen(struct comm *world)
 {
-    const struct model_config m = small_model();
+    const struct model_config m = lora_small_model();
     const struct lora_config all = lora_make_config(4, 8, lora_official_targets);
-    struct fixture_opts o = options(&m, &all);
+    struct fixture_opts o = lora_options(&m, &all);
     o.device = "cpu";
     o.compute = DT_BF16;
     if (!dev_supports(o.device, o.compute)) {
@@ -218,7 +179,7 @@ static void test_frozen(struct comm *world)
         return;
     }
     struct fixture f;
-    open_filled(&f, world, &o);
+    lora_open_filled(&f, world, &o);
     int n;
     const struct shard *s = fsdp_shards(f.fsdp, &n);
     int64_t bytes = 0, elements = 0;
@@ -257,11 +218,11 @@ static bool held(const struct param *p)
  * nothing is frozen. */
 static void test_partly(struct comm *world)
 {
-    const struct model_config m = small_model();
-    struct fixture_opts o = options(&m, NULL);
+    const struct model_config m = lora_small_model();
+    struct fixture_opts o = lora_options(&m, NULL);
     o.fsdp.prefetch = 1;
     struct fixture all, half;
-    open_filled(&all, world, &o);
+    lora_open_filled(&all, world, &o);
     fixture_open(&half, world, &o);
     fsdp_free(half.fsdp);
     for (int u = 0; u < half.dit->num_units; u++)
@@ -303,9 +264,9 @@ static double max_abs(const double *x, int64_t n)
 /* A ~ N(0, 1/r), B = 0, so that the model is the base until the first step. */
 static void test_init(struct comm *world)
 {
-    const struct model_config m = small_model();
+    const struct model_config m = lora_small_model();
     const struct lora_config all = lora_make_config(8, 16, everything);
-    struct fixture_opts o = options(&m, &all);
+    struct fixture_opts o = lora_options(&m, &all);
     struct fixture f;
     fixture_open(&f, world, &o);
     lora_init_params(f.lora, 5);
@@ -381,7 +342,7 @@ struct attempt {
 static void try_attach(void *arg)
 {
     const struct attempt *a = arg;
-    const struct model_config m = small_model();
+    const struct model_config m = lora_small_model();
     struct dev *dev = dev_open("null", DT_F32, 1);
     struct dit *d = dit_new(dev, &m, RECOMPUTE_ALL, NULL, 8);
     lora_new(dev, d, &a->cfg, (struct lora_opts){0});
@@ -407,7 +368,7 @@ static void test_mistakes(struct comm *world)
     expect_stop("lora_config.rank: 25 is above 24", RC_CONFIG, try_attach, &a);
     a.cfg = lora_make_config(4, 0, everything);
     expect_stop("lora_config.alpha: 0; it must be above 0", RC_CONFIG, try_attach, &a);
-    a.cfg = thinned(lora_make_config(4, 8, everything), 1);
+    a.cfg = lora_thinned(lora_make_config(4, 8, everything), 1);
     expect_stop("lora_config.dropout: 1; it must be at least 0 and below 1", RC_CONFIG, try_attach,
                 &a);
 }
@@ -417,12 +378,12 @@ static void test_mistakes(struct comm *world)
  * number of ranks with equal bits. */
 static void test_steps(struct comm *world)
 {
-    const struct model_config m = small_model();
+    const struct model_config m = lora_small_model();
     const struct lora_config all = lora_make_config(2, 4, lora_official_targets);
-    struct fixture_opts o = options(&m, &all);
+    struct fixture_opts o = lora_options(&m, &all);
     struct fixture f;
     o.batch = 8 / world->size;
-    open_filled(&f, world, &o);
+    lora_open_filled(&f, world, &o);
     lora_init_params(f.lora, 3);
     struct problem p = problem_new(&m, world->rank * o.batch, o.batch, o.t, o.h, o.w);
     struct step_io io = problem_io(&p, 8000);
@@ -483,11 +444,11 @@ static void test_dryrun(struct comm *world)
     m.num_full_blocks = 2;
     const struct lora_config all = lora_make_config(2, 4, everything);
     for (int policy = RECOMPUTE_ALL; policy <= RECOMPUTE_NONE; policy++) {
-        struct fixture_opts o = options(&m, &all);
+        struct fixture_opts o = lora_options(&m, &all);
         o.recompute = (enum recompute)policy;
         o.degrees = (struct mesh_degrees){1, world->size, world->size};
         struct fixture f;
-        open_filled(&f, world, &o);
+        lora_open_filled(&f, world, &o);
         struct problem p = problem_new(&m, 0, o.batch, o.t, o.h, o.w);
         struct step_io io = problem_io(&p, 1000);
         fixture_step(&f, &io); /* as validation does */

@@ -6,53 +6,14 @@
 
 #include "model/adapter.h"
 #include "tests/check.h"
-#include "tests/problem.h"
+#include "tests/lora_case.h"
 
 static const char *const everything[] = {"*", NULL};
-/* Keys of the masks of samples 0, 1, ... */
-static const struct rng_key masks[] = {{.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 0},
-                                       {.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 1},
-                                       {.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 2}};
-
-static struct lora_config thinned(struct lora_config c, double dropout)
-{
-    c.dropout = dropout;
-    return c;
-}
-
-static struct model_config small_model(void)
-{
-    struct model_config m = fixture_model();
-    m.num_layers = 2;
-    return m;
-}
-
-static struct fixture_opts options(const struct model_config *m, const struct lora_config *lora)
-{
-    return (struct fixture_opts){.device = "ref",
-                                 .compute = DT_F64,
-                                 .model = *m,
-                                 .recompute = RECOMPUTE_GEMM,
-                                 .batch = 2,
-                                 .t = 1,
-                                 .h = 3,
-                                 .w = 5,
-                                 .fsdp = {.optimizer = true, .ema = true},
-                                 .lora = lora};
-}
-
-static void open_filled(struct fixture *f, struct comm *world, const struct fixture_opts *o)
-{
-    fixture_open(f, world, o);
-    problem_fill_params(f);
-    if (f->lora) problem_fill_adapters(f);
-}
-
 static double *outputs(struct comm *world, struct fixture_opts o, const uint8_t *gate,
                        const struct rng_key *drop, int64_t *n)
 {
     struct fixture f;
-    open_filled(&f, world, &o);
+    lora_open_filled(&f, world, &o);
     f.ctx.gate = gate;
     f.ctx.drop = drop;
     struct problem p = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
@@ -66,23 +27,25 @@ static double *outputs(struct comm *world, struct fixture_opts o, const uint8_t 
     return v;
 }
 
-/* Nothing without masks, nothing at p = 0; with them other numbers, but not for the base; every
- * sample has the mask of its key. */
+/* Nothing without masks, nothing at p = 0; with them other numbers, but not for the base;
+ * every sample has the mask of its key. */
 static void dropout_on(struct comm *world, const char *device, enum dtype type)
 {
     if (!dev_supports(device, type)) return;
-    const struct model_config m = small_model();
-    const struct lora_config all = lora_make_config(4, 8, everything), thin = thinned(all, 0.3);
+    const struct model_config m = lora_small_model();
+    const struct lora_config all = lora_make_config(4, 8, everything),
+                             thin = lora_thinned(all, 0.3);
     const uint8_t gate[] = {1, 0, 1};
-    const struct rng_key swapped[] = {masks[2], masks[1], masks[0]};
-    struct fixture_opts o = options(&m, &all), t = options(&m, &thin);
+    const struct rng_key swapped[] = {lora_masks[2], lora_masks[1], lora_masks[0]};
+    struct fixture_opts o = lora_options(&m, &all), t = lora_options(&m, &thin);
     o.device = t.device = device;
     o.compute = t.compute = type;
     o.batch = t.batch = 3;
     int64_t n;
-    double *on = outputs(world, o, NULL, NULL, &n), *zero = outputs(world, o, NULL, masks, &n),
-           *unused = outputs(world, t, NULL, NULL, &n), *gated = outputs(world, t, gate, masks, &n),
-           *dropped = outputs(world, t, NULL, masks, &n),
+    double *on = outputs(world, o, NULL, NULL, &n), *zero = outputs(world, o, NULL, lora_masks, &n),
+           *unused = outputs(world, t, NULL, NULL, &n),
+           *gated = outputs(world, t, gate, lora_masks, &n),
+           *dropped = outputs(world, t, NULL, lora_masks, &n),
            *other = outputs(world, t, NULL, swapped, &n);
     o.lora = NULL;
     double *base = outputs(world, o, NULL, NULL, &n);
@@ -117,13 +80,13 @@ static void test_dropout(struct comm *world)
  * linear in the term. */
 static void test_mean(struct comm *world)
 {
-    struct model_config m = small_model();
+    struct model_config m = lora_small_model();
     const char *const last[] = {"blocks.1.ffn.2", NULL};
-    const struct lora_config one = thinned(lora_make_config(4, 1, last), 0.5);
-    struct fixture_opts o = options(&m, &one);
+    const struct lora_config one = lora_thinned(lora_make_config(4, 1, last), 0.5);
+    struct fixture_opts o = lora_options(&m, &one);
     enum { MASKS = 600 };
     struct fixture f;
-    open_filled(&f, world, &o);
+    lora_open_filled(&f, world, &o);
     struct problem p = problem_new(&m, 0, o.batch, o.t, o.h, o.w);
     struct ctx *c = &f.ctx;
     const struct linear *lin = block_linear(&f.dit->block[1], LINEAR_FFN_OUT);

@@ -1,6 +1,7 @@
 /* Post-training as a user runs it: `mpirun osp rl` with a scorer in Python is spread over other
  * ranks, refused, left without scorers, and what it leaves is sampled from and merged. */
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -77,6 +78,45 @@ static void test_refusals(struct comm *world)
     free(log);
     free(base);
     free(prompts);
+}
+
+/* A word that is no key=value, a key that nobody reads, and a stop while a scorer starts. */
+static void test_words(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = {.verb = "rl", .sets = {"num_epochs", "3"}};
+    char *said;
+    if (!rl_ready()) return;
+    int rc = rl_run("words", "mix_grpo", &o, &said);
+    EXPECT(rc == RC_USAGE && strstr(said, "\"num_epochs\": expected key=value"), "%d: %s", rc,
+           said);
+    free(said);
+    o = (struct process_opts){
+        .verb = "rl", .sets = {"rl_config.sde_steps=3", "--print-config"}, .ranks = 1};
+    rc = rl_run("notice", "flow_grpo", &o, &said);
+    EXPECT(rc == 0 && strstr(said, "rl_config.sde_steps: 3 has no effect"), "%d: %s", rc, said);
+    free(said);
+    rc = rl_run("quiet", "mix_grpo", &o, &said);
+    EXPECT(rc == 0 && !strstr(said, "has no effect"), "%d: %s", rc, said);
+    free(said);
+    char *yaml = io_path("%s/words.yaml", test_dir()), *log = io_path("%s/slow.log", test_dir());
+    o = (struct process_opts){.verb = "rl", .sets = {"reward.command=sleep 100"}, .ranks = 1};
+    const pid_t job = process_start(yaml, log, &o);
+    pid_t rank[2];
+    char *text = process_log(log);
+    for (int i = 0; i < 200 && !strstr(text, "waiting for the scorers"); i++) {
+        process_nap(0.1);
+        free(text);
+        text = process_log(log);
+    }
+    if (process_ranks(yaml, rank, 2) > 0) kill(rank[0], SIGTERM);
+    rc = process_end(job);
+    free(text);
+    text = process_log(log);
+    EXPECT(rc == RC_PREEMPTED && strstr(text, "while the scorers start"), "%d: %s", rc, text);
+    free(text);
+    free(yaml);
+    free(log);
 }
 
 /* No start before the newest epoch of the folder, and none beside what is damaged there. */
@@ -179,8 +219,8 @@ static void test_dead_evaluation(struct comm *world)
     free(said);
     o.sets[1] = "reward.on_dead=degrade";
     rc = rl_run("degraded", "mix_grpo", &o, &said);
-    EXPECT(rc == 0 && strstr(said, "no evaluation of epoch 2") &&
-               strstr(said, "no evaluation of epoch 4"),
+    EXPECT(rc == 0 && strstr(said, "no evaluation from epoch 2 on") &&
+               !strstr(said, "no evaluation from epoch 4"),
            "exit code %d: %s", rc, said);
     free(said);
     for (int e = 2; e <= EPOCHS; e += 2) {
@@ -498,6 +538,7 @@ int main(int argc, char **argv)
         {.name = "another base, seed or prompt file is refused",
          .run = test_refusals,
          .flags = TEST_SLOW},
+        {"words, keys without effect, a stop before the start", test_words, {0}, 0},
         {.name = "no start before the newest epoch", .run = test_newer, .flags = TEST_SLOW},
         {.name = "another window or dropout is refused", .run = test_window, .flags = TEST_SLOW},
         {.name = "a history that is needed late", .run = test_late_history, .flags = TEST_SLOW},
