@@ -147,8 +147,16 @@ static void attn_bwd_run(struct dev *d, const struct tensor *t, void *arg)
                                                  .scale = a->scale});
 }
 
-static void attn_one(const struct target *t, const struct seqs *s, int64_t heads, int64_t hd,
-                     int64_t gap, double size)
+/* Later rows are longer: 1, 2, 4, ... times, by powers of two, so that bf16 stays exact. */
+static void grow_rows(struct var *v, int levels)
+{
+    for (int64_t r = 0; r < v->dim[0]; r++)
+        for (int64_t i = 0; i < v->width; i++)
+            v->value[r * v->width + i] *= ldexp(1, (int)(r * levels / v->dim[0]));
+}
+
+static void attn_grown(const struct target *t, const struct seqs *s, int64_t heads, int64_t hd,
+                       int64_t gap, double size, int levels)
 {
     int64_t nq = 0, nk = 0;
     for (int i = 0; i < s->n; i++) {
@@ -175,11 +183,34 @@ static void attn_one(const struct target *t, const struct seqs *s, int64_t heads
         VAR("o", K_T, OUT, gap, -1, 1, nq, heads, hd);
         VAR("lse", K_S, OUT, 0, -1, 1, nq, heads);
         VAR("q", K_T, IN, gap, -size, size, nq, heads, hd);
+        grow_rows(&c.var[c.n - 1], levels);
         VAR("k", K_T, IN, gap, -size, size, nk, heads, hd);
+        grow_rows(&c.var[c.n - 1], levels);
         VAR("v", K_T, IN, gap, -1, 1, nk, heads, hd);
         if (back) VAR("d_o", K_T, IN, gap, -1, 1, nq, heads, hd);
         case_check(&c, back ? attn_bwd_run : attn_fwd_run, &a);
     }
+}
+
+static void attn_one(const struct target *t, const struct seqs *s, int64_t heads, int64_t hd,
+                     int64_t gap, double size)
+{
+    attn_grown(t, s, heads, hd, gap, size, 1);
+}
+
+/* Scores so high that 2^score is no f32. */
+static void attn_high(const struct target *t)
+{
+    const int32_t zero = 0, n = 200;
+    struct attn_case a = {{1, &zero, &n, &zero, &n}, 1};
+    struct ops_case c;
+    case_begin(&c, t, "attention with scores of 256");
+    VAR("o", K_T, OUT, 0, -1, 1, n, 1, 16);
+    VAR("lse", K_S, OUT, 0, -1, 1, n, 1);
+    VAR("q", K_T, IN, 0, 4, 4, n, 1, 16);
+    VAR("k", K_T, IN, 0, 4, 4, n, 1, 16);
+    VAR("v", K_T, IN, 0, -1, 1, n, 1, 16);
+    case_check(&c, attn_fwd_run, &a);
 }
 
 static void attn_target(const struct target *t)
@@ -196,8 +227,13 @@ static void attn_target(const struct target *t)
         attn_one(t, &(struct seqs){1, zero, len, zero, len}, 1, hd[i], 6, 4);
         attn_one(t, &(struct seqs){4, qf, ql, kf, kl}, 2, hd[i], i % 2 ? 10 : 0, 2);
     }
-    if (!(ops_only && test_fast())) /* slow in the emulation */
+    attn_high(t);
+    if (!(ops_only && test_fast())) { /* slow in the emulation */
         attn_one(t, &(struct seqs){1, zero, long_q, zero, long_k}, 3, 32, 0, 2);
+        /* short queries and keys, and ever longer ones: scores that need their maximum subtracted,
+         * from some key on */
+        attn_grown(t, &(struct seqs){1, zero, long_q, zero, long_k}, 2, 48, 0, 1.2, 3);
+    }
     attn_one(t, &(struct seqs){0, zero, zero, zero, zero}, 3, 32, 0, 2);
     int32_t first[40], short_len[40]; /* many short ranges */
     for (int i = 0; i < 40; i++) {
