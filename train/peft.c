@@ -243,27 +243,27 @@ const struct peft_pair *peft_find(const struct peft *p, const char *module)
 static void find_pairs(struct peft *p)
 {
     const int n = format_num_tensors(p->tensors);
-    p->pair = calloc((size_t)n / 2 + 1, sizeof *p->pair);
-    CHECK(p->pair, "out of memory");
+    struct key *key = calloc((size_t)n + 2, sizeof *key); /* behind the last: none */
+    p->pair = calloc((size_t)n + 1, sizeof *p->pair);
+    CHECK(key && p->pair, "out of memory");
     for (int i = 0; i < n; i++) {
-        const struct format_tensor *t = format_tensor_at(p->tensors, i),
-                                   *next = i + 1 < n ? format_tensor_at(p->tensors, i + 1) : NULL;
-        const struct key k = parse_or_stop(p, t);
-        struct key b = {0};
-        require_style(p, &k, t->name, format_tensor_at(p->tensors, 0)->name);
-        if (next && k.half == 'A') {
-            b = parse_or_stop(p, next);
-            require_style(p, &b, next->name, format_tensor_at(p->tensors, 0)->name);
-        }
-        if (b.half != 'B' || b.module_size != k.module_size ||
-            strncmp(b.module, k.module, k.module_size))
-            err_stop(RC_DATA, "%s: \"%s\" has no %s", p->file, t->name,
-                     k.half == 'A' ? "lora_B" : "lora_A");
-        struct peft_pair *one = &p->pair[p->num_pairs++];
-        *one = (struct peft_pair){strndup(k.module, k.module_size), t, next};
-        CHECK(one->module, "out of memory");
-        i++;
+        const struct format_tensor *t = format_tensor_at(p->tensors, i);
+        key[i] = parse_or_stop(p, t);
+        require_style(p, &key[i], t->name, format_tensor_at(p->tensors, 0)->name);
     }
+    for (int i = 0; i < n; i += 2) {
+        const struct format_tensor *t = format_tensor_at(p->tensors, i);
+        const struct key *a = &key[i], *b = &key[i + 1];
+        if (a->half != 'A' || b->half != 'B' || a->module_size != b->module_size ||
+            strncmp(a->module, b->module, a->module_size))
+            err_stop(RC_DATA, "%s: \"%s\" has no %s", p->file, t->name,
+                     a->half == 'A' ? "lora_B" : "lora_A");
+        struct peft_pair *one = &p->pair[p->num_pairs++];
+        *one = (struct peft_pair){strndup(a->module, a->module_size), t,
+                                  format_tensor_at(p->tensors, i + 1)};
+        CHECK(one->module, "out of memory");
+    }
+    free(key);
     if (p->num_pairs == 0) err_stop(RC_DATA, "%s holds no adapters", p->file);
     qsort(p->pair, (size_t)p->num_pairs, sizeof *p->pair, by_module);
 }
