@@ -253,8 +253,10 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph
-SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire reward_fuzz
+             ops_rows ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
+             format format_fuzz import
+SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire reward_fuzz \
+             format format_fuzz
 SAN_tsan  := reward reward_ranks loader comm nccl check_comm model resume sequence guided
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
@@ -263,7 +265,7 @@ asan ubsan tsan:
 # hours; what it found is written into docs/campaign.md by hand
 campaign:
 	@$(MAKE) --no-print-directory osp tests
-	@$(MAKE) --no-print-directory CONFIG=asan build/asan/tests/test_reward_fuzz
+	@$(MAKE) --no-print-directory CONFIG=asan build/asan/tests/test_reward_fuzz build/asan/tests/test_format_fuzz
 	@BUILD=$(BUILD) scripts/campaign.sh
 clang:
 	@$(MAKE) --no-print-directory CONFIG=clang CC=clang OMP= WERROR=1 osp tests

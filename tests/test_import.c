@@ -113,7 +113,7 @@ static void make_native(struct comm *world, void *arg)
 }
 
 struct folder {
-    int n;
+    int n, made; /* tensors in use; values to free */
     struct foreign t[MOST];
     char name[MOST][96];
     double *x[MOST];
@@ -126,6 +126,7 @@ static struct foreign *add_tensor(struct folder *f, const char *name, enum forma
     struct foreign *t = &f->t[f->n];
     snprintf(f->name[f->n], sizeof f->name[0], "%s", name);
     f->x[f->n] = calloc((size_t)(rows * cols) + 1, sizeof(double));
+    f->made = f->n + 1;
     *t = (struct foreign){f->name[f->n], d, 2, {rows, cols}, f->x[f->n]};
     f->n++;
     return t;
@@ -177,8 +178,8 @@ static void write_folder(struct folder *f, const char *name, bool torch, const c
 
 static void free_folder(struct folder *f)
 {
-    for (int i = 0; i < f->n; i++) free(f->x[i]);
-    f->n = 0;
+    for (int i = 0; i < f->made; i++) free(f->x[i]);
+    f->n = f->made = 0;
 }
 
 static const char plain_json[] =
@@ -474,7 +475,6 @@ static void change_one(struct folder *f, enum change what)
     case NO_A:
     case NO_B:
         f->t[what == NO_B] = f->t[--f->n];
-        free(f->x[f->n]);
         return;
     case OTHER_RANK:
         f->t[2].dim[0] = 1;
@@ -519,8 +519,7 @@ static void change(struct folder *f, enum change what)
 {
     if (what == AS_IS) return;
     if (what == NOTHING) free_folder(f);
-    if (what == MISSING_ONE || what == MISSING_MANY)
-        for (int i = what == MISSING_ONE ? 2 : 20; i > 0; i--) free(f->x[--f->n]);
+    if (what == MISSING_ONE || what == MISSING_MANY) f->n -= what == MISSING_ONE ? 2 : 20;
     if (what < MISSING_ONE) change_one(f, what);
 }
 
