@@ -147,7 +147,7 @@ void zip_add(struct zip_out *z, const char *name, const void *p, size_t n, unsig
         bytes_number(d, wrong & ZIP_ENCRYPTED ? 1 : 0, 2);
         bytes_number(d, wrong & ZIP_COMPRESSED ? 8 : 0, 2);
         bytes_number(d, 0, 8); /* time, date, checksum */
-        const uint64_t said = wrong & ZIP_LONG ? 1 << 20 : n;
+        const uint64_t said = wrong & ZIP_LONG ? 1 << 20 : wrong & ZIP_LONGER ? n + 4 : n;
         bytes_number(d, big ? 0xffffffff : said, 4);
         bytes_number(d, big ? 0xffffffff : said, 4);
         bytes_number(d, size, 2);

@@ -38,6 +38,7 @@ enum { /* what is wrong with an entry or the directory */
        ZIP_AGAIN = 32,      /* stands twice in the directory */
        ZIP_PLAIN = 64,      /* end: no zip64 record */
        ZIP_COMMENT = 128,   /* end: with a comment */
+       ZIP_LONGER = 512,    /* the directory says it reaches into the directory */
        ZIP_BIG = 256        /* its size and place stand in the zip64 fields */
 };
 struct zip_out {

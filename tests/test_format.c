@@ -363,6 +363,7 @@ static void test_bad_zips(struct comm *world)
                  {ZIP_WRONG_LOCAL, "its entry \"a/data/0\" does not begin where"},
                  {ZIP_FAR, "its entry \"a/data/0\" would lie outside of the file"},
                  {ZIP_LONG, "its entry \"a/data/0\" would lie outside of the file"},
+                 {ZIP_LONGER, "its entry \"a/data/0\" would lie outside of the file"},
                  {ZIP_AGAIN, "its entries \"a/data/0\" and \"a/data/0\" overlap"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         b.n = 0;
