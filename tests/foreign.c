@@ -307,3 +307,14 @@ void torch_file(struct bytes *b, const struct foreign *t, int n)
     zip_out_free(&z);
     bytes_free(&p);
 }
+
+void foreign_refused(const struct bytes *b, const char *name, const char *text)
+{
+    struct err e = {0};
+    char *path = bytes_write(b, name);
+    struct format *f = format_open(path, &e);
+    EXPECT(!f && e.code == RC_DATA && strstr(e.msg, text) && strstr(e.msg, path),
+           "wanted \"%s\": %s", text, f ? "it opened" : e.msg);
+    format_close(f);
+    free(path);
+}

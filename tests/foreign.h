@@ -12,6 +12,8 @@ void bytes_number(struct bytes *b, uint64_t x, int n); /* n bytes, little endian
 void bytes_free(struct bytes *b);
 /* test_dir()/name; malloc'ed path. */
 char *bytes_write(const struct bytes *b, const char *name);
+/* This file, written as test_dir()/name, cannot be opened: RC_DATA, with its path and this text. */
+void foreign_refused(const struct bytes *b, const char *name, const char *text);
 
 struct foreign { /* a tensor to write */
     const char *name;

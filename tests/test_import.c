@@ -1,240 +1,21 @@
 /* osp convert adapter: folders of peft become adapter checkpoints. Folders are made byte by byte
- * from the values of adapters that are made natively beside them; tests/peft_files.py has them made
- * by torch, safetensors and peft themselves. */
+ * from the values of adapters that are made natively beside them. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include "core/io.h"
 #include "core/log.h"
-#include "data/video.h"
 #include "tests/check.h"
 #include "tests/fixture.h"
-#include "tests/foreign.h"
-#include "tests/train_case.h"
+#include "tests/import_case.h"
 #include "train/adapter.h"
 #include "train/import_adapter.h"
 #include "train/merge.h"
 #include "train/stored_model.h"
 
-enum { RANK = 2, MOST = 128 };
-
-/* ---- bases -----------------------------------------------------------------------------------*/
-static void save_base(struct comm *world, void *arg)
-{
-    struct train_case *c = calloc(1, sizeof *c);
-    double loss;
-    train_case_open(c, world, arg);
-    train_case_steps(c, 1, &loss);
-    resume_save(&c->t, &c->l);
-    train_case_close(c);
-    free(c);
-}
-
-/* A run of one step, made once: test_dir()/name. */
-static char *base_of(const char *name, const char *more)
-{
-    char *dir = io_path("%s/%s", test_dir(), name), *out = io_path("output_dir=%s", dir);
-    const char *extra[] = {out, "device=ref", more, NULL};
-    if (!io_exists(dir)) comm_thread_run(2, save_base, extra);
-    free(out);
-    return dir;
-}
-
-static char *the_base(void) { return base_of("base", NULL); }
-
-/* ---- adapters and folders --------------------------------------------------------------------*/
-/* Values that every type of a file holds exactly, different for every tensor. */
-static double value_of(const char *module, char half, int64_t i)
-{
-    const uint64_t h = (rng_hash(module) + (uint64_t)half) * 0x9e3779b97f4a7c15u +
-                       (uint64_t)i * 0xd1342543de82ef95u;
-    return ((double)(h >> 57) - 64) / 16;
-}
-
-static void fill(struct lora *l)
-{
-    for (int i = 0; i < l->num_params; i++) {
-        const struct param *p = &l->param[i];
-        const int64_t n = param_count(p);
-        char *module = strndup(p->name, (size_t)(strstr(p->name, ".lora_") - p->name));
-        double *x = malloc((size_t)n * sizeof *x);
-        for (int64_t k = 0; k < n; k++) x[k] = value_of(module, strstr(p->name, ".lora_")[6], k);
-        lora_put(l, STATE_LORA, p->name, x);
-        free(x);
-        free(module);
-    }
-}
-
-struct native {
-    const char *base, *out;
-    enum state_kind kind;
-    double alpha;
-    const char *const *targets;
-};
-
-/* Adapters as a LoRA run saves them. */
-static void make_native(struct comm *world, void *arg)
-{
-    const struct native *n = arg;
-    struct ckpt *c = ckpt_open(world, n->base, true);
-    struct stored_model m;
-    struct err e = {0};
-    stored_model_read(&m, c, &e);
-    err_raise(&e);
-    const struct lora_config cfg = lora_make_config(RANK, n->alpha, n->targets);
-    struct fixture f;
-    fixture_open(&f, world,
-                 &(struct fixture_opts){.device = "ref",
-                                        .compute = DT_F32,
-                                        .model = m.config,
-                                        .batch = 1,
-                                        .t = 1,
-                                        .h = 2,
-                                        .w = 2,
-                                        .lora = &cfg});
-    fill(f.lora);
-    char *dir = io_path("%s/checkpoints", n->out);
-    struct adapter_base b = adapter_base_of(c, n->kind);
-    struct adapter_state s = {0};
-    clip_init(&s.clip, 1);
-    json_t *meta = json_pack("{s:i, s:s}", "step", 0, "stage", "rl");
-    const struct ckpt_place place = {.dir = dir};
-    adapter_save(f.lora, &cfg, &f.mesh, &place, &b, &s, 1u << STATE_LORA, meta, &e);
-    err_raise(&e);
-    json_decref(meta);
-    adapter_base_free(&b);
-    stored_model_free(&m);
-    ckpt_close(c);
-    fixture_close(&f);
-    free(dir);
-}
-
-struct folder {
-    int n, made; /* tensors in use; values to free */
-    struct foreign t[MOST];
-    char name[MOST][96];
-    double *x[MOST];
-};
-
-static struct foreign *add_tensor(struct folder *f, const char *name, enum format_dtype d,
-                                  int64_t rows, int64_t cols)
-{
-    CHECK(f->n < MOST, "too many tensors");
-    struct foreign *t = &f->t[f->n];
-    snprintf(f->name[f->n], sizeof f->name[0], "%s", name);
-    f->x[f->n] = calloc((size_t)(rows * cols) + 1, sizeof(double));
-    f->made = f->n + 1;
-    *t = (struct foreign){f->name[f->n], d, 2, {rows, cols}, f->x[f->n]};
-    f->n++;
-    return t;
-}
-
-static void add_pair(struct folder *f, const char *module, int64_t out, int64_t in,
-                     const char *style, enum format_dtype d)
-{
-    for (int i = 0; i < 2; i++) {
-        char *name = io_path("base_model.model.%s.lora_%c%s.weight", module, 'A' + i, style);
-        struct foreign *t = add_tensor(f, name, d, i ? out : RANK, i ? RANK : in);
-        for (int64_t k = 0; k < foreign_count(t); k++)
-            f->x[f->n - 1][k] = value_of(module, (char)('A' + i), k);
-        free(name);
-    }
-}
-
-/* The official eight of blocks of width 32. */
-static void add_official(struct folder *f, int blocks, const char *style, enum format_dtype d)
-{
-    for (int b = 0; b < blocks; b++)
-        for (int i = 0; i < 8; i++) {
-            char *module = io_path("blocks.%d.%s", b, lora_official_targets[i]);
-            add_pair(f, module, 32, 32, style, d);
-            free(module);
-        }
-}
-
-/* Reversed, so that nothing relies on the order. */
-static void write_folder(struct folder *f, const char *name, bool torch, const char *json)
-{
-    char *dir = io_path("%s/%s", test_dir(), name),
-         *config = io_path("%s/adapter_config.json", dir),
-         *file = io_path("%s/adapter_model.%s", name, torch ? "bin" : "safetensors");
-    struct foreign t[MOST];
-    struct bytes b = {0};
-    struct err e = {0};
-    for (int i = 0; i < f->n; i++) t[i] = f->t[f->n - 1 - i];
-    io_mkdir(dir, &e);
-    (torch ? torch_file : safetensors_file)(&b, t, f->n);
-    free(bytes_write(&b, file));
-    if (json) io_write_file(config, json, strlen(json), &e);
-    EXPECT(!e.code, "%s", e.msg);
-    bytes_free(&b);
-    free(dir);
-    free(config);
-    free(file);
-}
-
-static void free_folder(struct folder *f)
-{
-    for (int i = 0; i < f->made; i++) free(f->x[i]);
-    f->n = f->made = 0;
-}
-
-static const char plain_json[] =
-    "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":6,\"bias\":\"none\",\"use_rslora\":false,"
-    "\"rank_pattern\":{},\"modules_to_save\":null,\"init_lora_weights\":\"gaussian\","
-    "\"target_modules\":\"{'self_attn.q', 'cross_attn.o'}\"}";
-
 /* ---- equal to native ones --------------------------------------------------------------------*/
-static struct ckpt *open_one(struct comm *world, const char *name)
-{
-    char *path = io_path("%s/%s", test_dir(), name);
-    struct ckpt *c = ckpt_open(world, path, true);
-    free(path);
-    return c;
-}
-
-static bool same_hash(struct ckpt *a, struct ckpt *b, enum state_kind kind)
-{
-    char x[65], y[65];
-    ckpt_hash(a, kind, x);
-    ckpt_hash(b, kind, y);
-    return strcmp(x, y) == 0;
-}
-
-static void expect_equal(struct comm *world, const char *name, const char *native, bool targets)
-{
-    struct ckpt *a = open_one(world, name), *b = open_one(world, native);
-    const json_t *x = ckpt_meta(a), *y = ckpt_meta(b), *from = json_object_get(x, "provenance");
-    EXPECT(same_hash(a, b, STATE_LORA) && ckpt_num_tensors(a) == ckpt_num_tensors(b),
-           "%s: other tensors than %s", name, native);
-    EXPECT(!ckpt_has(a, STATE_LORA_EMA) && ckpt_step(a) == 0, "%s: EMA, step", name);
-    EXPECT(!targets || json_equal(json_object_get(x, "lora"), json_object_get(y, "lora")),
-           "%s: other description", name);
-    EXPECT(json_equal(json_object_get(x, "base"), json_object_get(y, "base")), "%s: base", name);
-    EXPECT(json_equal(json_object_get(x, "state"), json_object_get(y, "state")), "%s: state", name);
-    char hash[65], *file = io_path("%s/%s", json_string_value(json_object_get(from, "path")),
-                                   json_string_value(json_object_get(from, "file")));
-    struct err e = {0};
-    io_sha256_file(hash, file, &e);
-    EXPECT(!e.code && strcmp(hash, json_string_value(json_object_get(from, "sha256"))) == 0 &&
-               strstr(json_string_value(json_object_get(from, "adapter_config")), "lora_alpha"),
-           "%s: provenance %s", name, e.msg);
-    free(file);
-    ckpt_close(a);
-    ckpt_close(b);
-}
-
-static void import_one(const char *peft, const char *base, const char *out, bool raw, bool force)
-{
-    char *from = io_path("%s/%s", test_dir(), peft), *to = io_path("%s/%s", test_dir(), out);
-    import_adapter(&(struct import_job){from, base, to, raw, force});
-    free(from);
-    free(to);
-}
-
 /* Both folded into the base: equal, and not the base. */
 static void expect_merged(struct comm *world, const char *base, const char *a, const char *b)
 {
@@ -256,15 +37,6 @@ static void expect_merged(struct comm *world, const char *base, const char *a, c
     ckpt_close(k);
 }
 
-static void make(const char *name, const char *base, enum state_kind kind,
-                 const char *const *targets)
-{
-    char *out = io_path("%s/%s", test_dir(), name);
-    struct native n = {base, out, kind, 6, targets};
-    if (!io_exists(out)) comm_thread_run(1, make_native, &n);
-    free(out);
-}
-
 static const struct {
     const char *name, *style;
     bool torch;
@@ -279,19 +51,19 @@ static const struct {
 static void test_equal(struct comm *world)
 {
     char *base = the_base();
-    make("native", base, STATE_EMA, lora_official_targets);
+    make_native("native", base, STATE_EMA, lora_official_targets);
     for (int i = 0; i < 6; i++) {
         struct folder f = {0};
         char *out = io_path("%s-out", kinds[i].name);
         add_official(&f, 4, kinds[i].style, kinds[i].dtype);
-        write_folder(&f, kinds[i].name, kinds[i].torch, plain_json);
+        write_folder(&f, kinds[i].name, kinds[i].torch, import_json);
         import_one(kinds[i].name, base, out, false, false);
         expect_equal(world, out, "native", true);
         free_folder(&f);
         free(out);
     }
     expect_merged(world, base, "bin-default-out", "native");
-    make("native-raw", base, STATE_MASTER, lora_official_targets);
+    make_native("native-raw", base, STATE_MASTER, lora_official_targets);
     import_one("st-plain", base, "raw-out", true, false);
     expect_equal(world, "raw-out", "native-raw", true);
     free(base);
@@ -311,8 +83,8 @@ static void test_defaults(struct comm *world)
     struct adapter_info info;
     struct err e = {0};
     adapter_info_read(&info, c, &e);
-    EXPECT(!e.code && info.config.rank == RANK && info.config.alpha == 2 * RANK, "alpha %g",
-           info.config.alpha);
+    EXPECT(!e.code && info.config.rank == IMPORT_RANK && info.config.alpha == 2 * IMPORT_RANK,
+           "alpha %g", info.config.alpha);
     struct ckpt_tensor t;
     double x = 99;
     EXPECT(ckpt_find(c, STATE_LORA, "blocks.3.cross_attn.v.lora_B.weight", &t), "a tensor");
@@ -357,7 +129,8 @@ static void expect_loads(struct comm *world, const char *name, const char *base,
     lora_get(f.lora, STATE_LORA, f.lora->param[0].name, x);
     char *module = strndup(f.lora->param[0].name, (size_t)(strstr(f.lora->param[0].name, ".lora_") -
                                                            f.lora->param[0].name));
-    for (int i = 0; i < 32 * RANK; i++) EXPECT(x[i] == value_of(module, 'A', i), "%s: %d", name, i);
+    for (int i = 0; i < 32 * IMPORT_RANK; i++)
+        EXPECT(x[i] == value_of(module, 'A', i), "%s: %d", name, i);
     free(module);
     fixture_close(&f);
     adapter_info_free(&info);
@@ -383,7 +156,7 @@ static void test_targets(struct comm *world)
         add_pair(&f, module, 32, 48, "", FORMAT_F32);
         free(module);
     }
-    write_folder(&f, "more", true, plain_json);
+    write_folder(&f, "more", true, import_json);
     import_one("more", base, "more-out", false, false);
     expect_loads(world, "more-out", base, 36,
                  "self_attn.q self_attn.k self_attn.v self_attn.o cross_attn.q cross_attn.k "
@@ -400,7 +173,7 @@ static void test_targets(struct comm *world)
                  "[\"self_attn.k\"],\"layers_to_transform\":[0,3,9,10,11]}");
     import_one("tens", deep, "tens-out", false, false);
     expect_loads(world, "tens-out", deep, 5, "blocks.[039].cross_attn.k blocks.1[01].cross_attn.k");
-    write_folder(&f, "force", false, plain_json);
+    write_folder(&f, "force", false, import_json);
     log_set_level(LOG_WARN + 1);
     import_one("force", deep, "force-out", false, true);
     log_set_level(LOG_WARN);
@@ -600,7 +373,7 @@ static void test_refusals(struct comm *world)
         add_official(&f, 4, "", FORMAT_F32);
         change(&f, refusals[i].what);
         const char *json = refusals[i].json;
-        write_folder(&f, name, i % 2, !json ? plain_json : *json ? json : NULL);
+        write_folder(&f, name, i % 2, !json ? import_json : *json ? json : NULL);
         expect_stop(refusals[i].text, refusals[i].code, try_import, name);
         EXPECT(!io_exists(out), "%s: something was written", refusals[i].text);
         free_folder(&f);
@@ -634,7 +407,7 @@ static void test_bases(struct comm *world)
          *no = io_path("%s/wrong-merged", test_dir());
     struct folder f = {0};
     add_official(&f, 4, "", FORMAT_F32);
-    write_folder(&f, "wrong", false, plain_json);
+    write_folder(&f, "wrong", false, import_json);
     struct pair_of p = {"wrong", wide, "wrong-out"};
     expect_stop("is for a weight [32,32]; that of", RC_DATA, import_pair, &p);
     p.base = "/nowhere";
@@ -659,248 +432,14 @@ static void test_bases(struct comm *world)
     free_folder(&f);
 }
 
-/* ---- the program -----------------------------------------------------------------------------*/
-static const char *build(void) { return getenv("BUILD") ? getenv("BUILD") : "build/release"; }
-
-static int run(const char *cmd, char said[1 << 14])
-{
-    FILE *p = popen(cmd, "r");
-    said[fread(said, 1, (1 << 14) - 1, p)] = 0;
-    const int status = pclose(p);
-    return status < 0 ? -1 : WEXITSTATUS(status);
-}
-
-static void sample(const char *base, const char *lora, const char *out)
-{
-    char said[1 << 14];
-    char *cmd = io_path("mpirun -n 1 %s/osp sample configs/sample/tiny.yaml checkpoint=%s %s%s "
-                        "output_dir=%s/%s num_frames=null height=null width=null "
-                        "scheduler_config.num_inference_steps=2 2>&1 </dev/null",
-                        build(), base, lora ? "lora=" : "", lora ? lora : "", test_dir(), out);
-    EXPECT(run(cmd, said) == 0, "%s: %s", cmd, said);
-    EXPECT(!lora || strstr(said, "raw weights of"), "%s", said);
-    free(cmd);
-}
-
-/* By its pixels: the files name the adapters that made them. */
-static bool same_video(const char *a, const char *b)
-{
-    enum { BYTES = 3 * 4 * 16 * 16 };
-    const int64_t index[] = {0, 1, 2, 3};
-    const char *const name[] = {a, b};
-    uint8_t x[2][BYTES];
-    for (int i = 0; i < 2; i++) {
-        struct err e = {0};
-        char *path = io_path("%s/%s/video_000000_00.mp4", test_dir(), name[i]);
-        EXPECT(video_read(path, index, 4, (struct video_crop){0}, 16, 16, x[i], &e), "%s", e.msg);
-        free(path);
-    }
-    return memcmp(x[0], x[1], BYTES) == 0;
-}
-
-/* As a user types it. */
-static void test_program(struct comm *world)
-{
-    if (system("command -v mpirun >/dev/null 2>&1")) {
-        test_skip("mpirun is missing");
-        return;
-    }
-    char *base = the_base(), said[1 << 14];
-    struct folder f = {0};
-    add_official(&f, 4, ".default", FORMAT_F32);
-    write_folder(&f, "typed", true, plain_json);
-    make("native", base, STATE_EMA, lora_official_targets);
-    const char *d = test_dir();
-    char *cmd[] = {
-        io_path("%s/osp convert adapter %s/typed %s %s/typed-out 2>&1", build(), d, base, d),
-        io_path("%s/osp convert merge %s %s/typed-out %s/typed-merged 2>&1", build(), base, d, d),
-        io_path("%s/osp inspect %s/typed-out --verify 2>&1", build(), d),
-        io_path("%s/osp convert adapter %s/typed %s 2>&1", build(), d, base),
-        io_path("%s/osp convert adapter %s/typed %s %s/x --ema 2>&1", build(), d, base, d),
-        io_path("%s/typed-out", d),
-        io_path("%s/native", d),
-        io_path("%s/typed-merged", d)};
-    EXPECT(run(cmd[0], said) == 0 && strstr(said, "32 adapters of rank 2, alpha 6"), "%s", said);
-    EXPECT(strstr(said, "target_modules is one text and not a list"), "%s", said);
-    EXPECT(run(cmd[1], said) == 0 && strstr(said, "32 adapters"), "%s", said);
-    EXPECT(run(cmd[2], said) == 0 && strstr(said, "adapters   rank 2, alpha 6, scale 3"), "%s",
-           said);
-    for (int i = 3; i < 5; i++)
-        EXPECT(run(cmd[i], said) == RC_USAGE && strstr(said, "PEFT_DIR BASE OUT"), "%s", said);
-    expect_equal(world, "typed-out", "native", true);
-    sample(base, NULL, "video-base");
-    sample(base, cmd[5], "video-import");
-    sample(base, cmd[6], "video-native");
-    sample(cmd[7], NULL, "video-merged");
-    EXPECT(same_video("video-import", "video-native"), "other videos than the native adapters'");
-    EXPECT(!same_video("video-import", "video-base"), "the adapters change nothing");
-    EXPECT(!same_video("video-merged", "video-base"), "merging changes nothing");
-    for (int i = 0; i < 8; i++) free(cmd[i]);
-    free_folder(&f);
-    free(base);
-}
-
-/* ---- files of the real libraries -------------------------------------------------------------*/
-/* Runs tests/peft_files.py; false and a skip where the modules are missing. */
-static bool python(const char *modules, const char *what, const char *folder)
-{
-    static const char *const list[] = {"build/venv/bin/python", "build/venv-test/bin/python",
-                                       "python3"};
-    for (int i = 0; i < 3; i++) {
-        char *probe = io_path("%s -c 'import %s' >/dev/null 2>&1", list[i], modules),
-             *cmd = io_path("%s tests/peft_files.py %s %s 2>&1", list[i], what, folder);
-        const bool fits = system(probe) == 0;
-        char said[1 << 14] = "";
-        if (fits) EXPECT(run(cmd, said) == 0, "%s: %s", cmd, said);
-        free(probe);
-        free(cmd);
-        if (fits) return true;
-    }
-    test_skip("no python with %s (python3 -m venv build/venv && build/venv/bin/pip install "
-              "torch==2.13.0 numpy safetensors peft)",
-              modules);
-    return false;
-}
-
-static void expect_json(const char *file, const char *values, int least)
-{
-    char *path = io_path("%s/%s", test_dir(), file), *json = io_path("%s/%s", test_dir(), values);
-    struct err e = {0};
-    json_t *want = json_load_file(json, 0, NULL);
-    struct format *f = format_open(path, &e);
-    EXPECT(f && want && format_num_tensors(f) >= least, "%s: %s", file, e.msg);
-    for (int i = 0; f && i < format_num_tensors(f); i++) {
-        const struct format_tensor *t = format_tensor_at(f, i);
-        const json_t *v = json_object_get(want, t->name);
-        double *x = malloc((size_t)t->count * sizeof *x + 1);
-        format_read_f64(f, t, 0, t->count, x, &e);
-        bool same = !e.code && v && (int64_t)json_array_size(v) == t->count;
-        for (int64_t k = 0; same && k < t->count; k++)
-            same = x[k] == json_number_value(json_array_get(v, (size_t)k));
-        EXPECT(same, "%s: \"%s\" %s", file, t->name, e.msg);
-        free(x);
-    }
-    format_close(f);
-    json_decref(want);
-    free(json);
-    free(path);
-}
-
-static void test_libraries(struct comm *world)
-{
-    (void)world;
-    if (!python("torch, safetensors.torch", "tensors", test_dir())) return;
-    expect_json("tensors.safetensors", "tensors.json", 8);
-    expect_json("tensors.bin", "tensors.json", 13);
-    expect_json("state.bin", "state.json", 7);
-    const char *const bad[][2] = {{"old.bin", "is in torch's form before the zip files"},
-                                  {"module.bin", "its pickle asks for torch.nn.modules.linear"}};
-    for (int i = 0; i < 2; i++) {
-        struct err e = {0};
-        char *path = io_path("%s/%s", test_dir(), bad[i][0]);
-        EXPECT(!format_open(path, &e) && strstr(e.msg, bad[i][1]), "%s", e.msg);
-        free(path);
-    }
-}
-
-/* The matrices of the averaged weights, by module. */
-static void write_base(struct ckpt *c)
-{
-    struct folder *f = calloc(1, sizeof *f);
-    struct bytes b = {0};
-    for (int i = 0; i < ckpt_num_tensors(c); i++) {
-        const struct ckpt_tensor t = ckpt_tensor_at(c, i);
-        const size_t n = strlen(t.name);
-        if (t.kind != STATE_EMA || t.ndim != 2 || strncmp(t.name, "blocks.", 7) || n < 8 ||
-            strcmp(t.name + n - 7, ".weight"))
-            continue;
-        char *module = strndup(t.name, n - 7);
-        add_tensor(f, module, FORMAT_F32, t.dim[0], t.dim[1]);
-        ckpt_read_f64(c, &t, 0, t.count, f->x[f->n - 1]);
-        free(module);
-    }
-    safetensors_file(&b, f->t, f->n);
-    free(bytes_write(&b, "base.safetensors"));
-    bytes_free(&b);
-    free_folder(f);
-    free(f);
-}
-
-/* W + alpha/r B A of ours, in f32, against peft's, in f64. */
-static void compare_merged(struct comm *world)
-{
-    struct ckpt *c = open_one(world, "peft-merged");
-    char *path = io_path("%s/merged.safetensors", test_dir());
-    struct err e = {0};
-    struct format *f = format_open(path, &e);
-    EXPECT(f && format_num_tensors(f) == 40, "%s", e.msg);
-    double worst = 0;
-    for (int i = 0; f && i < format_num_tensors(f); i++) {
-        const struct format_tensor *t = format_tensor_at(f, i);
-        struct ckpt_tensor w;
-        char *name = io_path("%s.weight", t->name);
-        double *x = malloc((size_t)t->count * sizeof *x), *y = malloc((size_t)t->count * sizeof *y);
-        const bool found = ckpt_find(c, STATE_EMA, name, &w) && w.count == t->count;
-        EXPECT(found, "%s", name);
-        if (found) {
-            format_read_f64(f, t, 0, t->count, x, &e);
-            ckpt_read_f64(c, &w, 0, w.count, y);
-            expect_close(name, y, x, t->count, 1e-6);
-            const double off = max_error(y, x, t->count, NULL);
-            if (off > worst) worst = off;
-        }
-        free(x);
-        free(y);
-        free(name);
-    }
-    printf("    merged against peft: %.1e\n", worst);
-    format_close(f);
-    free(path);
-    ckpt_close(c);
-}
-
-static void test_peft(struct comm *world)
-{
-    char *base = the_base(), *out = io_path("%s/plain-out", test_dir()),
-         *merged = io_path("%s/peft-merged", test_dir());
-    struct ckpt *c = ckpt_open(world, base, true);
-    write_base(c);
-    if (python("torch, safetensors.torch, peft", "peft", test_dir())) {
-        static const char *const name[] = {"plain", "bin", "official", "bf16"};
-        struct ckpt *k[4];
-        for (int i = 0; i < 4; i++) {
-            char *to = io_path("%s-out", name[i]);
-            import_one(name[i], base, to, false, false);
-            k[i] = open_one(world, to);
-            EXPECT(ckpt_num_tensors(k[i]) == 64 && same_hash(k[i], k[0], STATE_LORA) == (i < 3),
-                   "%s: other values", name[i]);
-            free(to);
-        }
-        for (int i = 0; i < 4; i++) ckpt_close(k[i]);
-        merge_adapter(&(struct merge_job){.base = base, .adapter = out, .out = merged});
-        compare_merged(world);
-    }
-    ckpt_close(c);
-    free(base);
-    free(out);
-    free(merged);
-}
-
 int main(int argc, char **argv)
 {
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
-    setenv("OMPI_MCA_rmaps_base_oversubscribe", "1", 0);
-    setenv("OMP_NUM_THREADS", "1", 0);
     const struct test tests[] = {
         {.name = "both key styles in both formats are the native adapters", .run = test_equal},
         {.name = "safetensors before bin; alpha is 2 r", .run = test_defaults},
         {.name = "lists, parts and more than the official targets", .run = test_targets},
         {.name = "what is not imported is named, and nothing is written", .run = test_refusals},
         {.name = "bases and results that do not fit", .run = test_bases},
-        {.name = "imported, merged, sampled, as typed", .run = test_program, .flags = TEST_SLOW},
-        {.name = "files of torch and safetensors", .run = test_libraries, .flags = TEST_SLOW},
-        {.name = "adapters of peft, merged as peft merges", .run = test_peft, .flags = TEST_SLOW},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }
