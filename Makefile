@@ -107,7 +107,8 @@ EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,s
 TESTS   += $(EMULATED) $(EMULATED_LIBS)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o $(BUILD)/tests/wire_damage.o \
-           $(BUILD)/tests/queue_dev.o $(BUILD)/tests/lora_case.o $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o
+           $(BUILD)/tests/queue_dev.o $(BUILD)/tests/lora_case.o $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o $(BUILD)/tests/foreign.o \
+           $(BUILD)/tests/import_case.o
 
 .PHONY: all probe help test test-fast fast golden asan ubsan tsan clang cuda demo bench clean deps \
         check format tests campaign deps-tests
@@ -253,8 +254,10 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph
-SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire reward_fuzz
+             ops_rows ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
+             format format_torch format_fuzz import
+SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire reward_fuzz \
+             format format_torch format_fuzz
 SAN_tsan  := reward reward_ranks loader comm nccl check_comm model resume sequence guided
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
@@ -263,7 +266,7 @@ asan ubsan tsan:
 # hours; what it found is written into docs/campaign.md by hand
 campaign:
 	@$(MAKE) --no-print-directory osp tests
-	@$(MAKE) --no-print-directory CONFIG=asan build/asan/tests/test_reward_fuzz
+	@$(MAKE) --no-print-directory CONFIG=asan build/asan/tests/test_reward_fuzz build/asan/tests/test_format_fuzz
 	@BUILD=$(BUILD) scripts/campaign.sh
 clang:
 	@$(MAKE) --no-print-directory CONFIG=clang CC=clang OMP= WERROR=1 osp tests
@@ -285,7 +288,7 @@ help:
 	echo "make test-fast    the set for daily work, under a minute (also: make fast)"; \
 	echo "make golden       reproduce the golden files of \$$GOLDEN_DIR (default tests/golden)"; \
 	echo "make asan|ubsan|tsan   fast tests under a sanitizer;  make clang: build with clang, -Werror"; \
-	echo "make campaign     the long runs: all layouts and policies in f64, FUZZ inputs a parser (100000, a million for scorers), faulty scorers on 8 ranks, KILLS=50"; \
+	echo "make campaign     the long runs: all layouts and policies in f64, FUZZ inputs a parser (100000, a million for scorers and foreign tensors), faulty scorers on 8 ranks, KILLS=50"; \
 	echo "make cuda         only the library of the cuda device (make CUDA=1: all; needs nvcc)"; \
 	echo "make check        include directions, style;  make format: clang-format in place"; \
 	echo "make bench        CPU speed side by side with PyTorch;  make clean"

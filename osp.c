@@ -25,6 +25,8 @@ static const struct {
     {"data", verb_data, "data CONFIG [key=value ...]",
      "video clips and captions to an HDF5 data set"},
     {"convert", verb_convert, "convert merge BASE ADAPTER OUT", "folds adapters into their base"},
+    {"convert", verb_convert, "convert adapter PEFT_DIR BASE OUT",
+     "makes adapters from a folder of peft"},
     {"inspect", verb_inspect, "inspect RUN|CHECKPOINT", "what is in a checkpoint"},
     {"diff", verb_diff, "diff CHECKPOINT CHECKPOINT", "compares two checkpoints tensor by tensor"},
     {"plan", plan, "plan CONFIG [ranks=N] [key=value ...]",

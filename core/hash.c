@@ -1,6 +1,8 @@
 /* CRC-32C (Castagnoli, reflected 0x82F63B78), by the CPU's instruction where it has one, and
  * SHA-256 (FIPS 180-4). */
 #include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/io.h"
@@ -116,18 +118,53 @@ static void sha256_block(uint32_t h[8], const uint8_t *s)
     for (int i = 0; i < 8; i++) h[i] += v[i];
 }
 
-void io_sha256(uint8_t out[32], const void *p, size_t n)
+static void sha256_start(uint32_t h[8])
 {
-    uint32_t h[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-                     0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-    const uint8_t *s = p;
-    size_t left = n;
-    for (; left >= 64; left -= 64, s += 64) sha256_block(h, s);
+    static const uint32_t first[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                      0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    memcpy(h, first, sizeof first);
+}
+
+/* The last left < 64 bytes of n, and the hash. */
+static void sha256_end(uint32_t h[8], const uint8_t *s, size_t left, uint64_t n, uint8_t out[32])
+{
     uint8_t tail[128] = {0};
     if (left) memcpy(tail, s, left);
     tail[left] = 0x80;
     const size_t len = left < 56 ? 64 : 128;
-    for (int i = 0; i < 8; i++) tail[len - 1 - (size_t)i] = (uint8_t)((uint64_t)n * 8 >> 8 * i);
+    for (int i = 0; i < 8; i++) tail[len - 1 - (size_t)i] = (uint8_t)(n * 8 >> 8 * i);
     for (size_t i = 0; i < len; i += 64) sha256_block(h, tail + i);
     for (int i = 0; i < 32; i++) out[i] = (uint8_t)(h[i / 4] >> (24 - 8 * (i % 4)));
+}
+
+void io_sha256(uint8_t out[32], const void *p, size_t n)
+{
+    uint32_t h[8];
+    const uint8_t *s = p;
+    size_t left = n;
+    sha256_start(h);
+    for (; left >= 64; left -= 64, s += 64) sha256_block(h, s);
+    sha256_end(h, s, left, n, out);
+}
+
+void io_sha256_file(char hex[65], const char *path, struct err *e)
+{
+    enum { BLOCK = 1 << 18 }; /* a multiple of 64: only the last one may be shorter */
+    FILE *f = fopen(path, "rb");
+    uint8_t *s = malloc(BLOCK), out[32] = {0};
+    CHECK(s, "out of memory");
+    uint32_t h[8];
+    uint64_t n = 0;
+    size_t got = BLOCK;
+    sha256_start(h);
+    while (f && got == BLOCK) {
+        got = fread(s, 1, BLOCK, f);
+        n += got;
+        for (size_t at = 0; at + 64 <= got; at += 64) sha256_block(h, s + at);
+    }
+    if (!f || ferror(f)) err_set(e, RC_IO, "cannot read \"%s\"", path);
+    if (f) fclose(f);
+    sha256_end(h, s + got / 64 * 64, f ? got % 64 : 0, n, out);
+    for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", out[i]);
+    free(s);
 }

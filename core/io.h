@@ -31,6 +31,7 @@ uint32_t io_crc32c(uint32_t crc, const void *p, size_t n); /* start with 0 */
 uint32_t io_crc32c_join(uint32_t first, uint32_t second, uint64_t n);
 uint32_t io_crc32c_tables(uint32_t crc, const void *p, size_t n); /* the same without SSE4.2 */
 void io_sha256(uint8_t out[32], const void *p, size_t n);
+void io_sha256_file(char hex[65], const char *path, struct err *e); /* block by block */
 /* "a/b" from printf arguments; malloc'ed */
 char *io_path(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 #endif

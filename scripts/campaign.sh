@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The runs that take too long for `make test`: every layout with every recompute policy in f64, every
 # way to share samples between up to 8 ranks (sequence; its list is in $BUILD/campaign), FUZZ damaged
-# inputs for each parser (100,000; 1,000,000 for the messages of scorers, which run in build/asan),
+# inputs for each parser (100,000; 1,000,000 for the messages of scorers and for foreign files of
+# tensors, which run in build/asan),
 # 10,000 clips with faulty scorers on 8 ranks (reward), KILLS random kills. Arguments: parts to run
 # (ranks, sequence, fuzz, reward, kill); none: all. Ends with "N passed, N failed, N skipped".
 # Results: docs/campaign.md, by hand.
@@ -33,6 +34,7 @@ part fuzz test_filter "randomly damaged" FUZZ="$fuzz"
 part fuzz test_checkpoint "damaged manifests" FUZZ="$fuzz"
 part fuzz test_dataset "flipped bytes" FUZZ="$fuzz"
 from=build/asan part fuzz test_reward_fuzz "" FUZZ="${FUZZ:-1000000}"
+from=build/asan part fuzz test_format_fuzz "" FUZZ="${FUZZ:-1000000}"
 launch="mpirun -n 8" part reward test_reward_ranks "8 ranks" X=1
 part reward test_reward "many clips" X=1
 part kill test_kill "moments" KILLS="$KILLS"

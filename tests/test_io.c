@@ -42,6 +42,20 @@ static void expect_sha(const char *text, size_t n, const char *want)
     EXPECT(strcmp(got, want) == 0, "%zu bytes: %s", n, got);
 }
 
+/* A file read in blocks has the hash of its bytes. */
+static void expect_file_sha(const char *text, size_t n)
+{
+    struct err e = {0};
+    uint8_t h[32];
+    char got[65], want[65], *path = io_path("%s/hashed", test_dir());
+    io_write_file(path, text, n, &e);
+    io_sha256_file(got, path, &e);
+    io_sha256(h, text, n);
+    for (int i = 0; i < 32; i++) snprintf(want + 2 * i, 3, "%02x", h[i]);
+    EXPECT(!e.code && strcmp(got, want) == 0, "%zu bytes: %s", n, got);
+    free(path);
+}
+
 static void test_sha(struct comm *world)
 {
     (void)world;
@@ -52,6 +66,13 @@ static void test_sha(struct comm *world)
     char *a = malloc(1000000);
     memset(a, 'a', 1000000);
     expect_sha(a, 1000000, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+    for (int i = 0; i < 1000000; i++) a[i] = (char)(i * 7 + i / 64);
+    const int sizes[] = {0, 55, 64, 100, 262143, 262144, 262300, 524288};
+    for (int i = 0; i < 8; i++) expect_file_sha(a, (size_t)sizes[i]);
+    struct err e = {0};
+    char hex[65];
+    io_sha256_file(hex, "/nowhere/x", &e);
+    EXPECT(e.code == RC_IO && strstr(e.msg, "/nowhere/x"), "%s", e.msg);
     free(a);
 }
 

@@ -119,7 +119,7 @@ static json_t *lora_json(const struct lora *l, const struct lora_config *cfg)
                      "scale", l->store.scale, "dropout", l->store.dropout, "targets", targets);
 }
 
-static json_t *base_json(const struct adapter_base *b)
+json_t *adapter_base_json(const struct adapter_base *b)
 {
     return json_pack("{s:s, s:I, s:s, s:s}", "path", b->path, "step", (json_int_t)b->step, "kind",
                      ckpt_kind_name(b->kind), "sha256", b->sha256);
@@ -138,7 +138,7 @@ void adapter_write(struct lora *l, const struct lora_config *cfg, struct mesh *m
                    const struct adapter_base *base, const struct adapter_state *s, json_t *meta,
                    struct err *e)
 {
-    json_t *parts[] = {lora_json(l, cfg), base_json(base), state_json(s)};
+    json_t *parts[] = {lora_json(l, cfg), adapter_base_json(base), state_json(s)};
     CHECK(parts[0] && parts[1] && parts[2], "the description of the adapters cannot be built");
     json_object_set_new(meta, "lora", parts[0]);
     json_object_set_new(meta, "base", parts[1]);

@@ -45,6 +45,8 @@ struct adapter_base {
 /* Which weights of c a run uses. */
 struct adapter_base adapter_base_of(const struct ckpt *c, enum state_kind kind);
 void adapter_base_free(struct adapter_base *b);
+/* As it stands in the meta; the caller's reference. */
+json_t *adapter_base_json(const struct adapter_base *b);
 
 /* This rank's part of the adapters, copied to the host. kinds: bits of STATE_LORA.... */
 struct ckpt_snapshot *adapter_snapshot(struct lora *l, struct mesh *mesh, unsigned kinds);

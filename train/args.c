@@ -24,7 +24,9 @@ void args_parse(struct args *a, int argc, char **argv, const char *usage)
                  {"--verify", &a->verify},
                  {"--forward", &a->forward},
                  {"--ema", &a->ema},
-                 {"--force-base", &a->force_base}};
+                 {"--force-base", &a->force_base},
+                 {"--force", &a->force},
+                 {"--raw", &a->raw}};
     for (int i = 0; i < argc; i++) {
         if (argv[i][0] == '-') {
             bool known = false;

@@ -9,7 +9,8 @@ struct args {
     int num_sets;
     char **rest; /* further plain arguments */
     int num_rest;
-    bool print_config, help_config, help, check_comm, json, verify, forward, ema, force_base;
+    bool print_config, help_config, help, check_comm, json, verify, forward, ema, force_base, force,
+        raw;
 };
 /* usage: shown for --help and with a wrong flag (exit 64). */
 void args_parse(struct args *a, int argc, char **argv, const char *usage);

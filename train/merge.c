@@ -7,6 +7,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "train/adapter.h"
+#include "train/convert.h"
 
 enum { READ_ELEMENTS = 1 << 20 }; /* at once, as doubles */
 
@@ -120,12 +121,11 @@ static json_t *provenance(const struct merge *m, const struct adapter_base *base
 {
     char hash[65];
     ckpt_hash(m->adapter, m->pair, hash);
-    return json_pack("{s:s, s:{s:s, s:I, s:s, s:s}, s:{s:s, s:I, s:s, s:s, s:I, s:f}}", "made_by",
-                     "osp convert merge", "base", "path", base->path, "step",
-                     (json_int_t)base->step, "kind", ckpt_kind_name(base->kind), "sha256",
-                     base->sha256, "adapter", "path", ckpt_path(m->adapter), "step",
-                     (json_int_t)ckpt_step(m->adapter), "kind", ckpt_kind_name(m->pair), "sha256",
-                     hash, "rank", (json_int_t)m->info.config.rank, "alpha", m->info.config.alpha);
+    return json_pack("{s:s, s:o, s:{s:s, s:I, s:s, s:s, s:I, s:f}}", "made_by", "osp convert merge",
+                     "base", adapter_base_json(base), "adapter", "path", ckpt_path(m->adapter),
+                     "step", (json_int_t)ckpt_step(m->adapter), "kind", ckpt_kind_name(m->pair),
+                     "sha256", hash, "rank", (json_int_t)m->info.config.rank, "alpha",
+                     m->info.config.alpha);
 }
 
 /* The base's description; a new run begins at step 0. */
@@ -194,9 +194,7 @@ void merge_adapter(const struct merge_job *job)
     struct adapter_base base = adapter_base_of(m.base, m.from);
     adapter_require_base(m.adapter, &m.info, &base, job->force_base);
     require_weights(&m);
-    char *dir = io_path("%s/checkpoints", job->out);
-    if (io_exists(dir))
-        err_stop(RC_CANTCREAT, "%s exists; choose a folder for the result that does not", dir);
+    char *dir = convert_folder(job->out);
     struct ckpt_snapshot *s = pieces_of(&m);
     m.dev = dev_open(dev_supports("cpu", m.dtype) ? "cpu" : "ref", m.dtype, 1);
     json_t *meta = meta_of(&m, &base);

@@ -34,7 +34,8 @@ struct sampling {
     struct prompts prompts;
     struct session *ses;
     struct stored_model model;
-    struct adapter_info lora; /* rank 0: none */
+    struct adapter_info lora;  /* rank 0: none */
+    enum state_kind lora_kind; /* which of its weights */
     uint32_t lora_identity;
     const struct video_codec *codec;
     const struct text_codec *text_codec;
@@ -81,7 +82,7 @@ static json_t *item_json(const struct sampling *s, int item)
     if (s->lora.config.rank) {
         json_object_set_new(j, "lora", json_string(c->sample.lora));
         json_object_set_new(j, "lora_crc", json_integer(s->lora_identity));
-        json_object_set_new(j, "lora_ema", json_boolean(c->sample.lora_ema));
+        json_object_set_new(j, "lora_ema", json_boolean(s->lora_kind == STATE_LORA_EMA));
     }
     return j;
 }
@@ -323,9 +324,12 @@ static enum state_kind base_kind(const struct settings *c)
     return c->sample.use_ema ? STATE_EMA : STATE_MASTER;
 }
 
-static enum state_kind adapter_kind(const struct settings *c)
+/* lora_ema: auto takes what there is. */
+static enum state_kind adapter_kind(const struct settings *c, const struct ckpt *adapter)
 {
-    return c->sample.lora_ema ? STATE_LORA_EMA : STATE_LORA;
+    const bool averaged =
+        c->sample.lora_ema == 1 || (c->sample.lora_ema == 0 && ckpt_has(adapter, STATE_LORA_EMA));
+    return averaged ? STATE_LORA_EMA : STATE_LORA;
 }
 
 /* Reads what the adapters are, and that they belong to the weights of `base` in use. */
@@ -337,7 +341,8 @@ static struct ckpt *open_adapter(struct sampling *s, struct comm *world, const s
     adapter_info_read(&s->lora, k, &e);
     err_raise(&e);
     s->lora_identity = ckpt_identity(k);
-    if (!ckpt_has(k, adapter_kind(c)))
+    s->lora_kind = adapter_kind(c, k);
+    if (!ckpt_has(k, s->lora_kind))
         err_stop(RC_CONFIG, "lora_ema: %s holds no averaged adapters; set lora_ema: false",
                  ckpt_path(k));
     if (s->lora.base.kind != base_kind(c) && !c->sample.lora_force_base)
@@ -351,7 +356,8 @@ static struct ckpt *open_adapter(struct sampling *s, struct comm *world, const s
     adapter_base_free(&have);
     log_info("adapters of rank %lld, alpha %g: %s weights of %s (step %lld)",
              (long long)s->lora.config.rank, s->lora.config.alpha,
-             c->sample.lora_ema ? "averaged" : "raw", ckpt_path(k), (long long)ckpt_step(k));
+             s->lora_kind == STATE_LORA_EMA ? "averaged" : "raw", ckpt_path(k),
+             (long long)ckpt_step(k));
     return k;
 }
 
@@ -390,7 +396,7 @@ static void open_model(struct sampling *s, struct comm *world)
     session_open(s->ses, c, world, shape, false);
     c->lora = (struct lora_config){0}; /* the texts are those of s->lora */
     ckpt_load(k, s->ses->fsdp, STATE_MASTER, base_kind(c));
-    if (lora) adapter_load(lora, s->ses->lora, STATE_LORA, adapter_kind(c));
+    if (lora) adapter_load(lora, s->ses->lora, STATE_LORA, s->lora_kind);
     ckpt_close(lora);
     ckpt_close(k);
 }

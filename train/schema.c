@@ -72,6 +72,7 @@ WORDS(auto_word, "auto");
 WORDS(null_word, "null");
 WORDS(model_names, "osp_next", "wan_t2v");
 WORDS(reshards, "null", "true", "false");
+WORDS(averages, "auto", "true", "false");
 WORDS(recomputes, "all", "attention", "gemm", "none", "auto");
 WORDS(clips, "adaptive", "fixed", "adaptive_capped");
 WORDS(dtypes, "bf16|bfloat16", "fp32|float|float32", "fp64|double",
@@ -165,7 +166,8 @@ static const struct row sampling[] = {
     ROW_TEXT(
         S, "lora", sample.lora, "null",
         "adapters of a LoRA run (run or checkpoint folder), used on the weights of checkpoint"),
-    ROW_BOOL(S, "lora_ema", sample.lora_ema, "true", "averaged adapters"),
+    ROW_ENUM(S, "lora_ema", sample.lora_ema, "auto", averages,
+             "averaged adapters; auto: where the adapters have averages"),
     ROW_BOOL(S, "lora_force_base", sample.lora_force_base, "false",
              "use the adapters although they were made for other weights"),
     ROW_NULL0(S, "num_frames", sample.num_frames, "null",

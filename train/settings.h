@@ -64,8 +64,9 @@ struct sample_config { /* `osp sample` (docs/spec/sft.md 5.3) */
     char *prompt_txt;  /* file, a prompt per line, or the prompt itself */
     char *negative_prompt;
     bool use_ema;
-    char *lora; /* adapter checkpoint to use on the base; NULL: none */
-    bool lora_ema, lora_force_base;
+    char *lora;   /* adapter checkpoint to use on the base; NULL: none */
+    int lora_ema; /* 0 auto, 1 true, 2 false */
+    bool lora_force_base;
     int64_t num_frames, height, width, batch_size, samples_per_prompt;
     double save_fps;
     bool batched_cfg;
