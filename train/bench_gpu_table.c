@@ -44,11 +44,11 @@ static double full_over_sparse(const struct gpu_report *r, const char *full, con
     return seconds(ours(r, full)) / seconds(ours(r, sparse));
 }
 
-/* How many times faster than PyTorch; not where the results differ. */
+/* How many times faster than PyTorch; not where results differ or were not compared. */
 static double over_torch(const struct gpu_report *r, const char *name)
 {
     const struct gpu_result *t = find(r, name, "torch", "padded");
-    if (!t || !(t->error <= r->limit)) return NAN;
+    if (!t || !(t->error >= 0 && t->error <= r->limit)) return NAN;
     return seconds(t) / seconds(ours(r, name));
 }
 
