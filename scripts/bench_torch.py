@@ -45,10 +45,10 @@ class Bench:
         if args.threads:
             torch.set_num_threads(args.threads)
         if self.compile:
-            torch._dynamo.config.inline_inbuilt_nn_modules = True  # one graph for all blocks
             limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
             setattr(torch._dynamo.config, limit, 128)  # kinds of blocks times shapes
-        self.block = torch.compile(model.run_block, dynamic=False) if self.compile else model.run_block
+        self.block = model.run_block
+        self.compiled = torch.compile(model.run_block, dynamic=False) if self.compile else None
 
     def about(self):
         text = f"torch {torch.__version__}, {'torch.compile' if self.compile else 'not compiled'}"
@@ -145,7 +145,7 @@ class Bench:
                 if apart:
                     torch._foreach_copy_([params[n] for n in apart], [masters[n] for n in apart])
             result["out"] = out.detach()
-        return work, (lambda: {"out": result["out"], **result["grads"]})
+        return work, (lambda: {"out": result["out"], **result.get("grads", {})})
 
     def one_block(self, case, variant, sdpa):
         net, _ = self.weights(case, True)
@@ -191,8 +191,10 @@ class Bench:
     def check(self, case, variant, sdpa, folder):
         """How far the files of the other side are from what this side computes, by norm. Outputs
         count each for itself. Gradients count each for itself in fp32, and all together in bf16,
-        where one that nearly cancels is noise on both sides."""
+        where one that nearly cancels is noise on both sides. Not compiled: that each compiled block
+        computes the same is seen at the size that is timed, by open."""
         self.net = None  # a step changes weights: each comparison draws its own
+        self.block = model.run_block
         work, results = self.prepare(case, variant, sdpa)
         self.checking = True  # a step keeps its gradients as they are before clipping
         work()
@@ -222,9 +224,12 @@ class Bench:
         return {"error": error, "worst": f"most in {worst}: {each[worst]:.1e}"}
 
     def open(self, case, variant, sdpa):
-        work, _ = self.prepare(case, variant, sdpa)
+        work, results = self.prepare(case, variant, sdpa)
+        self.block = model.run_block
         if case["kind"] in ("forward", "step", "block"):
             work(warm=True)
+            if self.compile:
+                self.same_compiled(work, results)
             inner = 1
         else:
             work()
@@ -234,6 +239,15 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
         self.open_cases.append((work, inner))
         return {"handle": len(self.open_cases) - 1}
+
+    def same_compiled(self, work, results):
+        """Compiles; then one block of each kind must give what it gave before."""
+        want = results()["out"].double()
+        self.block = self.compiled
+        work(warm=True)
+        error = float((results()["out"].double() - want).norm() / want.norm())
+        if not error <= 2e-2:
+            raise ValueError(f"the compiled blocks differ from the plain ones by {error:.1e}")
 
     def seconds(self, work, inner):
         self.sync()
