@@ -13,7 +13,7 @@
 
 const char bench_gpu_usage[] =
     "osp bench gpu [part=all|A|BD|...] [variant=full|short] [device=cuda] [dtype=bf16] [runs=N]\n"
-    "              [budget_s=600] [torch=PYTHON] [sdpa=cudnn,flash] [out=FOLDER] "
+    "              [budget_s=600|180] [torch=PYTHON] [sdpa=cudnn,flash] [out=FOLDER] "
     "[scale=full|tiny]\n"
     "              [threads=N] [script=scripts/bench_torch.py] [cases=1]\n"
     "Speed of one device, and with torch= beside PyTorch, the two in turn, after their outputs "
@@ -95,12 +95,8 @@ static bool set_option(struct gpu_options *o, const char *key, const char *v)
 
 static struct gpu_options parse(const struct args *a)
 {
-    struct gpu_options o = {.device = "cuda",
-                            .dtype = "bf16",
-                            .part = "all",
-                            .variant = "full",
-                            .scale = "full",
-                            .budget_s = 600};
+    struct gpu_options o = {
+        .device = "cuda", .dtype = "bf16", .part = "all", .variant = "full", .scale = "full"};
     for (int i = 0; i < a->num_sets; i++) {
         const char *v = strchr(a->sets[i], '=');
         char key[32] = "";
@@ -108,6 +104,7 @@ static struct gpu_options parse(const struct args *a)
         if (!set_option(&o, key, v + 1))
             err_stop(RC_USAGE, "bench gpu: cannot use \"%s\"\n%s", a->sets[i], bench_gpu_usage);
     }
+    if (!o.budget_s) o.budget_s = strcmp(o.variant, "short") == 0 ? 180 : 600;
     return o;
 }
 
@@ -154,7 +151,7 @@ json_t *gpu_result_json(const struct gpu_result *r)
     return j;
 }
 
-static void print_json(json_t *j)
+void gpu_print(json_t *j)
 {
     char *text = json_dumps(j, JSON_REAL_PRECISION(6));
     CHECK(text, "a line that is no JSON");
@@ -171,11 +168,11 @@ static int list_cases(const struct gpu_options *o, struct gpu_case *c, int n)
             struct gpu_case k = gpu_check_case(&c[i]);
             json_t *j = gpu_case_json(&c[i], o->dtype);
             json_object_set_new(j, "check", gpu_case_json(&k, o->dtype));
-            print_json(j);
+            gpu_print(j);
         } else {
             const struct gpu_result r = {
                 .c = &c[i], .side = "plan", .bytes = c[i].plan_bytes, .error = -1};
-            print_json(gpu_result_json(&r));
+            gpu_print(gpu_result_json(&r));
         }
     }
     return RC_OK;
@@ -200,18 +197,20 @@ static void describe(struct gpu_report *r, struct dev *dev, int argc, char **arg
         n += (size_t)snprintf(r->command + n, sizeof r->command - n, " %s", argv[i]);
 }
 
-static void write_reports(const struct gpu_report *r)
+static void save(const struct gpu_report *r, const char *name,
+                 void (*print)(FILE *, const struct gpu_report *))
 {
-    gpu_table(stdout, r);
-    if (!r->o->out) return;
-    char *table = io_path("%s/bench_gpu.md", r->o->out), *log = io_path("%s/gpu-log.md", r->o->out);
-    FILE *a = fopen(table, "w"), *b = fopen(log, "w");
-    if (!a || !b) err_stop(RC_CANTCREAT, "%s: cannot be written", a ? log : table);
-    gpu_table(a, r);
-    gpu_log_text(b, r);
-    if (fclose(a) || fclose(b)) err_stop(RC_IO, "%s: cannot be written", r->o->out);
-    free(table);
-    free(log);
+    char *path = io_path("%s/%s", r->o->out, name), *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+    CHECK(f, "out of memory");
+    print(f, r);
+    fclose(f);
+    struct err e = {0};
+    io_write_file(path, text, n, &e);
+    err_raise(&e);
+    free(text);
+    free(path);
 }
 
 int bench_gpu(const struct args *a, int argc, char **argv)
@@ -222,6 +221,11 @@ int bench_gpu(const struct args *a, int argc, char **argv)
     CHECK(r && list, "out of memory");
     const int n = gpu_cases(&o, list);
     int rc = RC_OK;
+    if (o.torch && !strcmp(o.device, "null"))
+        err_stop(RC_USAGE,
+                 "bench gpu: device=null computes nothing that torch=%s could be "
+                 "compared with; leave one of them out",
+                 o.torch);
     if (n == 0)
         err_stop(RC_USAGE, "bench gpu: variant=short has the parts B and D\n%s", bench_gpu_usage);
     if (o.cases || !strcmp(o.device, "null")) {
@@ -237,7 +241,9 @@ int bench_gpu(const struct args *a, int argc, char **argv)
                                  .limit = compute_of(&o) == DT_F32 ? 1e-5 : 2e-2};
         describe(r, dev, argc, argv);
         rc = gpu_measure(r, dev, list);
-        write_reports(r);
+        gpu_table(stdout, r);
+        if (o.out) save(r, "bench_gpu.md", gpu_table);
+        if (o.out) save(r, "gpu-log.md", gpu_log_text);
         dev_close(dev);
     }
     free(list);

@@ -143,6 +143,7 @@ struct gpu_report {
     char about[256], torch_about[256], commit[64], command[512];
 };
 json_t *gpu_result_json(const struct gpu_result *r);
+void gpu_print(json_t *j); /* one line on stdout; steals j */
 void gpu_table(FILE *out, const struct gpu_report *r);
 /* The text to append to docs/gpu-log.md. */
 void gpu_log_text(FILE *out, const struct gpu_report *r);

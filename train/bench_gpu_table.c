@@ -11,8 +11,7 @@
 enum { MAX_ROWS = 16 };
 struct row {
     const char *what;
-    double value;    /* NaN: not measured */
-    const char *how; /* format of the value */
+    double value; /* NaN: not measured */
     double accept, moonshot;
     bool at_most;
     const char *why; /* in place of a value */
@@ -82,30 +81,25 @@ static int make_rows(const struct gpu_report *r, struct row *row)
     static const char again[] = "1.3b_720p_sparse_step_recompute_all";
     const struct gpu_result *sparse = ours(r, "14b_720p_sparse");
     const struct row list[] = {
-        {"14B 720P sparse forward, s", seconds(sparse), "%.3f", 5.8, 5.4, true, NULL},
-        {"full / sparse at 720P", full_over_sparse(r, "14b_720p_full", "14b_720p_sparse"), "%.3f",
-         1.65, 1.74, false, NULL},
-        {"full / sparse at 768x1280", full_over_sparse(r, "14b_768p_full", "14b_768p_sparse"),
-         "%.3f", 1.70, 1.77, false, NULL},
-        {"14B 720P full forward, s", seconds(ours(r, "14b_720p_full")), "%.3f", 9.6, 9.35, true,
+        {"14B 720P sparse forward, s", seconds(sparse), 5.8, 5.4, true, NULL},
+        {"full / sparse at 720P", full_over_sparse(r, "14b_720p_full", "14b_720p_sparse"), 1.65,
+         1.74, false, NULL},
+        {"full / sparse at 768x1280", full_over_sparse(r, "14b_768p_full", "14b_768p_sparse"), 1.70,
+         1.77, false, NULL},
+        {"14B 720P full forward, s", seconds(ours(r, "14b_720p_full")), 9.6, 9.35, true, NULL},
+        {"ours / torch, 14B sparse 720P (padded torch)", over_torch(r, "14b_720p_sparse"), 1.08,
+         1.2, false, NULL},
+        {"1.3B 720P sparse training step, attention kept, s", seconds(ours(r, step)), 4.5, 4.1,
+         true, NULL},
+        {"the same, MFU", mfu(ours(r, step)), 0, 0.55, false, NULL},
+        {"the same / torch with full checkpointing", over_torch(r, step), 1.25, 1.4, false, NULL},
+        {"the same, full recompute on both sides", over_torch(r, again), 1.1, 1.2, false, NULL},
+        {"blocks at the load of 1 of 4 ranks: MFU of a cluster", cluster_mfu(r), 0.50, 0.58, false,
          NULL},
-        {"ours / torch, 14B sparse 720P (padded torch)", over_torch(r, "14b_720p_sparse"), "%.3f",
-         1.08, 1.2, false, NULL},
-        {"1.3B 720P sparse training step, attention kept, s", seconds(ours(r, step)), "%.3f", 4.5,
-         4.1, true, NULL},
-        {"the same, MFU", mfu(ours(r, step)), "%.3f", 0, 0.55, false, NULL},
-        {"the same / torch with full checkpointing", over_torch(r, step), "%.3f", 1.25, 1.4, false,
-         NULL},
-        {"the same, full recompute on both sides", over_torch(r, again), "%.3f", 1.1, 1.2, false,
-         NULL},
-        {"blocks at the load of 1 of 4 ranks: MFU of a cluster", cluster_mfu(r), "%.3f", 0.50, 0.58,
-         false, NULL},
-        {"8 GPUs 720P sparse, 100 forwards, s", NAN, "%.1f", 78, 70, true,
-         "not measured here: one GPU"},
-        {"elementwise part of a 14B 720P sparse forward", elementwise(r), "%.3f", 0.06, 0.035, true,
-         NULL},
+        {"8 GPUs 720P sparse, 100 forwards, s", NAN, 78, 70, true, "not measured here: one GPU"},
+        {"elementwise part of a 14B 720P sparse forward", elementwise(r), 0.06, 0.035, true, NULL},
         {"peak device memory, 14B 720P sparse forward, GB",
-         sparse && sparse->bytes > 0 ? 1e-9 * sparse->bytes : NAN, "%.1f", 45, 36, true, NULL}};
+         sparse && sparse->bytes > 0 ? 1e-9 * sparse->bytes : NAN, 45, 36, true, NULL}};
     memcpy(row, list, sizeof list);
     return (int)(sizeof list / sizeof *list);
 }
@@ -121,10 +115,7 @@ static void print_row(FILE *out, const struct gpu_report *r, const struct row *w
 {
     char value[48], aim[2][32];
     snprintf(value, sizeof value, "%s", w->why ? w->why : "not measured");
-    if (!isnan(w->value)) {
-        const char *unit = strcmp(w->how, "%.1f") == 0 ? "%.1f" : "%.3f";
-        snprintf(value, sizeof value, strcmp(unit, "%.1f") ? "%.3f" : "%.1f", w->value);
-    }
+    if (!isnan(w->value)) snprintf(value, sizeof value, "%.4g", w->value);
     const double goal[2] = {w->accept, w->moonshot};
     for (int i = 0; i < 2; i++) {
         snprintf(aim[i], sizeof aim[i], "%s %g", w->at_most ? "<=" : ">=", goal[i]);
