@@ -10,6 +10,7 @@
 #include "core/io.h"
 #include "tests/check.h"
 #include "tests/process.h"
+#include "train/bench_gpu.h"
 
 enum { SAID = 1 << 18 };
 
@@ -273,28 +274,83 @@ static void torch_agrees(struct comm *world)
 }
 
 /* The same program, but one of its functions is wrong. */
+static void run_lie(const char *py, const char *lie, const char *part, const char *said_as)
+{
+    char *said = buffer(), *script = io_path("%s/lie.py", test_dir());
+    char *body = io_path("import os, sys\n"
+                         "sys.path.insert(0, os.path.join(os.getcwd(), 'scripts'))\n"
+                         "import bench_torch\n%s\nsys.exit(bench_torch.main())\n",
+                         lie);
+    struct err e = {0};
+    io_write_file(script, body, strlen(body), &e);
+    EXPECT(!e.code, "%s", e.msg);
+    char *rest =
+        io_path("device=cpu scale=tiny part=%s runs=1 torch=%s script=%s", part, py, script);
+    EXPECT(bench(rest, said) == RC_SOFTWARE, "%s", said);
+    EXPECT(strstr(said, said_as) && strstr(said, "(padded torch) | not measured |"), "%s", said);
+    free(rest);
+    free(body);
+    free(script);
+    free(said);
+}
+
 static void torch_lies(struct comm *world)
 {
     (void)world;
     const char *py = process_ready() ? python() : NULL;
     if (!py) return;
-    static const char lie[] = "import os, sys\n"
-                              "sys.path.insert(0, os.path.join(os.getcwd(), 'scripts'))\n"
-                              "import bench_torch\n"
-                              "bench_torch.model.rope = lambda x, place: x\n"
-                              "sys.exit(bench_torch.main())\n";
-    char *said = buffer(), *script = io_path("%s/lie.py", test_dir());
-    struct err e = {0};
-    io_write_file(script, lie, strlen(lie), &e);
-    EXPECT(!e.code, "%s", e.msg);
-    char *rest = io_path("device=cpu scale=tiny part=B runs=1 torch=%s script=%s", py, script);
-    EXPECT(bench(rest, said) == RC_SOFTWARE, "%s", said);
-    EXPECT(strstr(said, "too much") && strstr(said, "ratios of those cases are left out") &&
-               strstr(said, "(padded torch) | not measured |"),
-           "%s", said);
-    free(rest);
-    free(script);
-    free(said);
+    run_lie(py, "bench_torch.model.rope = lambda x, place: x", "B",
+            "ratios of those cases are left out");
+    /* fast, but never compared */
+    run_lie(py,
+            "def broken(*_):\n    raise ValueError('no comparison today')\n"
+            "bench_torch.Bench.check = broken",
+            "B", "no comparison today");
+    run_lie(py, "bench_torch.Bench.run = lambda self, handle: os._exit(3)", "E",
+            "the torch side has ended");
+}
+
+/* ---- the clock, on a device whose work is done only when somebody waits for it ----------------
+ */
+
+enum { NAP_MS = 30 };
+static int pending;
+
+static void late_gemm(struct dev *d, const struct gemm_args *a)
+{
+    (void)d;
+    (void)a;
+    pending = 1;
+}
+static void late_sync(struct dev *d)
+{
+    (void)d;
+    if (pending) process_nap(1e-3 * NAP_MS);
+    pending = 0;
+}
+
+static void clock_waits(struct comm *world)
+{
+    (void)world;
+    struct dev *dev = dev_open("ref", DT_F32, 1);
+    struct dev_ops late = *dev->ops;
+    const struct dev_ops *real = dev->ops;
+    struct gpu_case c = {.part = 'A', .kind = GPU_GEMM, .rows = 3, .out = 4, .in = 5};
+    struct gpu_work w = gpu_open(dev, &c, (struct gpu_arenas){0});
+    late.gemm = late_gemm;
+    late.sync = late_sync;
+    dev->ops = &late;
+    pending = 1; /* work of somebody before does not count */
+    const double one = gpu_seconds(&w, 1), many = gpu_seconds(&w, 10);
+    EXPECT(one > 0.9e-3 * NAP_MS && one < 1.9e-3 * NAP_MS, "one run: %g s", one);
+    EXPECT(many > 0.09e-3 * NAP_MS && many < 0.5e-3 * NAP_MS, "of ten: %g s", many);
+    const struct gpu_shares s = gpu_profile(&w);
+    EXPECT(s.products > 0.9e-3 * NAP_MS && s.attention == 0 && s.rest < 0.9e-3 * NAP_MS, "%g %g %g",
+           s.products, s.attention, s.rest);
+    EXPECT(dev->ops == &late, "the profile left its table behind");
+    dev->ops = real;
+    gpu_close(&w);
+    dev_close(dev);
 }
 
 int main(int argc, char **argv)
@@ -304,6 +360,7 @@ int main(int argc, char **argv)
         {.name = "tiny shapes are measured on the CPU and the judge", .run = tiny},
         {.name = "what does not fit into the budget is skipped and named", .run = budget},
         {.name = "mistakes are named", .run = mistakes},
+        {.name = "the clock waits for the device", .run = clock_waits},
         {.name = "PyTorch computes the same outputs and gradients",
          .run = torch_agrees,
          .flags = TEST_SLOW},
