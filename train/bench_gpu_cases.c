@@ -212,9 +212,14 @@ struct gpu_case gpu_check_case(const struct gpu_case *c)
     k.h = c->h % 4 ? 6 : 8;
     k.w = 8;
     if (c->kind == GPU_BLOCK) return k;
-    const bool sparse = gpu_sparse(c);
-    k.model.num_layers = sparse ? 3 : 2;
-    k.model.full_block_indices = (struct cfg_ints){.n = sparse, .v = {0}}; /* full, token, group */
+    if (!gpu_sparse(c)) {
+        k.model.num_layers = 2;
+        return k;
+    }
+    /* every way from one kind of block to another: full, token, group, token, group, full; the
+     * gradients of a step weigh gigabytes: full, token, group, token */
+    k.model.num_layers = c->kind == GPU_STEP ? 4 : 6;
+    k.model.full_block_indices = (struct cfg_ints){.n = 2, .v = {0, c->kind == GPU_STEP ? 0 : 5}};
     return k;
 }
 
