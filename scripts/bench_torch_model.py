@@ -73,13 +73,18 @@ def fnv(text):
 
 
 def init_value(seed, name, shape, device):
-    """The rule of our side: matrices as they are initialised, norm weights near 1, vectors small."""
+    """The rule of our side: matrices as they are initialised, norm weights near 1, vectors small;
+    sharp attention and open gates, so that a wrong attention shows."""
     low, high = -0.02, 0.02
     if name.endswith(".weight") and len(shape) > 1:
         high = math.sqrt(6 / (shape[0] + math.prod(shape[1:])))
         low = -high
+    elif name.endswith(("norm_q.weight", "norm_k.weight")):
+        low, high = 1.2, 1.6
     elif name.endswith(".weight"):
         low, high = 0.9, 1.1
+    elif name.endswith("modulation"):
+        low, high = -1.0, 1.0
     return draw("uniform", stream(seed, RNG_INIT, fnv(name)), shape, device, torch.float32, low, high)
 
 

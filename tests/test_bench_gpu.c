@@ -208,6 +208,7 @@ static void mistakes(struct comm *world)
         {"dtype=fp64", "cannot use \"dtype=fp64\"", RC_USAGE},
         {"runs=1000", "cannot use \"runs=1000\"", RC_USAGE},
         {"budget_s=0", "cannot use \"budget_s=0\"", RC_USAGE},
+        {"device=cpu compare=1", "compare=1 needs torch=PYTHON", RC_USAGE},
         {"device=null torch=python3", "device=null computes nothing", RC_USAGE},
         {"device=abacus", "abacus", RC_CONFIG},
         {"device=cpu scale=tiny torch=/bin/true script=/nowhere/x.py",

@@ -15,10 +15,11 @@ const char bench_gpu_usage[] =
     "osp bench gpu [part=all|A|BD|...] [variant=full|short] [device=cuda] [dtype=bf16] [runs=N]\n"
     "              [budget_s=600|180] [torch=PYTHON] [sdpa=cudnn,flash] [out=FOLDER] "
     "[scale=full|tiny]\n"
-    "              [threads=N] [script=scripts/bench_torch.py] [cases=1]\n"
+    "              [threads=N] [script=scripts/bench_torch.py] [compare=1] [cases=1]\n"
     "Speed of one device, and with torch= beside PyTorch, the two in turn, after their outputs "
     "were\n"
-    "compared on the same weights and inputs. Parts: A copy, matrix products, attention; B 14B\n"
+    "compared on the same weights and inputs (compare=1: that alone). Parts: A copy, matrix "
+    "products, attention; B 14B\n"
     "forward 720P; C the same 768x1280; D 1.3B training step 720P; E one 14B block at the load of\n"
     "one rank of 4. variant=short (3 minutes): 14B forward and 1.3B step at 480P. device=null "
     "counts\n"
@@ -87,6 +88,7 @@ static bool set_option(struct gpu_options *o, const char *key, const char *v)
     if (!strcmp(key, "runs")) known = put_number(&o->runs, v) && o->runs <= GPU_MAX_RUNS;
     if (!strcmp(key, "threads")) known = put_number(&o->threads, v);
     if (!strcmp(key, "cases")) known = o->cases = !strcmp(v, "1");
+    if (!strcmp(key, "compare")) known = o->compare = !strcmp(v, "1");
     if (!strcmp(key, "torch")) o->torch = v, known = *v;
     if (!strcmp(key, "script")) o->script = v, known = *v;
     if (!strcmp(key, "out")) o->out = v, known = *v;
@@ -226,6 +228,8 @@ int bench_gpu(const struct args *a, int argc, char **argv)
                  "bench gpu: device=null computes nothing that torch=%s could be "
                  "compared with; leave one of them out",
                  o.torch);
+    if (o.compare && !o.torch)
+        err_stop(RC_USAGE, "bench gpu: compare=1 needs torch=PYTHON to compare with");
     if (n == 0)
         err_stop(RC_USAGE, "bench gpu: variant=short has the parts B and D\n%s", bench_gpu_usage);
     if (o.cases || !strcmp(o.device, "null")) {
@@ -241,9 +245,9 @@ int bench_gpu(const struct args *a, int argc, char **argv)
                                  .limit = compute_of(&o) == DT_F32 ? 1e-5 : 2e-2};
         describe(r, dev, argc, argv);
         rc = gpu_measure(r, dev, list);
-        gpu_table(stdout, r);
-        if (o.out) save(r, "bench_gpu.md", gpu_table);
-        if (o.out) save(r, "gpu-log.md", gpu_log_text);
+        if (!o.compare) gpu_table(stdout, r);
+        if (!o.compare && o.out) save(r, "bench_gpu.md", gpu_table);
+        if (!o.compare && o.out) save(r, "gpu-log.md", gpu_log_text);
         dev_close(dev);
     }
     free(list);

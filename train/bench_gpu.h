@@ -42,12 +42,13 @@ struct gpu_case {
 struct gpu_options {
     char device[16], dtype[16], part[16], variant[8], scale[8], sdpa[64];
     int64_t budget_s, runs, threads;
-    bool cases; /* only list them */
+    bool cases, compare; /* only list them; only compare the outputs, no clock */
     const char *torch, *script, *out;
 };
 /* Cases of the parts and the variant in o, in the order they run; returns their number. */
 int gpu_cases(const struct gpu_options *o, struct gpu_case *list);
-/* The case cut down for the comparison of outputs: the same widths, one block of each kind, a small
+/* The case cut down for the comparison of outputs: the same widths, few blocks with every way
+ * between their kinds, a small
  * grid. */
 struct gpu_case gpu_check_case(const struct gpu_case *c);
 json_t *gpu_case_json(const struct gpu_case *c, const char *dtype);

@@ -38,21 +38,32 @@ struct gpu_model_work {
 
 static bool trains(const struct gpu_case *c) { return c->kind != GPU_FORWARD; }
 
+static bool ends(const char *name, const char *with)
+{
+    const size_t n = strlen(name), k = strlen(with);
+    return n >= k && strcmp(name + n - k, with) == 0;
+}
+
 /* Every value is drawn, none is zero: matrices as they are initialised, norm weights around 1,
- * vectors small. Stream: the parameter's name. */
+ * vectors small. But for what decides how much attention does: sharp queries and keys and open
+ * gates, so that a wrong attention is far beyond the rounding of the result. Stream: the name. */
 static void init_piece(void *arg, const struct piece *p)
 {
     struct dev *d = ((struct gpu_model_work *)arg)->dev;
     const struct param *q = p->param;
-    const size_t n = strlen(q->name);
-    const bool weight = n > 7 && !strcmp(q->name + n - 7, ".weight");
     double low = -0.02, high = 0.02;
-    if (weight && q->ndim > 1) {
+    if (ends(q->name, ".weight") && q->ndim > 1) {
         high = sqrt(6 / (double)(q->dim[0] + param_count(q) / q->dim[0]));
         low = -high;
-    } else if (weight) {
+    } else if (ends(q->name, "norm_q.weight") || ends(q->name, "norm_k.weight")) {
+        low = 1.2;
+        high = 1.6;
+    } else if (ends(q->name, ".weight")) {
         low = 0.9;
         high = 1.1;
+    } else if (ends(q->name, "modulation")) {
+        low = -1;
+        high = 1;
     }
     const struct rng_key key = {.seed = GPU_SEED, .use = RNG_INIT, .item = rng_hash(q->name)};
     d->ops->rng_uniform(d, p->data, rng_open(key), (uint64_t)p->first, low, high);
