@@ -48,8 +48,7 @@ struct gpu_options {
 /* Cases of the parts and the variant in o, in the order they run; returns their number. */
 int gpu_cases(const struct gpu_options *o, struct gpu_case *list);
 /* The case cut down for the comparison of outputs: the same widths, few blocks with every way
- * between their kinds, a small
- * grid. */
+ * between their kinds, a small grid. */
 struct gpu_case gpu_check_case(const struct gpu_case *c);
 json_t *gpu_case_json(const struct gpu_case *c, const char *dtype);
 bool gpu_sparse(const struct gpu_case *c);
