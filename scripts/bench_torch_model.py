@@ -109,6 +109,8 @@ def sdpa(q, k, v, which):
     if which == "fa3":
         y = fa3()(q, k, v)
         return y[0] if isinstance(y, tuple) else y
+    if which != "default" and which not in BACKENDS:
+        raise ValueError(f"no attention \"{which}\"; there are default, cudnn, flash, fa3")
     with sdpa_kernel(BACKENDS[which]) if which in BACKENDS else nullcontext():
         return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
 

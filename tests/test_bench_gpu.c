@@ -309,6 +309,7 @@ static void torch_lies(struct comm *world)
             "B", "no comparison today");
     run_lie(py, "bench_torch.Bench.run = lambda self, handle: os._exit(3)", "E",
             "the torch side has ended");
+    run_lie(py, "", "E sdpa=abacus", "there are default, cudnn, flash, fa3");
 }
 
 /* ---- the clock, on a device whose work is done only when somebody waits for it ----------------
