@@ -31,7 +31,8 @@ const char bench_gpu_usage[] =
     "  flops: forward, or forward + backward without recompute with the backward pass of "
     "attention\n"
     "    as 2.5 forward passes, of a block its share of 4 ranks; executed: with recompute; both\n"
-    "    counted by the dry run. tflops = flops / seconds, mfu = tflops / 989\n"
+    "    counted by the dry run; flops_are: their convention. tflops = flops / seconds, mfu = "
+    "tflops / 989\n"
     "  gb_s: of a copy, read and written\n"
     "  bytes: peak on the device\n"
     "  error: of outputs and gradients against the other side, by norm, on the same widths with "
@@ -140,6 +141,8 @@ json_t *gpu_result_json(const struct gpu_result *r)
     if (c->kind != GPU_COPY) {
         number(j, "flops", c->flops);
         number(j, "executed", c->executed);
+        if (c->kind == GPU_STEP || c->kind == GPU_BLOCK)
+            json_object_set_new(j, "flops_are", json_string("3 products + 3.5 attention"));
         if (r->runs) {
             number(j, "tflops", 1e-12 * c->flops / r->median);
             number(j, "mfu", 1e-12 * c->flops / r->median / plan_chip.peak_tflops);
