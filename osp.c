@@ -34,7 +34,8 @@ static const struct {
     {"report", verb_report, "report RUN", "one self-contained HTML page of a run"},
     {"print-config", verb_print_config, "print-config CONFIG [key=value ...]",
      "effective values with origins"},
-    {"bench", verb_bench, "bench [comm]", "speed of a block; bytes and time of its communication"},
+    {"bench", verb_bench, "bench [comm|gpu]",
+     "speed of a block; of its communication; of a GPU beside PyTorch"},
 };
 enum { NUM_VERBS = sizeof verbs / sizeof *verbs };
 

@@ -21,7 +21,8 @@ static const char usage[] =
     "mpirun -n N osp bench comm [t=21 h=45 w=80] [ratio=2] [dim=1536] [heads=12] [dtype=fp32]\n"
     "          [runs=5]          (or without mpirun: ranks=N, counts only)\n"
     "What a sparse block sends under Ulysses, SSP, both, and all-gather + reshard: calls, bytes,\n"
-    "time. Exit code 70 when a count differs from its formula (docs/parallelism.md).";
+    "time. Exit code 70 when a count differs from its formula (docs/parallelism.md).\n\n"
+    "osp bench gpu [part=...] [torch=PYTHON] ...: a whole GPU, beside PyTorch; its own --help.";
 
 static const struct bench block_defaults = {"fp32", "cpu", 0,  6,   16, 16, 1,
                                             1536,   8960,  12, 512, 3,  0,  NULL};
@@ -219,7 +220,14 @@ int verb_bench(int argc, char **argv)
 {
     struct args a;
     struct bench b;
-    args_parse(&a, argc, argv, usage);
+    const bool gpu = argc > 0 && strcmp(argv[0], "gpu") == 0;
+    args_parse(&a, argc, argv, gpu ? bench_gpu_usage : usage);
+    if (gpu) {
+        args_no_rest(&a, bench_gpu_usage);
+        const int rc = bench_gpu(&a, argc, argv);
+        args_free(&a);
+        return rc;
+    }
     const bool comm = a.config && strcmp(a.config, "comm") == 0;
     if ((a.config && !comm) || a.num_rest) err_stop(RC_USAGE, "%s", usage);
     b = comm ? comm_defaults : block_defaults;
