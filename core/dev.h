@@ -88,6 +88,21 @@ struct ln_grad_args { /* dx =; dscale, dshift [B, C] S += (data NULL: not wanted
     struct tensor dx, dscale, dshift, dy, x, mean, rstd, scale;
     double one;
 };
+/* Both of these give what the ops they stand for give one after the other, but read and write the
+ * rows once. Scale and shift of the norm may be [1, C] beside a gate of B samples. */
+struct gate_add_ln_args { /* gate_add_fwd(ln.x, x, y, gate), then ln_fwd(ln) */
+    struct tensor x, y, gate;
+    struct ln_args ln; /* ln.x [rows, C] T: written; may be x */
+};
+/* ln.dx += the result of ln_bwd(ln), rounded to T; then gate_add_bwd(dy, dgate, ln.dx, y, gate).
+ * So ln.dx brings the gradient that came past the norm, and holds that of the sum on return.
+ * dy may be ln.dy. dy.data NULL: no second part (what was added had no gate: its gradient is
+ * ln.dx). Column sums over all samples (dscale [1, C]) may differ in their last bits from ln_bwd's
+ * when the gate has several samples: their partial sums end where a sample ends. */
+struct gate_add_ln_grad_args {
+    struct ln_grad_args ln;
+    struct tensor dy, dgate, y, gate;
+};
 
 struct adamw_args { /* one flat shard: all [n]; m, v, g, p: S; ema: S or NULL; wire: T or NULL */
     struct tensor p, m, v, g, ema, wire;
@@ -182,6 +197,8 @@ struct dev_ops {
     /* dy = gate[b]*dout; dgate[b] += sum over rows of dout*y */
     void (*gate_add_bwd)(struct dev *, struct tensor dy, struct tensor dgate, struct tensor dout,
                          struct tensor y, struct tensor gate);
+    void (*gate_add_ln_fwd)(struct dev *, const struct gate_add_ln_args *);
+    void (*gate_add_ln_bwd)(struct dev *, const struct gate_add_ln_grad_args *);
     void (*gelu_fwd)(struct dev *, struct tensor y, struct tensor x); /* tanh form */
     void (*gelu_bwd)(struct dev *, struct tensor dx, struct tensor dy, struct tensor x);
     void (*silu_fwd)(struct dev *, struct tensor y, struct tensor x); /* y and x: T or S each */

@@ -218,6 +218,8 @@ void cuda_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct
                        struct tensor gate);
 void cuda_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate, struct tensor dout,
                        struct tensor y, struct tensor gate);
+void cuda_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a);
+void cuda_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a);
 
 void cuda_gelu_fwd(struct dev *d, struct tensor y, struct tensor x);
 void cuda_gelu_bwd(struct dev *d, struct tensor dx, struct tensor dy, struct tensor x);

@@ -154,6 +154,24 @@ static void null_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dga
     touch(d, dout);
     touch(d, y);
 }
+static void null_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a)
+{
+    same_shape(a->ln.x, a->x, "gate and layer norm");
+    same_shape(a->ln.x, a->y, "gate and layer norm");
+    touch(d, a->x);
+    touch(d, a->y);
+    null_ln_fwd(d, &a->ln);
+}
+static void null_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a)
+{
+    null_ln_bwd(d, &a->ln);
+    touch(d, a->ln.dx); /* it is read, too */
+    if (!a->dy.data) return;
+    same_shape(a->dy, a->y, "gate and layer norm backward");
+    same_shape(a->dy, a->ln.dx, "gate and layer norm backward");
+    touch(d, a->dy);
+    touch(d, a->y);
+}
 static void map2(struct dev *d, struct tensor y, struct tensor x)
 {
     same_shape(y, x, "elementwise");
@@ -355,6 +373,8 @@ static const struct dev_ops table = {
     .ln_bwd = null_ln_bwd,
     .gate_add_fwd = null_gate_add_fwd,
     .gate_add_bwd = null_gate_add_bwd,
+    .gate_add_ln_fwd = null_gate_add_ln_fwd,
+    .gate_add_ln_bwd = null_gate_add_ln_bwd,
     .gelu_fwd = map2,
     .gelu_bwd = map3,
     .silu_fwd = map2,

@@ -1,0 +1,208 @@
+/* Ops that do the work of several: the same bits as from the ops they stand for, and the passes
+ * over memory that they save. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/ops_case.h"
+
+#define VAR(name, kind, role, gap, lo, hi, ...)                                                    \
+    case_var(&c, name, kind, role, gap, lo, hi, (int)(sizeof DIMS(__VA_ARGS__) / sizeof(int64_t)), \
+             DIMS(__VA_ARGS__))
+static const struct tensor none;
+
+/* A copy of t, contiguous; free its data. */
+static struct tensor twin(struct dev *d, struct tensor t)
+{
+    struct tensor copy = dev_tensor(d, t.dtype, t.ndim, t.dim);
+    d->ops->cast(d, copy, t);
+    return copy;
+}
+static void same_bits(struct dev *d, const char *what, struct tensor a, struct tensor b)
+{
+    const size_t row = (size_t)tensor_width(a) * dtype_size(a.dtype);
+    char *x = malloc(row), *y = malloc(row);
+    CHECK(x && y, "out of memory");
+    int64_t wrong = 0;
+    for (int64_t r = 0; r < a.dim[0]; r++) {
+        const size_t at_a = (size_t)(r * tensor_ld(a)), at_b = (size_t)(r * tensor_ld(b));
+        d->ops->to_host(d, x, (char *)a.data + at_a * dtype_size(a.dtype), row);
+        d->ops->to_host(d, y, (char *)b.data + at_b * dtype_size(b.dtype), row);
+        wrong += memcmp(x, y, row) != 0;
+    }
+    EXPECT(wrong == 0, "%s %s: %s: %lld of %lld rows differ from the ops it stands for",
+           d->ops->name, dtype_name(d->compute), what, (long long)wrong, (long long)a.dim[0]);
+    free(x);
+    free(y);
+}
+static void drop(struct dev *d, const struct tensor *t, int n)
+{
+    d->ops->sync(d);
+    for (int i = 0; i < n; i++) dev_free(d, t[i].data);
+}
+
+/* ---- gate, sum and norm ------------------------------------------------------------------------
+ */
+
+struct gate_ln_case {
+    double one;
+    bool no_gate;
+    bool same_sums; /* each sample has a scale, or there is no gate: the same partial sums */
+};
+/* t: x1 out mean rstd x y gate scale shift; again by the separate ops, and in place */
+static void gate_ln_fwd_run(struct dev *d, const struct tensor *t, void *arg)
+{
+    const struct gate_ln_case *k = arg;
+    struct gate_add_ln_args a = {.x = t[4],
+                                 .y = t[5],
+                                 .gate = k->no_gate ? none : t[6],
+                                 .ln = {t[1], t[2], t[3], t[0], t[7], t[8], k->one, 1e-6}};
+    d->ops->gate_add_ln_fwd(d, &a);
+    struct tensor own[5];
+    for (int i = 0; i < 5; i++) own[i] = twin(d, t[i]);
+    struct ln_args ln = {own[1], own[2], own[3], own[0], t[7], t[8], k->one, 1e-6};
+    for (int i = 0; i < 4; i++) d->ops->fill(d, own[i], 7);
+    d->ops->gate_add_fwd(d, own[0], t[4], t[5], a.gate);
+    d->ops->ln_fwd(d, &ln);
+    const char *const name[] = {"x1", "out", "mean", "rstd"};
+    for (int i = 0; i < 4; i++) same_bits(d, name[i], t[i], own[i]);
+    a.x = a.ln.x = own[4];
+    a.ln.out = own[1];
+    d->ops->fill(d, own[1], 7);
+    d->ops->gate_add_ln_fwd(d, &a);
+    same_bits(d, "x1 in place of x", own[4], own[0]);
+    same_bits(d, "out beside x1 in place", own[1], t[1]);
+    drop(d, own, 5);
+}
+
+/* t: dx dscale dshift dy' dgate dy x mean rstd scale y gate */
+static void gate_ln_bwd_run(struct dev *d, const struct tensor *t, void *arg)
+{
+    const struct gate_ln_case *k = arg;
+    struct tensor own[7];
+    for (int i = 0; i < 6; i++) own[i] = twin(d, t[i]);
+    own[6] = twin(d, t[5]);
+    struct gate_add_ln_grad_args a = {
+        .ln = {t[0], t[1], t[2], t[5], t[6], t[7], t[8], t[9], k->one}};
+    if (!k->no_gate) a.dy = t[3], a.dgate = t[4], a.y = t[10], a.gate = t[11];
+    d->ops->gate_add_ln_bwd(d, &a);
+    struct ln_grad_args ln = a.ln;
+    ln.dx = own[6];
+    ln.dscale = own[1];
+    ln.dshift = own[2];
+    d->ops->ln_bwd(d, &ln);
+    d->ops->axpy(d, own[0], 1, own[6]);
+    same_bits(d, "dx", t[0], own[0]);
+    if (k->same_sums) same_bits(d, "dscale", t[1], own[1]);
+    if (k->same_sums) same_bits(d, "dshift", t[2], own[2]);
+    if (!k->no_gate) {
+        d->ops->gate_add_bwd(d, own[3], own[4], own[0], t[10], t[11]);
+        same_bits(d, "dy", t[3], own[3]);
+        same_bits(d, "dgate", t[4], own[4]);
+        d->ops->fill(d, own[0], 0.5);
+        d->ops->fill(d, own[6], 0.5);
+        a.ln.dscale = own[1];
+        a.ln.dshift = own[2];
+        a.dgate = own[4];
+        a.ln.dx = own[0];
+        a.dy = a.ln.dy = own[5]; /* in place of the gradient of the norm's output */
+        d->ops->gate_add_ln_bwd(d, &a);
+        a.ln.dx = own[6];
+        a.ln.dy = t[5];
+        a.dy = own[3];
+        d->ops->gate_add_ln_bwd(d, &a);
+        same_bits(d, "dy in place", own[5], own[3]);
+    }
+    drop(d, own, 7);
+}
+
+/* y_gap: of the arrays of the gated alone */
+static void gate_ln_one(const struct target *t, int64_t B, int64_t n, int64_t C, int64_t gap,
+                        int64_t y_gap, bool one_scale, bool no_gate)
+{
+    const int64_t S = one_scale ? 1 : B;
+    struct gate_ln_case a = {.one = !one_scale, .no_gate = no_gate, .same_sums = S == B || no_gate};
+    struct ops_case c;
+    case_begin(&c, t, "gate and layer norm forward [%lld,%lld,%lld] %d%d", (long long)B,
+               (long long)n, (long long)C, one_scale, no_gate);
+    VAR("x1", K_T, OUT, gap, -1, 1, B * n, C);
+    VAR("out", K_T, OUT, 0, -1, 1, B * n, C);
+    VAR("mean", K_S, OUT, 0, -1, 1, B * n);
+    VAR("rstd", K_S, OUT, 0, -1, 1, B * n);
+    VAR("x", K_T, IN, gap, -1, 3, B * n, C);
+    VAR("y", K_T, IN, y_gap, -1, 1, B * n, C);
+    VAR("gate", K_S, IN, gap, -1, 1, B, C);
+    VAR("scale", K_S, IN, gap, -1, 1, S, C);
+    VAR("shift", K_S, IN, gap, -1, 1, S, C);
+    const bool narrow = t->compute == DT_BF16; /* x1 is rounded before its norm is taken */
+    for (int i = 1; i < 4 && narrow; i++) c.var[i].tol = 1e-2;
+    case_check(&c, gate_ln_fwd_run, &a);
+    case_begin(&c, t, "gate and layer norm backward [%lld,%lld,%lld] %d%d", (long long)B,
+               (long long)n, (long long)C, one_scale, no_gate);
+    VAR("dx", K_T, OUT, gap, -1, 1, B * n, C);
+    VAR("dscale", K_S, OUT, gap, -1, 1, S, C);
+    VAR("dshift", K_S, OUT, gap, -1, 1, S, C);
+    VAR("dy of the gated", K_T, OUT, 0, -1, 1, B * n, C);
+    VAR("dgate", K_S, OUT, gap, -1, 1, B, C);
+    VAR("dy", K_T, IN, gap, -1, 1, B * n, C);
+    VAR("x", K_T, IN, 0, -1, 3, B * n, C);
+    VAR("mean", K_S, IN, 0, 0.9, 1.1, B * n);
+    VAR("rstd", K_S, IN, 0, 0.9, 1.1, B * n);
+    VAR("scale", K_S, IN, gap, -1, 1, S, C);
+    VAR("y", K_T, IN, y_gap, -1, 1, B * n, C);
+    VAR("gate", K_S, IN, gap, -1, 1, B, C);
+    if (narrow) c.var[0].tol = c.var[3].tol = c.var[4].tol = 1e-2; /* dx is rounded on the way */
+    case_check(&c, gate_ln_bwd_run, &a);
+}
+
+static void gate_ln_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    gate_ln_one(t, 1, 1, 40, 0, 0, false, false);
+    gate_ln_one(t, 3, 37, 40, 8, 0, false, false);
+    gate_ln_one(t, 3, 37, 40, 8, 8, true, false); /* an affine norm: one scale for three samples */
+    gate_ln_one(t, 2, 70, 1027, 0, 0, false, false);
+    gate_ln_one(t, 2, 11, 48, 8, 3, false, false); /* packs of eight for the norm only */
+    gate_ln_one(t, 2, 21, 80, 8, 0, false, true);
+    gate_ln_one(t, 1, 9, 513, 3, 0, true, true);
+}
+
+/* What the dry run counts, in passes of one array of rows. */
+static void test_passes(struct comm *w)
+{
+    (void)w;
+    struct dev *d = dev_open("null", DT_BF16, 1);
+    struct tensor x = dev_tensor(d, DT_BF16, 2, DIMS(64, 48));
+    const double pass = (double)tensor_bytes(x);
+    struct tensor v = dev_tensor(d, DT_F32, 2, DIMS(2, 48)), s = dev_tensor(d, DT_F32, 1, DIMS(64));
+    const struct gate_add_ln_args f = {x, x, v, {x, s, s, x, v, v, 1, 1e-6}};
+    const struct gate_add_ln_grad_args g = {{x, v, v, x, x, s, s, v, 1}, x, v, x, v};
+    struct gate_add_ln_grad_args plain = g;
+    plain.dy.data = NULL;
+    double *count = &d->count.row_bytes;
+    d->ops->gate_add_ln_fwd(d, &f);
+    EXPECT(*count == 4 * pass, "forward: %g passes", *count / pass);
+    *count = 0;
+    d->ops->gate_add_ln_bwd(d, &g);
+    EXPECT(*count == 6 * pass, "backward: %g passes", *count / pass);
+    *count = 0;
+    d->ops->gate_add_ln_bwd(d, &plain);
+    EXPECT(*count == 4 * pass, "backward without a gate: %g passes", *count / pass);
+    drop(d, (struct tensor[]){x, v, s}, 3);
+    dev_close(d);
+}
+
+static void test_gate_ln(struct comm *w)
+{
+    (void)w;
+    each_target(gate_ln_target);
+}
+
+int main(int argc, char **argv)
+{
+    const struct test t[] = {
+        {.name = "gate, sum and norm in one: the bits of the ops they stand for",
+         .run = test_gate_ln},
+        {.name = "gate, sum and norm in one: passes over the rows", .run = test_passes},
+    };
+    return test_main(argc, argv, t, sizeof t / sizeof *t);
+}
