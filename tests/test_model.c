@@ -190,6 +190,64 @@ static void test_policies(struct comm *world)
     free(first);
 }
 
+/* Of tensors that one op makes together, each may be there without the other. */
+static void test_missing(struct comm *world)
+{
+    static const enum block_tensor gone[][6] = {
+        {T_COUNT},
+        {T_X1, T_COUNT},
+        {T_MEAN3, T_RSTD3, T_N3, T_COUNT},
+        {T_X1, T_MEAN3, T_RSTD3, T_N3, T_COUNT},
+        {T_X2, T_COUNT},
+        {T_MEAN2, T_RSTD2, T_F, T_COUNT},
+        {T_X2, T_MEAN2, T_RSTD2, T_F, T_COUNT},
+        {T_MEAN1, T_RSTD1, T_A, T_COUNT},
+        {T_X1, T_X2, T_COUNT},
+    };
+    struct fixture_opts o = {.device = "ref",
+                             .compute = DT_F64,
+                             .model = fixture_model(),
+                             .recompute = RECOMPUTE_NONE,
+                             .batch = 2,
+                             .t = 1,
+                             .h = 5,
+                             .w = 3,
+                             .room = 2,
+                             .fsdp = {.optimizer = true}};
+    struct fixture f;
+    fixture_open(&f, world, &o);
+    problem_fill_params(&f);
+    struct problem p = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
+    struct step_io io = problem_io(&p, 1000);
+    io.backward = true;
+    fixture_step(&f, &io);
+    struct tensor dout = arena_like(&f.keep, fixture_run.out);
+    f.dev->ops->rng_normal(f.dev, dout, rng_open((struct rng_key){.seed = 8, .use = RNG_TEST}), 0,
+                           1);
+    struct dit_run *run = malloc(sizeof *run);
+    CHECK(run, "out of memory");
+    double *first = NULL;
+    for (size_t k = 0; k < sizeof gone / sizeof *gone; k++) {
+        int64_t n;
+        *run = fixture_run;
+        for (int i = 0; i < f.dit->num_blocks; i++)
+            for (int j = 0; gone[k][j] != T_COUNT; j++) run->saved[i].t[gone[k][j]].data = NULL;
+        fsdp_zero_grads(f.fsdp);
+        dit_backward(&f.ctx, f.dit, run, dout, (struct tensor){0}, (struct tensor){0});
+        fsdp_finish_backward(f.fsdp, true);
+        double *g = problem_grads(&f, &n);
+        if (k)
+            EXPECT(memcmp(g, first, (size_t)n * sizeof *g) == 0, "case %d: gradients differ",
+                   (int)k);
+        if (k) free(g);
+        if (!k) first = g;
+    }
+    free(first);
+    free(run);
+    problem_free(&p);
+    fixture_close(&f);
+}
+
 /* Every fsdp size that divides the ranks, gather slots with and without prefetch, against one rank
  * that sees the whole batch. */
 static void test_ranks(struct comm *world)
@@ -243,6 +301,8 @@ int main(int argc, char **argv)
          .run = test_differences,
          .flags = TEST_SLOW},
         {.name = "recompute policies give the same bits", .run = test_policies},
+        {.name = "a tensor that is missing is made again from those that are there",
+         .run = test_missing},
         {.name = "sharded ranks give the gradients of one rank",
          .run = test_ranks,
          .ranks = {1, 2, 4, 8},
