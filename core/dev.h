@@ -21,7 +21,7 @@ struct dev;
 enum epilogue {
     EPI_NONE,
     EPI_BIAS,      /* + bias[n] (dtype of b) */
-    EPI_BIAS_GELU, /* aux = c + bias (T, [m,n]); c = gelu_tanh(aux) */
+    EPI_BIAS_GELU, /* aux = c + bias (T, [m,n]); c = gelu_tanh(aux); aux data NULL: the same c */
     EPI_DGELU,     /* c *= gelu_tanh'(aux) */
     EPI_BIAS_GRAD /* bias[m] += sum over k of op(a)[m,k] (S): with op(a) = dy', the bias gradient */
 };
@@ -63,7 +63,8 @@ struct rope {
 };
 /* out = rope(x * rstd * w): RMS norm over the whole row, then rotation per head.
  * x, out, dy, dx: [rows, C] T; w, dw: [C] S; rstd: [rows] S;
- * pos: [rows, 3] i16 (negative: no rotation of this row), data NULL: no rotation at all. */
+ * pos: [rows, 3] i16 (negative: no rotation of this row), data NULL: no rotation at all.
+ * out may be x. */
 struct norm_rope_args {
     struct tensor out, rstd, x, w, pos;
     const struct rope *rope;
@@ -199,7 +200,7 @@ struct dev_ops {
                          struct tensor y, struct tensor gate);
     void (*gate_add_ln_fwd)(struct dev *, const struct gate_add_ln_args *);
     void (*gate_add_ln_bwd)(struct dev *, const struct gate_add_ln_grad_args *);
-    void (*gelu_fwd)(struct dev *, struct tensor y, struct tensor x); /* tanh form */
+    void (*gelu_fwd)(struct dev *, struct tensor y, struct tensor x); /* tanh form; y may be x */
     void (*gelu_bwd)(struct dev *, struct tensor dx, struct tensor dy, struct tensor x);
     void (*silu_fwd)(struct dev *, struct tensor y, struct tensor x); /* y and x: T or S each */
     void (*silu_bwd)(struct dev *, struct tensor dx, struct tensor dy, struct tensor x);

@@ -20,6 +20,15 @@ static const unsigned char kept_from[T_COUNT] = {
     [T_F] = RECOMPUTE_NONE,        [T_H] = RECOMPUTE_GEMM,       [T_G] = RECOMPUTE_NONE,
     [T_Y3] = RECOMPUTE_GEMM};
 
+/* Where a tensor lies in a pass without a backward pass. Read from step to step, what a step reads
+ * is never in the room it writes, but for sums, which are in place. */
+enum room { OWN, NARROW /* [R, C] */, WIDE /* [R, the larger of 3C and F] */, OUTPUT /* y */ };
+static const unsigned char room_of[T_COUNT] = {
+    [T_A] = NARROW,  [T_QKV] = WIDE,  [T_O] = NARROW, [T_Y1] = WIDE,   /* 2, 3, 5, 6 */
+    [T_X1] = OUTPUT, [T_N3] = NARROW, [T_QC] = WIDE,  [T_OC] = NARROW, /* 7 to 10 */
+    [T_Y2] = WIDE,   [T_X2] = OUTPUT, [T_F] = NARROW, [T_G] = WIDE,    /* 11 to 13 */
+    [T_Y3] = NARROW};
+
 static struct linear linear_of(struct param *w, struct param *b, int parts)
 {
     return (struct linear){.w = w, .b = b, .parts = parts};
@@ -104,8 +113,33 @@ static bool make(struct ctx *c, const struct block_run *run, struct block_saved 
                  enum block_tensor id, enum dtype d, int ndim, const int64_t *dim)
 {
     if (s->t[id].data) return false;
-    s->t[id] = arena_new(kept(run, id) ? c->keep : c->tmp, d, ndim, dim);
+    if (!run->forward_only || room_of[id] == OWN) {
+        s->t[id] = arena_new(kept(run, id) ? c->keep : c->tmp, d, ndim, dim);
+        return true;
+    }
+    const struct tensor room = s->room[room_of[id]];
+    s->t[id] = tensor_make(room.data, d, ndim, dim);
+    CHECK(tensor_bytes(s->t[id]) <= tensor_bytes(room), "tensor %d of a block: %zu bytes in %zu",
+          (int)id, tensor_bytes(s->t[id]), tensor_bytes(room));
     return true;
+}
+
+/* The same for x normed, which may be in place of x when no backward pass wants that. */
+static bool make_normed(struct ctx *c, const struct block_run *run, struct block_saved *s,
+                        enum block_tensor id, struct tensor x)
+{
+    if (!run->forward_only) return make(c, run, s, id, x.dtype, 2, x.dim);
+    if (s->t[id].data) return false;
+    s->t[id] = x;
+    return true;
+}
+
+static void make_rooms(struct ctx *c, const struct block *b, struct block_saved *s, struct tensor y)
+{
+    const int64_t R = y.dim[0], C = b->dim, F = b->ffn_dim;
+    s->room[NARROW] = arena_like(c->tmp, y);
+    s->room[WIDE] = arena_new(c->tmp, y.dtype, 2, DIMS(R, F > 3 * C ? F : 3 * C));
+    s->room[OUTPUT] = y;
 }
 
 /* h of an adapter is kept where the output it belongs to is. */
@@ -206,10 +240,11 @@ static void norm_qk(struct ctx *c, const struct block *b, const struct block_run
 {
     struct tensor *t = s->t;
     const int64_t C = b->dim;
-    if (make(c, run, s, T_Q, ctx_compute(c), 2, DIMS(t[T_QKV].dim[0], C)))
-        norm_rope(c, b, run, t[T_Q], t[T_RSTD_Q], tensor_cols(t[T_QKV], 0, C), b->norm_q, true);
-    if (make(c, run, s, T_K, ctx_compute(c), 2, DIMS(t[T_QKV].dim[0], C)))
-        norm_rope(c, b, run, t[T_K], t[T_RSTD_K], tensor_cols(t[T_QKV], C, C), b->norm_k, true);
+    const struct tensor q = tensor_cols(t[T_QKV], 0, C), k = tensor_cols(t[T_QKV], C, C);
+    if (make_normed(c, run, s, T_Q, q))
+        norm_rope(c, b, run, t[T_Q], t[T_RSTD_Q], q, b->norm_q, true);
+    if (make_normed(c, run, s, T_K, k))
+        norm_rope(c, b, run, t[T_K], t[T_RSTD_K], k, b->norm_k, true);
 }
 
 /* Steps 4 and 5 where sequences span ranks: one exchange of q, k, v, one of o. What is kept of a
@@ -280,11 +315,11 @@ static void cross_forward(struct ctx *c, const struct block *b, const struct blo
         linear_forward(c, &b->cross_kv, t[T_KV], cond->text, saved(c, run, s, LINEAR_CROSS_KV));
     make(c, run, s, T_RSTD_QC, S, 1, DIMS(R));
     make(c, run, s, T_RSTD_KC, S, 1, DIMS(L));
-    if (make(c, run, s, T_QN, T, 2, DIMS(R, C)))
+    if (make_normed(c, run, s, T_QN, t[T_QC]))
         norm_rope(c, b, run, t[T_QN], t[T_RSTD_QC], t[T_QC], b->cross_norm_q, false);
-    if (make(c, run, s, T_KN, T, 2, DIMS(L, C)))
-        norm_rope(c, b, run, t[T_KN], t[T_RSTD_KC], tensor_cols(t[T_KV], 0, C), b->cross_norm_k,
-                  false);
+    const struct tensor k = tensor_cols(t[T_KV], 0, C);
+    if (make_normed(c, run, s, T_KN, k))
+        norm_rope(c, b, run, t[T_KN], t[T_RSTD_KC], k, b->cross_norm_k, false);
     make(c, run, s, T_LSEC, S, 2, DIMS(R, b->heads));
     if (make(c, run, s, T_OC, T, 2, DIMS(R, C))) { /* 10 */
         struct attn_args a = {.o = tensor_heads(t[T_OC], b->heads),
@@ -308,7 +343,7 @@ static void ffn_forward(struct ctx *c, const struct block *b, const struct block
     struct tensor *t = s->t;
     const int64_t R = t[T_X1].dim[0], C = b->dim, F = b->ffn_dim;
     add_and_norm(c, b, run, s, T_X2, t[T_X1], t[T_Y2], (struct tensor){0}, NORM_FFN); /* 12 */
-    const bool h_kept = !make(c, run, s, T_H, T, 2, DIMS(R, F));
+    const bool h_kept = !run->forward_only && !make(c, run, s, T_H, T, 2, DIMS(R, F));
     if (make(c, run, s, T_G, T, 2, DIMS(R, F))) { /* 13 */
         if (h_kept)
             c->dev->ops->gelu_fwd(c->dev, t[T_G], t[T_H]);
@@ -331,6 +366,7 @@ void block_forward(struct ctx *c, const struct block *b, const struct block_run 
     if (make(c, run, s, T_MOD, ctx_state(c), 2, DIMS(B, 6 * C))) /* 1 */
         c->dev->ops->bcast_add(c->dev, s->t[T_MOD],
                                tensor_view(b->modulation->w, 2, DIMS(1, 6 * C)), cond->e0);
+    if (run->forward_only) make_rooms(c, b, s, y);
     self_forward(c, b, run, s, x);
     cross_forward(c, b, run, s, x, cond);
     ffn_forward(c, b, run, s, y);

@@ -166,6 +166,89 @@ static void gate_ln_target(const struct target *t)
     gate_ln_one(t, 1, 9, 513, 3, 0, true, true);
 }
 
+/* ---- in place, and without what is not wanted ---------------------------------------------------
+ */
+
+/* Share of elements that differ. */
+static double differing(struct dev *d, struct tensor a, struct tensor b)
+{
+    const int64_t n = tensor_count(a);
+    double *x = malloc((size_t)n * sizeof *x), *y = malloc((size_t)n * sizeof *y), off = 0;
+    CHECK(x && y, "out of memory");
+    dev_get_f64(d, x, a);
+    dev_get_f64(d, y, b);
+    for (int64_t i = 0; i < n; i++) off += x[i] != y[i];
+    free(x);
+    free(y);
+    return off / (double)n;
+}
+
+/* t: normed rstd x w pos cos sin; gelu y; c aux a b bias */
+static void in_place_run(struct dev *d, const struct tensor *t, void *arg)
+{
+    const int heads = *(int *)arg; /* 0: no rotation */
+    const struct rope rope = {{1, 1, 1}, {t[5], t[5], t[5]}, {t[6], t[6], t[6]}};
+    struct norm_rope_args a = {
+        t[0], t[1], t[2], t[3], heads ? t[4] : none, &rope, heads ? heads : 1, 1e-6};
+    d->ops->norm_rope_fwd(d, &a);
+    struct tensor x = twin(d, t[2]), y = twin(d, t[7]), c = twin(d, t[8]);
+    a.out = a.x = x;
+    d->ops->norm_rope_fwd(d, &a);
+    same_bits(d, "norm in place", x, t[0]);
+    d->ops->gelu_fwd(d, t[7], t[2]);
+    d->ops->cast(d, x, t[2]);
+    d->ops->gelu_fwd(d, x, x);
+    same_bits(d, "gelu in place", x, t[7]);
+    struct gemm_args g = {.c = t[8],
+                          .a = t[10],
+                          .b = t[11],
+                          .alpha = 1,
+                          .epilogue = EPI_BIAS_GELU,
+                          .bias = t[12],
+                          .aux = t[9]};
+    d->ops->gemm(d, &g);
+    g.c = c;
+    g.aux = none;
+    d->ops->gemm(d, &g);
+    same_bits(d, "gelu epilogue without its argument", c, t[8]);
+    d->ops->gelu_fwd(d, t[8], t[9]); /* the epilogue may have another exponential */
+    struct tensor wide = twin(d, t[8]);
+    const double share = d->compute == DT_BF16 ? differing(d, wide, c) : 0;
+    EXPECT(share < 0.05, "%s: %.2g of the epilogue is not the gelu of what aux holds", d->ops->name,
+           share);
+    drop(d, (struct tensor[]){x, y, c, wide}, 4);
+}
+
+static void in_place_one(const struct target *t, int64_t n, int64_t C, int64_t gap, int heads)
+{
+    struct ops_case c;
+    case_begin(&c, t, "in place [%lld,%lld], %d heads", (long long)n, (long long)C, heads);
+    VAR("normed", K_T, OUT, gap, -1, 1, n, C);
+    VAR("rstd", K_S, OUT, 0, -1, 1, n);
+    VAR("x", K_T, IN, gap, -2, 2, n, C);
+    VAR("w", K_S, IN, 0, 0.5, 1.5, C);
+    const int pos = VAR("pos", K_I16, IN, 0, 0, 6, n, 3);
+    for (int x = 0; x < 3; x++) c.var[pos].value[x] = -1;
+    VAR("cos", K_S, IN, 0, -1, 1, 6, 1);
+    VAR("sin", K_S, IN, 0, -1, 1, 6, 1);
+    VAR("gelu", K_T, OUT, gap, -1, 1, n, C);
+    VAR("c", K_T, OUT, gap, -1, 1, n, 41);
+    VAR("aux", K_T, OUT, gap, -1, 1, n, 41);
+    VAR("a", K_T, IN, 0, -1, 1, n, 9);
+    VAR("b", K_T, IN, 0, -1, 1, 9, 41);
+    VAR("bias", K_T, IN, 0, -1, 1, 41);
+    if (t->compute == DT_BF16) c.var[8].tol = 1e-2; /* the gelu of a rounded number */
+    case_check(&c, in_place_run, &heads);
+}
+
+static void in_place_target(const struct target *t)
+{
+    in_place_one(t, 33, 48, 8, 8);
+    in_place_one(t, 33, 48, 8, 0);
+    in_place_one(t, 40, 42, 3, 7); /* not packs of eight */
+    in_place_one(t, 5, 1537, 0, 0);
+}
+
 /* What the dry run counts, in passes of one array of rows. */
 static void test_passes(struct comm *w)
 {
@@ -197,11 +280,18 @@ static void test_gate_ln(struct comm *w)
     each_target(gate_ln_target);
 }
 
+static void test_in_place(struct comm *w)
+{
+    (void)w;
+    each_target(in_place_target);
+}
+
 int main(int argc, char **argv)
 {
     const struct test t[] = {
         {.name = "gate, sum and norm in one: the bits of the ops they stand for",
          .run = test_gate_ln},
+        {.name = "in place, and without what is not wanted: the same bits", .run = test_in_place},
         {.name = "gate, sum and norm in one: passes over the rows", .run = test_passes},
     };
     return test_main(argc, argv, t, sizeof t / sizeof *t);

@@ -36,7 +36,12 @@ struct NormRopeForward {
         const float s = (float)(1 / sqrt(sum / (double)x.width + eps));
         if (b.lane == 0) rstd[r] = s;
         const Normed f = {x, w, r, s};
-        for (int64_t c = b.lane; c < x.width; c += b.lanes) put(out, r, c, turn.turned(r, c, 1, f));
+        for (int64_t c = 2 * b.lane; c < x.width; c += 2 * b.lanes) { /* a pair: out may be x */
+            const bool two = c + 1 < x.width;
+            const float even = turn.turned(r, c, 1, f), odd = two ? turn.turned(r, c + 1, 1, f) : 0;
+            put(out, r, c, even);
+            if (two) put(out, r, c + 1, odd);
+        }
     }
 };
 
