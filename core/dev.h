@@ -105,9 +105,16 @@ struct gate_add_ln_grad_args {
     struct tensor dy, dgate, y, gate;
 };
 
-struct adamw_args { /* one flat shard: all [n]; m, v, g, p: S; ema: S or NULL; wire: T or NULL */
+/* An optimizer step over flat shards that lie anywhere: clip, AdamW, EMA and wire copy in one pass
+ * over all of them. */
+struct update_shard { /* all [n]; p, m, v, g: S; ema: S or NULL; wire: T or NULL */
     struct tensor p, m, v, g, ema, wire;
-    double lr, beta1, beta2, eps, weight_decay;
+    double weight_decay;
+};
+struct update_args {
+    const struct update_shard *shard; /* [num_shards], host */
+    int num_shards;
+    double lr, beta1, beta2, eps;
     double bias1, bias2; /* 1 - beta^step */
     double grad_scale;   /* clip coefficient, applied to g on the fly */
     double ema_keep;     /* ema -= (1 - ema_keep) * (ema - p); negative: leave the EMA alone */
@@ -250,8 +257,10 @@ struct dev_ops {
     void (*nft_grad)(struct dev *, struct tensor dv, const struct nft_args *, const double *plus,
                      const double *minus, const double *kl);
     /* flat arrays */
-    void (*adamw)(struct dev *, const struct adamw_args *);
-    void (*sumsq)(struct dev *, struct tensor sum, struct tensor x); /* sum [1] f64 += sum x^2 */
+    void (*update)(struct dev *, const struct update_args *);
+    /* sum [1] f64 += the squares of all elements of n contiguous arrays (host list). Each array is
+     * summed by itself, then they are added in their order: one call or n give the same. */
+    void (*sumsq)(struct dev *, struct tensor sum, const struct tensor *x, int n);
     void (*axpy)(struct dev *, struct tensor y, double a,
                  struct tensor x); /* y += a*x; any dtypes */
     void (*scale)(struct dev *, struct tensor x, double a);

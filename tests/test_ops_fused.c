@@ -19,6 +19,8 @@ static struct tensor twin(struct dev *d, struct tensor t)
 }
 static void same_bits(struct dev *d, const char *what, struct tensor a, struct tensor b)
 {
+    if (a.ndim == 1) /* one row */
+        a = tensor_view(a, 2, DIMS(1, a.dim[0])), b = tensor_view(b, 2, a.dim);
     const size_t row = (size_t)tensor_width(a) * dtype_size(a.dtype);
     char *x = malloc(row), *y = malloc(row);
     CHECK(x && y, "out of memory");
@@ -270,6 +272,14 @@ static void test_passes(struct comm *w)
     *count = 0;
     d->ops->gate_add_ln_bwd(d, &plain);
     EXPECT(*count == 4 * pass, "backward without a gate: %g passes", *count / pass);
+    const struct update_shard list[] = {{.p = s, .m = s, .v = s, .g = s, .ema = s},
+                                        {.p = s, .m = s, .v = s, .g = s}};
+    *count = 0;
+    d->ops->update(d, &(struct update_args){.shard = list, .num_shards = 2});
+    EXPECT(*count == 9 * 64 * 4, "update: %g bytes", *count);
+    *count = 0;
+    d->ops->sumsq(d, s, (struct tensor[]){s, v}, 2);
+    EXPECT(*count == (64 + 96) * 4, "sum of squares: %g bytes", *count);
     drop(d, (struct tensor[]){x, v, s}, 3);
     dev_close(d);
 }
@@ -278,6 +288,90 @@ static void test_gate_ln(struct comm *w)
 {
     (void)w;
     each_target(gate_ln_target);
+}
+
+/* ---- lists of flat arrays ----------------------------------------------------------------------
+ */
+
+enum { SHARDS = 5 };
+static const int64_t shard_first[SHARDS + 1] = {0, 300, 300, 17000, 17001, 50000};
+
+static struct tensor piece(struct tensor t, int i)
+{
+    return tensor_rows(t, shard_first[i], shard_first[i + 1] - shard_first[i]);
+}
+/* Shards of t: p m v g ema wire. The third has no EMA, the fourth no wire copy. */
+static int shards_of(const struct tensor *t, struct update_shard *list)
+{
+    for (int i = 0; i < SHARDS; i++)
+        list[i] = (struct update_shard){.p = piece(t[0], i),
+                                        .m = piece(t[1], i),
+                                        .v = piece(t[2], i),
+                                        .g = piece(t[3], i),
+                                        .ema = i == 2 ? none : piece(t[4], i),
+                                        .wire = i == 3 ? none : piece(t[5], i),
+                                        .weight_decay = 0.1 * i};
+    return SHARDS;
+}
+
+/* t: p m v g ema wire sum; the whole list at once, and one shard after the other */
+static void list_run(struct dev *d, const struct tensor *t, void *arg)
+{
+    struct tensor own[7], squares[SHARDS];
+    struct update_shard list[SHARDS];
+    struct update_args a = {.lr = 1e-2,
+                            .beta1 = 0.9,
+                            .beta2 = 0.999,
+                            .eps = 1e-8,
+                            .bias1 = 0.19,
+                            .bias2 = 0.002,
+                            .grad_scale = 0.5,
+                            .ema_keep = *(double *)arg};
+    for (int i = 0; i < 7; i++) own[i] = twin(d, t[i]);
+    d->ops->update(d, &a);
+    d->ops->sumsq(d, t[6], NULL, 0); /* empty lists */
+    same_bits(d, "nothing", t[6], own[6]);
+    for (int i = 0; i < SHARDS; i++) squares[i] = piece(t[3], i);
+    d->ops->sumsq(d, t[6], squares, SHARDS);
+    for (int i = 0; i < SHARDS; i++) d->ops->sumsq(d, own[6], &squares[i], 1);
+    same_bits(d, "sum of squares", t[6], own[6]);
+    a.shard = list;
+    a.num_shards = shards_of(t, list);
+    d->ops->update(d, &a);
+    shards_of(own, list);
+    a.num_shards = 1;
+    for (int i = 0; i < SHARDS; i++) {
+        a.shard = &list[i];
+        d->ops->update(d, &a);
+    }
+    const char *const name[] = {"p", "m", "v", "g", "ema", "wire"};
+    for (int i = 0; i < 6; i++) same_bits(d, name[i], t[i], own[i]);
+    drop(d, own, 7);
+}
+
+static void list_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    const double keep[] = {0.99, -1};
+    for (int k = 0; k < 2; k++) {
+        const int64_t n = shard_first[SHARDS];
+        double arg = keep[k];
+        struct ops_case c;
+        case_begin(&c, t, "update of a list, EMA %g", arg);
+        VAR("p", K_S, OUT, 0, -1, 1, n);
+        VAR("m", K_S, OUT, 0, -1, 1, n);
+        VAR("v", K_S, OUT, 0, 0, 1, n);
+        VAR("g", K_S, IN, 0, -1, 1, n);
+        VAR("ema", K_S, OUT, 0, -1, 1, n);
+        VAR("wire", K_T, OUT, 0, -1, 1, n);
+        VAR("sum", K_F64, OUT, 0, 0, 1, 1);
+        case_check(&c, list_run, &arg);
+    }
+}
+static void test_lists(struct comm *w)
+{
+    (void)w;
+    each_target(list_target);
 }
 
 static void test_in_place(struct comm *w)
@@ -292,7 +386,8 @@ int main(int argc, char **argv)
         {.name = "gate, sum and norm in one: the bits of the ops they stand for",
          .run = test_gate_ln},
         {.name = "in place, and without what is not wanted: the same bits", .run = test_in_place},
-        {.name = "gate, sum and norm in one: passes over the rows", .run = test_passes},
+        {.name = "optimizer and sum of squares over a list: as one by one", .run = test_lists},
+        {.name = "passes over memory, as the dry run counts them", .run = test_passes},
     };
     return test_main(argc, argv, t, sizeof t / sizeof *t);
 }

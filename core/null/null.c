@@ -304,18 +304,22 @@ static void null_nft_grad(struct dev *d, struct tensor dv, const struct nft_args
     touch_nft(d, a);
     touch_rows(d, a->v, &dv, 1, a->pos, a->batch, "nft gradient");
 }
-static void null_adamw(struct dev *d, const struct adamw_args *a)
+static void null_update(struct dev *d, const struct update_args *a)
 {
-    touch(d, a->p);
-    touch(d, a->m);
-    touch(d, a->v);
-    touch(d, a->g);
-    touch(d, a->ema);
+    for (int i = 0; i < a->num_shards; i++) {
+        const struct update_shard *s = &a->shard[i];
+        const struct tensor all[] = {s->m, s->v, s->g, s->ema, s->wire};
+        touch(d, s->p);
+        for (int k = 0; k < 5; k++) {
+            if (all[k].data) same_shape(all[k], s->p, "update");
+            touch(d, all[k]);
+        }
+    }
 }
-static void null_sumsq(struct dev *d, struct tensor sum, struct tensor x)
+static void null_sumsq(struct dev *d, struct tensor sum, const struct tensor *x, int n)
 {
     (void)sum;
-    touch(d, x);
+    for (int i = 0; i < n; i++) touch(d, x[i]);
 }
 static void null_axpy(struct dev *d, struct tensor y, double a, struct tensor x)
 {
@@ -393,7 +397,7 @@ static const struct dev_ops table = {
     .transition_grad = null_transition_grad,
     .nft_sums = null_nft_sums,
     .nft_grad = null_nft_grad,
-    .adamw = null_adamw,
+    .update = null_update,
     .sumsq = null_sumsq,
     .axpy = null_axpy,
     .scale = null_scale,
