@@ -51,6 +51,13 @@ void dit_set_policies(struct dit *d, const enum recompute *policy)
     memcpy(d->policy, policy, (size_t)d->num_blocks * sizeof *policy);
 }
 
+void dit_freeze(struct dit *d)
+{
+    for (int u = 0; u < d->num_units; u++)
+        for (int i = 0; i < d->unit[u].num_params; i++)
+            d->unit[u].param[i].flags &= ~(unsigned)P_TRAINABLE;
+}
+
 void dit_free(struct dit *d, struct dev *dev)
 {
     if (!d) return;

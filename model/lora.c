@@ -14,13 +14,6 @@ static struct tensor zeros(struct lora *l, enum dtype t)
     return x;
 }
 
-static void freeze(struct dit *d)
-{
-    for (int u = 0; u < d->num_units; u++)
-        for (int i = 0; i < d->unit[u].num_params; i++)
-            d->unit[u].param[i].flags &= ~(unsigned)P_TRAINABLE;
-}
-
 static bool separate_wire(const struct lora *l) { return l->wire.data != l->w.data; }
 
 struct lora *lora_new(struct dev *dev, struct dit *d, const struct lora_config *cfg,
@@ -41,7 +34,7 @@ struct lora *lora_new(struct dev *dev, struct dit *d, const struct lora_config *
     l->store = (struct adapter_store){
         .scale = cfg->alpha / (double)cfg->rank, .dropout = cfg->dropout, .rank = cfg->rank};
     lora_attach(l, d, cfg);
-    freeze(d);
+    dit_freeze(d);
     const enum dtype T = dev->compute, S = dtype_state(T);
     l->w = zeros(l, S);
     l->wire = T == S ? l->w : zeros(l, T);

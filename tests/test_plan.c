@@ -100,6 +100,7 @@ static void forward_memory(struct comm *world)
     const struct dryrun_out *o = &c.rank;
     const double unit = 75600.0 * 5120 * 2, used = (double)(o->keep_bytes + o->tmp_bytes);
     EXPECT(used < 6.5 * unit, "%.2f arrays of rows are in use", used / unit);
+    EXPECT(dryrun_bytes(o) < (size_t)36e9, "%.2f GB", 1e-9 * (double)dryrun_bytes(o));
     s.use_sequence_parallel = true;
     s.sp_size = 8;
     s.fsdp_size = 8;

@@ -198,6 +198,7 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     most = in.w > most ? in.w : most;
     s->dit = dit_new(s->dev, &in.model, in.recompute, in.recompute_blocks, most);
     if (in.by_block) dit_set_policies(s->dit, in.policy);
+    if (!train) dit_freeze(s->dit);
     if (in.lora->rank)
         s->lora = lora_new(
             s->dev, s->dit, in.lora,
