@@ -102,8 +102,8 @@ LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 # the tests of ops once more, on the kernels of the cuda device as host code
-EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_policy))
-EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm))
+EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_fused ops_policy))
+EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm copy))
 TESTS   += $(EMULATED) $(EMULATED_LIBS)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o $(BUILD)/tests/wire_damage.o \
@@ -145,7 +145,7 @@ $(BUILD)/core/cpu/%.o: ALLC += -O3
 
 # ---- the cuda device ----------------------------------------------------------------------------
 CUDA_SRCS := $(wildcard core/cuda/*.cu)
-CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o) $(BUILD)/core/cuda/cudnn.o
+CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o) $(BUILD)/core/cuda/cudnn.o $(BUILD)/core/cuda/staging.o
 # machine code for sm_90a; PTX of the base architecture for newer ones
 CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
 NVFLAGS   := -std=c++20 -O3 $(CUDA_ARCH) -Werror all-warnings -I. -MMD -MP \
@@ -159,13 +159,14 @@ cuda-missing:
 	      "newer); put nvcc on PATH or give NVCC=/path/to/nvcc"; exit 1
 $(BUILD)/libosp_cuda.so: $(CUDA_OBJS)
 	@echo "  LD  $@"
-	$(Q)$(CXX) -shared -o $@ $^ -L$(CUDA_LIBS) -Wl,-rpath,$(CUDA_LIBS) -lcudart \
+	$(Q)$(CXX) -shared $(OMP) -o $@ $^ -L$(CUDA_LIBS) -Wl,-rpath,$(CUDA_LIBS) -lcudart \
 	  $(if $(CUBLAS_OK),$(CUBLAS_LIB) -Wl$(comma)-rpath$(comma)$(dir $(CUBLAS_LIB)))
 $(BUILD)/core/cuda/%.o: core/cuda/%.cu
 	@mkdir -p $(@D)
 	@echo "  NVCC $<"
 	$(Q)$(NVCC) $(NVFLAGS) -c $< -o $@
 # host code in C; cudnn.h is used like nccl.h
+$(BUILD)/core/cuda/staging.o: ALLC += -fPIC -fvisibility=hidden
 $(BUILD)/core/cuda/cudnn.o: ALLC += -fPIC -fvisibility=hidden $(if $(and $(CUDNN),$(CUDA_HOME)),-DHAVE_CUDNN_H -isystem $(CUDNN)/include -isystem $(CUDA_HOME)/include)
 # only compiles what needs cublasLt.h, for two generations of GPUs; CUBLAS=folder with include/
 cublas-compile:
@@ -184,7 +185,7 @@ endif
 
 # the same kernels as host code on a simulator of blocks, for the tests only
 EMU_OBJS := $(patsubst %.cu,$(BUILD)/emulate/%.o,tests/cudasim/cudasim.cu $(filter-out \
-            core/cuda/cuda.cu core/cuda/cublaslt.cu,$(CUDA_SRCS)))
+            core/cuda/cuda.cu core/cuda/cublaslt.cu,$(CUDA_SRCS))) $(BUILD)/core/cuda/staging.o
 $(BUILD)/emulate/%.o: %.cu
 	@mkdir -p $(@D)
 	@echo "  CXX $<"
@@ -254,9 +255,9 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # on ref (what oneDNN shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
+             ops_rows ops_fused ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
              format format_torch format_fuzz import
-SAN_ubsan := config data filter model ops ops_rows ops_policy policy_math golden_ops reward reward_wire reward_fuzz \
+SAN_ubsan := config data filter model ops ops_rows ops_fused ops_policy policy_math golden_ops reward reward_wire reward_fuzz \
              format format_torch format_fuzz
 SAN_tsan  := reward reward_ranks loader comm nccl check_comm model resume sequence guided
 asan ubsan tsan:

@@ -21,7 +21,7 @@ struct dev;
 enum epilogue {
     EPI_NONE,
     EPI_BIAS,      /* + bias[n] (dtype of b) */
-    EPI_BIAS_GELU, /* aux = c + bias (T, [m,n]); c = gelu_tanh(aux) */
+    EPI_BIAS_GELU, /* aux = c + bias (T, [m,n]); c = gelu_tanh(aux); aux data NULL: the same c */
     EPI_DGELU,     /* c *= gelu_tanh'(aux) */
     EPI_BIAS_GRAD /* bias[m] += sum over k of op(a)[m,k] (S): with op(a) = dy', the bias gradient */
 };
@@ -63,7 +63,8 @@ struct rope {
 };
 /* out = rope(x * rstd * w): RMS norm over the whole row, then rotation per head.
  * x, out, dy, dx: [rows, C] T; w, dw: [C] S; rstd: [rows] S;
- * pos: [rows, 3] i16 (negative: no rotation of this row), data NULL: no rotation at all. */
+ * pos: [rows, 3] i16 (negative: no rotation of this row), data NULL: no rotation at all.
+ * out may be x. */
 struct norm_rope_args {
     struct tensor out, rstd, x, w, pos;
     const struct rope *rope;
@@ -88,10 +89,32 @@ struct ln_grad_args { /* dx =; dscale, dshift [B, C] S += (data NULL: not wanted
     struct tensor dx, dscale, dshift, dy, x, mean, rstd, scale;
     double one;
 };
+/* Both of these give what the ops they stand for give one after the other, but read and write the
+ * rows once. Scale and shift of the norm may be [1, C] beside a gate of B samples. */
+struct gate_add_ln_args { /* gate_add_fwd(ln.x, x, y, gate), then ln_fwd(ln) */
+    struct tensor x, y, gate;
+    struct ln_args ln; /* ln.x [rows, C] T: written; may be x */
+};
+/* ln.dx += the result of ln_bwd(ln), rounded to T; then gate_add_bwd(dy, dgate, ln.dx, y, gate).
+ * So ln.dx brings the gradient that came past the norm, and holds that of the sum on return.
+ * dy may be ln.dy. dy.data NULL: no second part (what was added had no gate: its gradient is
+ * ln.dx). Column sums over all samples (dscale [1, C]) may differ in their last bits from ln_bwd's
+ * when the gate has several samples: their partial sums end where a sample ends. */
+struct gate_add_ln_grad_args {
+    struct ln_grad_args ln;
+    struct tensor dy, dgate, y, gate;
+};
 
-struct adamw_args { /* one flat shard: all [n]; m, v, g, p: S; ema: S or NULL; wire: T or NULL */
+/* An optimizer step over flat shards that lie anywhere: clip, AdamW, EMA and wire copy in one pass
+ * over all of them. */
+struct update_shard { /* all [n]; p, m, v, g: S; ema: S or NULL; wire: T or NULL */
     struct tensor p, m, v, g, ema, wire;
-    double lr, beta1, beta2, eps, weight_decay;
+    double weight_decay;
+};
+struct update_args {
+    const struct update_shard *shard; /* [num_shards], host */
+    int num_shards;
+    double lr, beta1, beta2, eps;
     double bias1, bias2; /* 1 - beta^step */
     double grad_scale;   /* clip coefficient, applied to g on the fly */
     double ema_keep;     /* ema -= (1 - ema_keep) * (ema - p); negative: leave the EMA alone */
@@ -182,7 +205,9 @@ struct dev_ops {
     /* dy = gate[b]*dout; dgate[b] += sum over rows of dout*y */
     void (*gate_add_bwd)(struct dev *, struct tensor dy, struct tensor dgate, struct tensor dout,
                          struct tensor y, struct tensor gate);
-    void (*gelu_fwd)(struct dev *, struct tensor y, struct tensor x); /* tanh form */
+    void (*gate_add_ln_fwd)(struct dev *, const struct gate_add_ln_args *);
+    void (*gate_add_ln_bwd)(struct dev *, const struct gate_add_ln_grad_args *);
+    void (*gelu_fwd)(struct dev *, struct tensor y, struct tensor x); /* tanh form; y may be x */
     void (*gelu_bwd)(struct dev *, struct tensor dx, struct tensor dy, struct tensor x);
     void (*silu_fwd)(struct dev *, struct tensor y, struct tensor x); /* y and x: T or S each */
     void (*silu_bwd)(struct dev *, struct tensor dx, struct tensor dy, struct tensor x);
@@ -232,8 +257,10 @@ struct dev_ops {
     void (*nft_grad)(struct dev *, struct tensor dv, const struct nft_args *, const double *plus,
                      const double *minus, const double *kl);
     /* flat arrays */
-    void (*adamw)(struct dev *, const struct adamw_args *);
-    void (*sumsq)(struct dev *, struct tensor sum, struct tensor x); /* sum [1] f64 += sum x^2 */
+    void (*update)(struct dev *, const struct update_args *);
+    /* sum [1] f64 += the squares of all elements of n contiguous arrays (host list). Each array is
+     * summed by itself, then they are added in their order: one call or n give the same. */
+    void (*sumsq)(struct dev *, struct tensor sum, const struct tensor *x, int n);
     void (*axpy)(struct dev *, struct tensor y, double a,
                  struct tensor x); /* y += a*x; any dtypes */
     void (*scale)(struct dev *, struct tensor x, double a);

@@ -20,6 +20,15 @@ static const unsigned char kept_from[T_COUNT] = {
     [T_F] = RECOMPUTE_NONE,        [T_H] = RECOMPUTE_GEMM,       [T_G] = RECOMPUTE_NONE,
     [T_Y3] = RECOMPUTE_GEMM};
 
+/* Where a tensor lies in a pass without a backward pass. Read from step to step, what a step reads
+ * is never in the room it writes, but for sums, which are in place. */
+enum room { OWN, NARROW /* [R, C] */, WIDE /* [R, the larger of 3C and F] */, OUTPUT /* y */ };
+static const unsigned char room_of[T_COUNT] = {
+    [T_A] = NARROW,  [T_QKV] = WIDE,  [T_O] = NARROW, [T_Y1] = WIDE,   /* 2, 3, 5, 6 */
+    [T_X1] = OUTPUT, [T_N3] = NARROW, [T_QC] = WIDE,  [T_OC] = NARROW, /* 7 to 10 */
+    [T_Y2] = WIDE,   [T_X2] = OUTPUT, [T_F] = NARROW, [T_G] = WIDE,    /* 11 to 13 */
+    [T_Y3] = NARROW};
+
 static struct linear linear_of(struct param *w, struct param *b, int parts)
 {
     return (struct linear){.w = w, .b = b, .parts = parts};
@@ -104,8 +113,33 @@ static bool make(struct ctx *c, const struct block_run *run, struct block_saved 
                  enum block_tensor id, enum dtype d, int ndim, const int64_t *dim)
 {
     if (s->t[id].data) return false;
-    s->t[id] = arena_new(kept(run, id) ? c->keep : c->tmp, d, ndim, dim);
+    if (!run->forward_only || room_of[id] == OWN) {
+        s->t[id] = arena_new(kept(run, id) ? c->keep : c->tmp, d, ndim, dim);
+        return true;
+    }
+    const struct tensor room = s->room[room_of[id]];
+    s->t[id] = tensor_make(room.data, d, ndim, dim);
+    CHECK(tensor_bytes(s->t[id]) <= tensor_bytes(room), "tensor %d of a block: %zu bytes in %zu",
+          (int)id, tensor_bytes(s->t[id]), tensor_bytes(room));
     return true;
+}
+
+/* The same for x normed, which may be in place of x when no backward pass wants that. */
+static bool make_normed(struct ctx *c, const struct block_run *run, struct block_saved *s,
+                        enum block_tensor id, struct tensor x)
+{
+    if (!run->forward_only) return make(c, run, s, id, x.dtype, 2, x.dim);
+    if (s->t[id].data) return false;
+    s->t[id] = x;
+    return true;
+}
+
+static void make_rooms(struct ctx *c, const struct block *b, struct block_saved *s, struct tensor y)
+{
+    const int64_t R = y.dim[0], C = b->dim, F = b->ffn_dim;
+    s->room[NARROW] = arena_like(c->tmp, y);
+    s->room[WIDE] = arena_new(c->tmp, y.dtype, 2, DIMS(R, F > 3 * C ? F : 3 * C));
+    s->room[OUTPUT] = y;
 }
 
 /* h of an adapter is kept where the output it belongs to is. */
@@ -137,19 +171,52 @@ static struct tensor mod(struct tensor m, int k, int64_t C) { return tensor_cols
 
 static struct tensor row_of(struct param *p) { return tensor_view(p->w, 2, DIMS(1, p->dim[0])); }
 
-static void norm_mod(struct ctx *c, const struct block *b, struct block_saved *s,
-                     enum block_tensor mean, enum block_tensor rstd, enum block_tensor out,
-                     struct tensor x, struct tensor scale, struct tensor shift, double one)
+/* The three layer norms. The first and the last are modulated by the rows `row` (shift) and
+ * row + 1 (scale) of T_MOD, the middle one has weights of its own. */
+enum norm_id { NORM_SELF, NORM_CROSS, NORM_FFN };
+struct norm {
+    enum block_tensor mean, rstd, out;
+    int row; /* negative: weights of its own */
+};
+static const struct norm norms[] = {[NORM_SELF] = {T_MEAN1, T_RSTD1, T_A, 0},
+                                    [NORM_CROSS] = {T_MEAN3, T_RSTD3, T_N3, -1},
+                                    [NORM_FFN] = {T_MEAN2, T_RSTD2, T_F, 3}};
+
+/* Makes place for norm id of x [R, C]; false: it is there. */
+static bool make_norm(struct ctx *c, const struct block *b, const struct block_run *run,
+                      struct block_saved *s, enum norm_id id, struct tensor x, struct ln_args *a)
 {
-    struct ln_args a = {.out = s->t[out],
-                        .mean = s->t[mean],
-                        .rstd = s->t[rstd],
-                        .x = x,
-                        .scale = scale,
-                        .shift = shift,
-                        .one = one,
-                        .eps = b->eps};
-    c->dev->ops->ln_fwd(c->dev, &a);
+    const struct norm *n = &norms[id];
+    const int64_t R = x.dim[0], C = b->dim;
+    make(c, run, s, n->mean, ctx_state(c), 1, DIMS(R));
+    make(c, run, s, n->rstd, ctx_state(c), 1, DIMS(R));
+    const bool missing = make(c, run, s, n->out, ctx_compute(c), 2, DIMS(R, C));
+    const bool own = n->row < 0;
+    *a = (struct ln_args){.out = s->t[n->out],
+                          .mean = s->t[n->mean],
+                          .rstd = s->t[n->rstd],
+                          .x = x,
+                          .scale = own ? row_of(b->norm3_w) : mod(s->t[T_MOD], n->row + 1, C),
+                          .shift = own ? row_of(b->norm3_b) : mod(s->t[T_MOD], n->row, C),
+                          .one = own ? 0 : 1,
+                          .eps = b->eps};
+    return missing;
+}
+
+/* sum = x + gate * y and its norm: in one pass when neither is there. */
+static void add_and_norm(struct ctx *c, const struct block *b, const struct block_run *run,
+                         struct block_saved *s, enum block_tensor sum, struct tensor x,
+                         struct tensor y, struct tensor gate, enum norm_id id)
+{
+    struct gate_add_ln_args a = {.x = x, .y = y, .gate = gate};
+    const bool add = make(c, run, s, sum, ctx_compute(c), 2, x.dim);
+    const bool norm = make_norm(c, b, run, s, id, s->t[sum], &a.ln);
+    if (add && norm)
+        c->dev->ops->gate_add_ln_fwd(c->dev, &a);
+    else if (add)
+        c->dev->ops->gate_add_fwd(c->dev, s->t[sum], x, y, gate);
+    else if (norm)
+        c->dev->ops->ln_fwd(c->dev, &a.ln);
 }
 
 static void norm_rope(struct ctx *c, const struct block *b, const struct block_run *run,
@@ -173,10 +240,11 @@ static void norm_qk(struct ctx *c, const struct block *b, const struct block_run
 {
     struct tensor *t = s->t;
     const int64_t C = b->dim;
-    if (make(c, run, s, T_Q, ctx_compute(c), 2, DIMS(t[T_QKV].dim[0], C)))
-        norm_rope(c, b, run, t[T_Q], t[T_RSTD_Q], tensor_cols(t[T_QKV], 0, C), b->norm_q, true);
-    if (make(c, run, s, T_K, ctx_compute(c), 2, DIMS(t[T_QKV].dim[0], C)))
-        norm_rope(c, b, run, t[T_K], t[T_RSTD_K], tensor_cols(t[T_QKV], C, C), b->norm_k, true);
+    const struct tensor q = tensor_cols(t[T_QKV], 0, C), k = tensor_cols(t[T_QKV], C, C);
+    if (make_normed(c, run, s, T_Q, q))
+        norm_rope(c, b, run, t[T_Q], t[T_RSTD_Q], q, b->norm_q, true);
+    if (make_normed(c, run, s, T_K, k))
+        norm_rope(c, b, run, t[T_K], t[T_RSTD_K], k, b->norm_k, true);
 }
 
 /* Steps 4 and 5 where sequences span ranks: one exchange of q, k, v, one of o. What is kept of a
@@ -205,7 +273,7 @@ static void attend_over_ranks(struct ctx *c, const struct block *b, const struct
         ulysses_scatter(u, c->tmp, t[T_O], t[T_O_ALL]);
 }
 
-/* Steps 1 to 7: x1 = x + g1 * o(attention(LN(x)*(1+sc1)+sh1)) */
+/* Steps 2 to 6: y1 = o(attention(LN(x)*(1+sc1)+sh1)) */
 static void self_forward(struct ctx *c, const struct block *b, const struct block_run *run,
                          struct block_saved *s, struct tensor x)
 {
@@ -213,10 +281,9 @@ static void self_forward(struct ctx *c, const struct block *b, const struct bloc
     const int64_t R = x.dim[0], C = b->dim;
     struct tensor *t = s->t;
     const struct self_attn attn = attention_of(b, run);
-    make(c, run, s, T_MEAN1, S, 1, DIMS(R));
-    make(c, run, s, T_RSTD1, S, 1, DIMS(R));
-    if (make(c, run, s, T_A, T, 2, DIMS(R, C))) /* 2 */
-        norm_mod(c, b, s, T_MEAN1, T_RSTD1, T_A, x, mod(t[T_MOD], 1, C), mod(t[T_MOD], 0, C), 1);
+    struct ln_args a;
+    if (make_norm(c, b, run, s, NORM_SELF, x, &a)) /* 2 */
+        c->dev->ops->ln_fwd(c->dev, &a);
     if (make(c, run, s, T_QKV, T, 2, DIMS(R, 3 * C))) /* 3 */
         linear_forward(c, &b->qkv, t[T_QKV], t[T_A], saved(c, run, s, LINEAR_QKV));
     make(c, run, s, T_RSTD_Q, S, 1, DIMS(R));
@@ -232,33 +299,27 @@ static void self_forward(struct ctx *c, const struct block *b, const struct bloc
     }
     if (make(c, run, s, T_Y1, T, 2, DIMS(R, C))) /* 6 */
         linear_forward(c, &b->o, t[T_Y1], t[T_O], saved(c, run, s, LINEAR_O));
-    if (make(c, run, s, T_X1, T, 2, DIMS(R, C))) /* 7 */
-        c->dev->ops->gate_add_fwd(c->dev, t[T_X1], x, t[T_Y1], mod(t[T_MOD], 2, C));
 }
 
-/* Steps 8 to 11: x2 = x1 + o(attention of LN(x1) over the text) */
+/* Steps 7 to 11: x1 = x + g1*y1, y2 = o(attention of LN(x1) over the text) */
 static void cross_forward(struct ctx *c, const struct block *b, const struct block_run *run,
-                          struct block_saved *s, const struct cond *cond)
+                          struct block_saved *s, struct tensor x, const struct cond *cond)
 {
     const enum dtype T = ctx_compute(c), S = ctx_state(c);
     struct tensor *t = s->t;
-    const int64_t R = t[T_X1].dim[0], C = b->dim, L = cond->text.dim[0];
-    make(c, run, s, T_MEAN3, S, 1, DIMS(R));
-    make(c, run, s, T_RSTD3, S, 1, DIMS(R));
-    if (make(c, run, s, T_N3, T, 2, DIMS(R, C))) /* 8 */
-        norm_mod(c, b, s, T_MEAN3, T_RSTD3, T_N3, t[T_X1], row_of(b->norm3_w), row_of(b->norm3_b),
-                 0);
-    if (make(c, run, s, T_QC, T, 2, DIMS(R, C))) /* 9 */
+    const int64_t R = x.dim[0], C = b->dim, L = cond->text.dim[0];
+    add_and_norm(c, b, run, s, T_X1, x, t[T_Y1], mod(t[T_MOD], 2, C), NORM_CROSS); /* 7, 8 */
+    if (make(c, run, s, T_QC, T, 2, DIMS(R, C)))                                   /* 9 */
         linear_forward(c, &b->cross_q, t[T_QC], t[T_N3], saved(c, run, s, LINEAR_CROSS_Q));
     if (make(c, run, s, T_KV, T, 2, DIMS(L, 2 * C)))
         linear_forward(c, &b->cross_kv, t[T_KV], cond->text, saved(c, run, s, LINEAR_CROSS_KV));
     make(c, run, s, T_RSTD_QC, S, 1, DIMS(R));
     make(c, run, s, T_RSTD_KC, S, 1, DIMS(L));
-    if (make(c, run, s, T_QN, T, 2, DIMS(R, C)))
+    if (make_normed(c, run, s, T_QN, t[T_QC]))
         norm_rope(c, b, run, t[T_QN], t[T_RSTD_QC], t[T_QC], b->cross_norm_q, false);
-    if (make(c, run, s, T_KN, T, 2, DIMS(L, C)))
-        norm_rope(c, b, run, t[T_KN], t[T_RSTD_KC], tensor_cols(t[T_KV], 0, C), b->cross_norm_k,
-                  false);
+    const struct tensor k = tensor_cols(t[T_KV], 0, C);
+    if (make_normed(c, run, s, T_KN, k))
+        norm_rope(c, b, run, t[T_KN], t[T_RSTD_KC], k, b->cross_norm_k, false);
     make(c, run, s, T_LSEC, S, 2, DIMS(R, b->heads));
     if (make(c, run, s, T_OC, T, 2, DIMS(R, C))) { /* 10 */
         struct attn_args a = {.o = tensor_heads(t[T_OC], b->heads),
@@ -272,23 +333,17 @@ static void cross_forward(struct ctx *c, const struct block *b, const struct blo
     }
     if (make(c, run, s, T_Y2, T, 2, DIMS(R, C))) /* 11 */
         linear_forward(c, &b->cross_o, t[T_Y2], t[T_OC], saved(c, run, s, LINEAR_CROSS_O));
-    if (make(c, run, s, T_X2, T, 2, DIMS(R, C)))
-        c->dev->ops->gate_add_fwd(c->dev, t[T_X2], t[T_X1], t[T_Y2], (struct tensor){0});
 }
 
-/* Steps 12 to 15: y = x2 + g2 * W2 gelu(W1 (LN(x2)*(1+sc2)+sh2)) */
+/* Steps 12 to 15: x2 = x1 + y2, y = x2 + g2 * W2 gelu(W1 (LN(x2)*(1+sc2)+sh2)) */
 static void ffn_forward(struct ctx *c, const struct block *b, const struct block_run *run,
                         struct block_saved *s, struct tensor y)
 {
-    const enum dtype T = ctx_compute(c), S = ctx_state(c);
+    const enum dtype T = ctx_compute(c);
     struct tensor *t = s->t;
-    const int64_t R = t[T_X2].dim[0], C = b->dim, F = b->ffn_dim;
-    make(c, run, s, T_MEAN2, S, 1, DIMS(R));
-    make(c, run, s, T_RSTD2, S, 1, DIMS(R));
-    if (make(c, run, s, T_F, T, 2, DIMS(R, C))) /* 12 */
-        norm_mod(c, b, s, T_MEAN2, T_RSTD2, T_F, t[T_X2], mod(t[T_MOD], 4, C), mod(t[T_MOD], 3, C),
-                 1);
-    const bool h_kept = !make(c, run, s, T_H, T, 2, DIMS(R, F));
+    const int64_t R = t[T_X1].dim[0], C = b->dim, F = b->ffn_dim;
+    add_and_norm(c, b, run, s, T_X2, t[T_X1], t[T_Y2], (struct tensor){0}, NORM_FFN); /* 12 */
+    const bool h_kept = !run->forward_only && !make(c, run, s, T_H, T, 2, DIMS(R, F));
     if (make(c, run, s, T_G, T, 2, DIMS(R, F))) { /* 13 */
         if (h_kept)
             c->dev->ops->gelu_fwd(c->dev, t[T_G], t[T_H]);
@@ -311,8 +366,9 @@ void block_forward(struct ctx *c, const struct block *b, const struct block_run 
     if (make(c, run, s, T_MOD, ctx_state(c), 2, DIMS(B, 6 * C))) /* 1 */
         c->dev->ops->bcast_add(c->dev, s->t[T_MOD],
                                tensor_view(b->modulation->w, 2, DIMS(1, 6 * C)), cond->e0);
+    if (run->forward_only) make_rooms(c, b, s, y);
     self_forward(c, b, run, s, x);
-    cross_forward(c, b, run, s, cond);
+    cross_forward(c, b, run, s, x, cond);
     ffn_forward(c, b, run, s, y);
 }
 
@@ -333,24 +389,27 @@ static void norm_rope_back(struct ctx *c, const struct block *b, const struct bl
     c->dev->ops->norm_rope_bwd(c->dev, &a);
 }
 
-/* dx += LayerNorm backward of dy */
-static void norm_mod_back(struct ctx *c, struct tensor dx, struct tensor dy, struct tensor x,
-                          struct tensor mean, struct tensor rstd, struct tensor scale,
-                          struct tensor dscale, struct tensor dshift, double one)
+/* What to call for dx += the gradient of x through norm id, whose output has the gradient dy. */
+static struct ln_grad_args norm_back(const struct block *b, const struct block_saved *s,
+                                     enum norm_id id, struct tensor dx, struct tensor dy,
+                                     struct tensor x, struct tensor dmod)
 {
-    const size_t mark = arena_mark(c->tmp);
-    struct ln_grad_args a = {.dx = arena_like(c->tmp, dx),
-                             .dscale = dscale,
-                             .dshift = dshift,
-                             .dy = dy,
-                             .x = x,
-                             .mean = mean,
-                             .rstd = rstd,
-                             .scale = scale,
-                             .one = one};
-    c->dev->ops->ln_bwd(c->dev, &a);
-    c->dev->ops->axpy(c->dev, dx, 1, a.dx);
-    arena_release(c->tmp, mark);
+    const struct norm *n = &norms[id];
+    const int64_t C = b->dim;
+    struct ln_grad_args a = {
+        .dx = dx, .dy = dy, .x = x, .mean = s->t[n->mean], .rstd = s->t[n->rstd]};
+    if (n->row >= 0) {
+        a.one = 1;
+        a.scale = mod(s->t[T_MOD], n->row + 1, C);
+        a.dscale = mod(dmod, n->row + 1, C);
+        a.dshift = mod(dmod, n->row, C);
+        return a;
+    }
+    a.scale = row_of(b->norm3_w);
+    if (!b->norm3_w->g.data) return a; /* frozen */
+    a.dscale = tensor_view(b->norm3_w->g, 2, DIMS(1, C));
+    a.dshift = tensor_view(b->norm3_b->g, 2, DIMS(1, C));
+    return a;
 }
 
 /* 15' to 12': dx = dy on entry, d(x2) on return */
@@ -371,15 +430,15 @@ static void ffn_backward(struct ctx *c, const struct block *b, const struct bloc
     linear_backward(c, &b->ffn_in,
                     (struct linear_grad){.dx = df, .saved = &s->linear[LINEAR_FFN_IN]}, dh,
                     t[T_F]); /* 14', 13' */
-    norm_mod_back(c, dx, df, t[T_X2], t[T_MEAN2], t[T_RSTD2], mod(t[T_MOD], 4, C), mod(dmod, 4, C),
-                  mod(dmod, 3, C), 1); /* 12' */
+    const struct gate_add_ln_grad_args a = {.ln = norm_back(b, s, NORM_FFN, dx, df, t[T_X2], dmod)};
+    c->dev->ops->gate_add_ln_bwd(c->dev, &a); /* 12' */
     arena_release(c->tmp, mark);
 }
 
-/* 11' to 8': dx = d(x2) on entry, d(x1) on return */
+/* 11' to 7': dx = d(x2) on entry, d(x1) on return, which is d(x) past the attention; dy1 = d(y1) */
 static void cross_backward(struct ctx *c, const struct block *b, const struct block_run *run,
-                           const struct block_saved *s, struct tensor dx, const struct cond *cond,
-                           struct cond_grad *dcond)
+                           const struct block_saved *s, struct tensor dx, struct tensor dy1,
+                           const struct cond *cond, struct cond_grad *dcond, struct tensor dmod)
 {
     const size_t mark = arena_mark(c->tmp);
     const struct tensor *t = s->t;
@@ -413,10 +472,13 @@ static void cross_backward(struct ctx *c, const struct block *b, const struct bl
     linear_backward(c, &b->cross_q,
                     (struct linear_grad){.dx = dn, .saved = &s->linear[LINEAR_CROSS_Q]}, dqc,
                     t[T_N3]); /* 9' */
-    struct tensor dw = b->norm3_w->g, db = b->norm3_b->g;
-    if (dw.data) dw = tensor_view(dw, 2, DIMS(1, C)), db = tensor_view(db, 2, DIMS(1, C));
-    norm_mod_back(c, dx, dn, t[T_X1], t[T_MEAN3], t[T_RSTD3], row_of(b->norm3_w), dw, db,
-                  0); /* 8' */
+    const struct gate_add_ln_grad_args g = {.ln =
+                                                norm_back(b, s, NORM_CROSS, dx, dn, t[T_X1], dmod),
+                                            .dy = dy1,
+                                            .dgate = mod(dmod, 2, C),
+                                            .y = t[T_Y1],
+                                            .gate = mod(t[T_MOD], 2, C)};
+    c->dev->ops->gate_add_ln_bwd(c->dev, &g); /* 8', 7' */
     arena_release(c->tmp, mark);
 }
 
@@ -443,21 +505,19 @@ static void attend_back_over_ranks(struct ctx *c, const struct block_saved *s,
     arena_release(c->tmp, mark);
 }
 
-/* 7' to 2': dx = d(x1) on entry, d(x) on return */
+/* 6' to 2': dx = d(x1) on entry, d(x) on return; dy1 is spent */
 static void self_backward(struct ctx *c, const struct block *b, const struct block_run *run,
-                          const struct block_saved *s, struct tensor dx, struct tensor x,
-                          struct tensor dmod)
+                          const struct block_saved *s, struct tensor dx, struct tensor dy1,
+                          struct tensor x, struct tensor dmod)
 {
     const size_t mark = arena_mark(c->tmp);
     const struct tensor *t = s->t;
     const int64_t C = b->dim;
-    struct tensor dy1 = arena_like(c->tmp, dx), d_o = arena_like(c->tmp, dx);
-    struct tensor dk = arena_like(c->tmp, dx), dqkv = arena_like(c->tmp, t[T_QKV]);
-    c->dev->ops->gate_add_bwd(c->dev, dy1, mod(dmod, 2, C), dx, t[T_Y1],
-                              mod(t[T_MOD], 2, C)); /* 7' */
+    struct tensor d_o = arena_like(c->tmp, dx), dk = arena_like(c->tmp, dx);
+    struct tensor dqkv = arena_like(c->tmp, t[T_QKV]);
     linear_backward(c, &b->o, (struct linear_grad){.dx = d_o, .saved = &s->linear[LINEAR_O]}, dy1,
                     t[T_O]); /* 6' */
-    struct tensor dq = dy1;  /* dy1 is spent */
+    struct tensor dq = dy1;
     const struct self_attn attn = attention_of(b, run);
     const struct self_attn_grad g = {.dq = dq,
                                      .dk = dk,
@@ -479,8 +539,8 @@ static void self_backward(struct ctx *c, const struct block *b, const struct blo
     struct tensor da = d_o; /* d_o is spent */
     linear_backward(c, &b->qkv, (struct linear_grad){.dx = da, .saved = &s->linear[LINEAR_QKV]},
                     dqkv, t[T_A]); /* 3' */
-    norm_mod_back(c, dx, da, x, t[T_MEAN1], t[T_RSTD1], mod(t[T_MOD], 1, C), mod(dmod, 1, C),
-                  mod(dmod, 0, C), 1); /* 2' */
+    const struct gate_add_ln_grad_args a = {.ln = norm_back(b, s, NORM_SELF, dx, da, x, dmod)};
+    c->dev->ops->gate_add_ln_bwd(c->dev, &a); /* 2' */
     arena_release(c->tmp, mark);
 }
 
@@ -492,8 +552,9 @@ void block_backward(struct ctx *c, const struct block *b, const struct block_run
     const int64_t C = b->dim, B = cond->e0.dim[0];
     struct tensor dmod = ctx_zeros(c, c->tmp, ctx_state(c), 2, DIMS(B, 6 * C));
     ffn_backward(c, b, s, dx, dmod);
-    cross_backward(c, b, run, s, dx, cond, dcond);
-    self_backward(c, b, run, s, dx, x, dmod);
+    struct tensor dy1 = arena_like(c->tmp, dx);
+    cross_backward(c, b, run, s, dx, dy1, cond, dcond, dmod);
+    self_backward(c, b, run, s, dx, dy1, x, dmod);
     if (b->modulation->g.data) /* 1' */
         c->dev->ops->colsum_add(c->dev, tensor_view(b->modulation->g, 1, DIMS(6 * C)), dmod);
     c->dev->ops->axpy(c->dev, dcond->e0, 1, dmod);

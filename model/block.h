@@ -70,6 +70,7 @@ enum block_linear {
 struct block_saved {
     struct tensor t[T_COUNT];
     struct linear_saved linear[LINEAR_COUNT];
+    struct tensor room[4]; /* forward_only: what tensors share, by enum room */
 };
 /* Inputs that all blocks share, and what they collect (+=). */
 struct cond {
@@ -85,7 +86,10 @@ struct block_run {
     const struct rope *rope;
     bool full;
     enum recompute policy; /* which classes go to the keep arena */
-    bool keep_any;         /* false: inference, nothing is kept */
+    bool keep_any;         /* false: nothing is kept */
+    /* No backward pass follows: all large tensors of a block lie in y and in two buffers, each in
+     * turn, and norms of queries and keys are in place. */
+    bool forward_only;
 };
 /* Adds the parameters of block i to unit u and wires b to them. */
 void block_init(struct block *b, struct unit *u, int unit, const struct model_config *m, int i);

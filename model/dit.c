@@ -51,6 +51,13 @@ void dit_set_policies(struct dit *d, const enum recompute *policy)
     memcpy(d->policy, policy, (size_t)d->num_blocks * sizeof *policy);
 }
 
+void dit_freeze(struct dit *d)
+{
+    for (int u = 0; u < d->num_units; u++)
+        for (int i = 0; i < d->unit[u].num_params; i++)
+            d->unit[u].param[i].flags &= ~(unsigned)P_TRAINABLE;
+}
+
 void dit_free(struct dit *d, struct dev *dev)
 {
     if (!d) return;
@@ -90,7 +97,8 @@ static struct block_run block_run_of(const struct dit *d, const struct dit_run *
                               .rope = &d->rope,
                               .full = run->plan->kind[i] == BLOCK_FULL,
                               .policy = d->policy[i],
-                              .keep_any = run->train};
+                              .keep_any = run->train,
+                              .forward_only = !run->train};
 }
 
 static struct tensor rows_new(struct arena *a, const struct stage *s, enum dtype t, int64_t C)
@@ -134,14 +142,25 @@ static void blocks_forward_train(struct ctx *c, const struct dit *d, struct dit_
     arena_release(c->tmp, base);
 }
 
+/* The buffers between which rows move from layout to layout: the model's input is the first, where
+ * it has room for the rows of all of them. */
+static void spare_buffers(struct ctx *c, const struct dit_run *run, struct tensor spare[2])
+{
+    const struct tensor x = run->embed.x;
+    const int64_t R = run->plan->max_rows;
+    bool moves = false;
+    for (int i = 0; i <= run->plan->num_layers; i++) moves |= run->plan->enter[i] != NULL;
+    if (!moves) return;
+    spare[0] = arena_new(c->keep, x.dtype, 2, DIMS(R, x.dim[1]));
+    spare[1] = x.dim[0] >= R ? x : arena_new(c->keep, x.dtype, 2, DIMS(R, x.dim[1]));
+}
+
 /* Inference: two buffers in turn, blocks work in place. */
 static void blocks_forward_only(struct ctx *c, const struct dit *d, struct dit_run *run,
                                 const struct cond *cond)
 {
-    const int64_t C = d->config.dim;
     struct tensor x = run->embed.x, spare[2];
-    for (int k = 0; k < 2; k++)
-        spare[k] = arena_new(c->keep, x.dtype, 2, DIMS(run->plan->max_rows, C));
+    spare_buffers(c, run, spare);
     int next = 0;
     for (int i = 0; i <= d->num_blocks; i++) {
         mesh_at(c->mesh, d->unit[i + 1].name); /* a block, at the end the head */
@@ -181,11 +200,13 @@ void dit_forward(struct ctx *c, const struct dit *d, const struct shape_plan *p,
         blocks_forward_train(c, d, run, &cond);
     else
         blocks_forward_only(c, d, run, &cond);
+    const size_t mark = arena_mark(c->tmp);
     struct tensor x = run->x[d->num_blocks];
     run->out = arena_new(c->keep, x.dtype, 2, DIMS(x.dim[0], 4 * m->out_dim));
     unit_enter(c->hooks, d->head.unit, PASS_FORWARD);
-    head_forward(c, &d->head, &run->head, run->out, x, run->embed.e);
+    head_forward(c, &d->head, train ? c->keep : c->tmp, &run->head, run->out, x, run->embed.e);
     unit_leave(c->hooks, d->head.unit, PASS_FORWARD);
+    arena_release(c->tmp, mark);
     mesh_at(c->mesh, NULL);
 }
 

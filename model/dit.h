@@ -24,6 +24,8 @@ struct dit *dit_new(struct dev *dev, const struct model_config *m, enum recomput
                     const struct cfg_ints *blocks, int max_pos);
 /* policy [num_layers]: of each block, from the next pass on. */
 void dit_set_policies(struct dit *d, const enum recompute *policy);
+/* Before fsdp_new: no parameter is trained, and none has a master beside what is gathered. */
+void dit_freeze(struct dit *d);
 void dit_free(struct dit *d, struct dev *dev);
 int64_t dit_num_params(const struct dit *d);
 

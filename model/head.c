@@ -20,15 +20,15 @@ static struct tensor row(struct tensor p, int k, int64_t C)
     return tensor_rows(tensor_view(p, 2, DIMS(2, C)), k, 1);
 }
 
-void head_forward(struct ctx *c, const struct head *h, struct head_saved *s, struct tensor out,
-                  struct tensor x, struct tensor e)
+void head_forward(struct ctx *c, const struct head *h, struct arena *keep, struct head_saved *s,
+                  struct tensor out, struct tensor x, struct tensor e)
 {
     const enum dtype T = ctx_compute(c), S = ctx_state(c);
     const int64_t R = x.dim[0], C = h->dim;
-    s->mod = arena_new(c->keep, S, 2, DIMS(e.dim[0], 2 * C));
-    s->mean = arena_new(c->keep, S, 1, DIMS(R));
-    s->rstd = arena_new(c->keep, S, 1, DIMS(R));
-    s->a = arena_new(c->keep, T, 2, DIMS(R, C));
+    s->mod = arena_new(keep, S, 2, DIMS(e.dim[0], 2 * C));
+    s->mean = arena_new(keep, S, 1, DIMS(R));
+    s->rstd = arena_new(keep, S, 1, DIMS(R));
+    s->a = arena_new(keep, T, 2, DIMS(R, C));
     for (int k = 0; k < 2; k++) /* 1 */
         c->dev->ops->bcast_add(c->dev, tensor_cols(s->mod, k * C, C), row(h->modulation->w, k, C),
                                e);

@@ -30,7 +30,8 @@ static void product(struct ctx *c, const struct linear *l, struct tensor y, stru
     c->dev->ops->gemm(c->dev, &g);
 }
 
-/* pre = x W' + b and the adapter's term; gelu [same shape] = gelu(pre) unless data is NULL. */
+/* pre = x W' + b and the adapter's term; gelu [same shape] = gelu(pre) unless data is NULL. With
+ * gelu, pre may be left out (data NULL). */
 static void forward(struct ctx *c, const struct linear *l, struct tensor pre, struct tensor gelu,
                     struct tensor x, struct linear_saved *s)
 {
@@ -41,6 +42,7 @@ static void forward(struct ctx *c, const struct linear *l, struct tensor pre, st
             product(c, l, pre, (struct tensor){0}, x, EPI_BIAS);
         return;
     }
+    if (!pre.data) pre = gelu;
     CHECK(s, "%s has an adapter, but no place for what it saves", l->w->name);
     product(c, l, pre, (struct tensor){0}, x, EPI_BIAS);
     s->h = adapter_forward(c, l->lora, pre, x, &s->at, s->arena);

@@ -20,7 +20,7 @@ struct linear_saved {
 /* s may be NULL for a linear that never has an adapter. */
 void linear_forward(struct ctx *c, const struct linear *l, struct tensor y, struct tensor x,
                     struct linear_saved *s);
-/* aux = the above, y = gelu(aux) */
+/* aux = the above, y = gelu(aux). aux data NULL: nobody wants it (no backward pass follows) */
 void linear_gelu_forward(struct ctx *c, const struct linear *l, struct tensor y, struct tensor aux,
                          struct tensor x, struct linear_saved *s);
 /* dx = dy W (data NULL: not wanted), times gelu'(aux) when aux is given; dW += dy' x, db += sum dy.

@@ -14,13 +14,6 @@ static struct tensor zeros(struct lora *l, enum dtype t)
     return x;
 }
 
-static void freeze(struct dit *d)
-{
-    for (int u = 0; u < d->num_units; u++)
-        for (int i = 0; i < d->unit[u].num_params; i++)
-            d->unit[u].param[i].flags &= ~(unsigned)P_TRAINABLE;
-}
-
 static bool separate_wire(const struct lora *l) { return l->wire.data != l->w.data; }
 
 struct lora *lora_new(struct dev *dev, struct dit *d, const struct lora_config *cfg,
@@ -41,7 +34,7 @@ struct lora *lora_new(struct dev *dev, struct dit *d, const struct lora_config *
     l->store = (struct adapter_store){
         .scale = cfg->alpha / (double)cfg->rank, .dropout = cfg->dropout, .rank = cfg->rank};
     lora_attach(l, d, cfg);
-    freeze(d);
+    dit_freeze(d);
     const enum dtype T = dev->compute, S = dtype_state(T);
     l->w = zeros(l, S);
     l->wire = T == S ? l->w : zeros(l, T);
@@ -170,7 +163,7 @@ double lora_grad_norm(struct lora *l, struct arena *tmp)
     struct tensor sum = arena_new(tmp, DT_F64, 1, DIMS(1));
     double v;
     l->dev->ops->fill(l->dev, sum, 0);
-    l->dev->ops->sumsq(l->dev, sum, l->grad);
+    l->dev->ops->sumsq(l->dev, sum, &l->grad, 1);
     dev_get(l->dev, &v, sum);
     arena_release(tmp, mark);
     return sqrt(v);
@@ -179,22 +172,24 @@ double lora_grad_norm(struct lora *l, struct arena *tmp)
 void lora_update(struct lora *l, const struct lora_step *s)
 {
     CHECK(l->in_use == STATE_LORA, "a step while other adapters are in use");
-    struct adamw_args a = {.p = l->w,
-                           .m = l->m,
-                           .v = l->v,
-                           .g = l->grad,
-                           .ema = l->ema,
-                           .lr = s->lr,
-                           .beta1 = s->beta1,
-                           .beta2 = s->beta2,
-                           .eps = s->eps,
-                           .weight_decay = s->weight_decay,
-                           .bias1 = 1 - pow(s->beta1, (double)s->step),
-                           .bias2 = 1 - pow(s->beta2, (double)s->step),
-                           .grad_scale = s->grad_scale,
-                           .ema_keep = s->ema_keep};
-    if (separate_wire(l)) a.wire = l->wire;
-    l->dev->ops->adamw(l->dev, &a);
+    struct update_shard all = {.p = l->w,
+                               .m = l->m,
+                               .v = l->v,
+                               .g = l->grad,
+                               .ema = l->ema,
+                               .weight_decay = s->weight_decay};
+    if (separate_wire(l)) all.wire = l->wire;
+    const struct update_args a = {.shard = &all,
+                                  .num_shards = 1,
+                                  .lr = s->lr,
+                                  .beta1 = s->beta1,
+                                  .beta2 = s->beta2,
+                                  .eps = s->eps,
+                                  .bias1 = 1 - pow(s->beta1, (double)s->step),
+                                  .bias2 = 1 - pow(s->beta2, (double)s->step),
+                                  .grad_scale = s->grad_scale,
+                                  .ema_keep = s->ema_keep};
+    l->dev->ops->update(l->dev, &a);
 }
 
 const struct param *lora_find(const struct lora *l, const char *name)

@@ -38,7 +38,7 @@ void fsdp_init_params(struct fsdp *f, uint64_t seed); /* by each param's init, l
 void fsdp_zero_grads(struct fsdp *f);
 /* Waits for the last reduce-scatters; last_micro: also sums over the replicas. */
 void fsdp_finish_backward(struct fsdp *f, bool last_micro);
-/* After masters changed: refresh the wire copies (adamw does it itself). */
+/* After masters changed: refresh the wire copies (the update op does it itself). */
 void fsdp_refresh_wire(struct fsdp *f);
 /* Gathers run from the EMA instead of the masters until set back. */
 void fsdp_use_ema(struct fsdp *f, bool on);

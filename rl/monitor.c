@@ -54,7 +54,7 @@ static double square_sum(struct rl_run *r, struct tensor x)
     struct tensor sum = arena_new(&s->tmp, DT_F64, 1, DIMS(1));
     double v;
     s->dev->ops->fill(s->dev, sum, 0);
-    s->dev->ops->sumsq(s->dev, sum, x);
+    s->dev->ops->sumsq(s->dev, sum, &x, 1);
     dev_get(s->dev, &v, sum);
     arena_release(&s->tmp, mark);
     return v;

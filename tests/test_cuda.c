@@ -66,7 +66,7 @@ static void chain(struct dev *d, int64_t rows, int64_t C, int64_t heads, double 
         tensor_heads(y, heads), &all, 1 / sqrt((double)(C / heads))};
     d->ops->attn_fwd(d, &attn);
     d->ops->fill(d, sum, 0);
-    d->ops->sumsq(d, sum, o);
+    d->ops->sumsq(d, sum, &o, 1);
     d->ops->fill(d, col, 0);
     d->ops->gemm(d, &(struct gemm_args){.c = b, .a = o, .b = a, .trans_a = true, .alpha = 1});
     struct tensor wide = dev_tensor(d, DT_F32, 2, DIMS(rows, C));

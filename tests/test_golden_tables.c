@@ -233,26 +233,28 @@ static void adamw_run(struct golden_case *c, const char *ema_name, double decay)
     const enum dtype T = c->v.compute, S = dtype_state(T);
     const struct h5_array p0 = golden_read(c, "p0"), grad = golden_read(c, "grad");
     const int64_t n = p0.count, steps = grad.dim[0];
-    struct adamw_args a = {.p = golden_put(c, S, 1, DIMS(n), p0.v),
-                           .m = golden_new(c, S, 1, DIMS(n)),
-                           .v = golden_new(c, S, 1, DIMS(n)),
-                           .ema = golden_put(c, S, 1, DIMS(n), p0.v),
-                           .lr = golden_attr(c, "lr"),
-                           .beta1 = golden_attr(c, "beta1"),
-                           .beta2 = golden_attr(c, "beta2"),
-                           .eps = golden_attr(c, "eps"),
-                           .grad_scale = 1,
-                           .ema_keep = decay,
-                           .weight_decay = golden_attr(c, "weight_decay")};
-    if (T != S) a.wire = golden_new(c, T, 1, DIMS(n));
+    struct update_shard x = {.p = golden_put(c, S, 1, DIMS(n), p0.v),
+                             .m = golden_new(c, S, 1, DIMS(n)),
+                             .v = golden_new(c, S, 1, DIMS(n)),
+                             .ema = golden_put(c, S, 1, DIMS(n), p0.v),
+                             .weight_decay = golden_attr(c, "weight_decay")};
+    struct update_args a = {.shard = &x,
+                            .num_shards = 1,
+                            .lr = golden_attr(c, "lr"),
+                            .beta1 = golden_attr(c, "beta1"),
+                            .beta2 = golden_attr(c, "beta2"),
+                            .eps = golden_attr(c, "eps"),
+                            .grad_scale = 1,
+                            .ema_keep = decay};
+    if (T != S) x.wire = golden_new(c, T, 1, DIMS(n));
     double *trace[4]; /* p, m, v, ema of every step */
     for (int k = 0; k < 4; k++) trace[k] = golden_doubles(c, steps * n);
     for (int64_t i = 0; i < steps; i++) {
-        a.g = golden_put(c, S, 1, DIMS(n), grad.v + i * n);
+        x.g = golden_put(c, S, 1, DIMS(n), grad.v + i * n);
         a.bias1 = 1 - pow(a.beta1, (double)i + 1);
         a.bias2 = 1 - pow(a.beta2, (double)i + 1);
-        c->dev->ops->adamw(c->dev, &a);
-        const struct tensor now[4] = {a.p, a.m, a.v, a.ema};
+        c->dev->ops->update(c->dev, &a);
+        const struct tensor now[4] = {x.p, x.m, x.v, x.ema};
         for (int k = 0; k < 4; k++)
             memcpy(trace[k] + i * n, golden_get(c, now[k]), (size_t)n * sizeof **trace);
     }
@@ -260,8 +262,8 @@ static void adamw_run(struct golden_case *c, const char *ema_name, double decay)
     golden_check_values(c, "m", trace[1], true, VECTOR);
     golden_check_values(c, "v", trace[2], true, VECTOR);
     golden_check_values(c, ema_name, trace[3], true, VECTOR);
-    if (a.wire.data)
-        expect_close("wire copy", golden_get(c, a.wire), trace[0] + (steps - 1) * n, n, 4e-3);
+    if (x.wire.data)
+        expect_close("wire copy", golden_get(c, x.wire), trace[0] + (steps - 1) * n, n, 4e-3);
 }
 
 struct ema_visit {
@@ -293,8 +295,8 @@ static void run_clip(struct golden_case *c)
     for (; n < 16 && (snprintf(name, sizeof name, "g%d", n), golden_has(c, name)); n++) {
         const struct h5_array a = golden_read(c, name);
         g[n] = golden_put(c, S, 1, DIMS(a.count), a.v);
-        c->dev->ops->sumsq(c->dev, sum, g[n]);
     }
+    c->dev->ops->sumsq(c->dev, sum, g, n);
     const double norm = sqrt(*golden_get(c, sum));
     struct clip clip;
     clip_init(&clip, golden_attr(c, "max_norm"));

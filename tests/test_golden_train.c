@@ -1,6 +1,7 @@
 /* A few whole training steps against the golden files: stored batches through forward, backward,
  * clipping, AdamW and EMA over the shards. Dimensions, steps and settings come from the files. */
 #include <math.h>
+#include <stdlib.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -63,7 +64,7 @@ static double grad_norm(struct train_case *t)
     fx->dev->ops->fill(fx->dev, total, 0);
     int n;
     const struct shard *sh = fsdp_shards(fx->fsdp, &n);
-    for (int i = 0; i < n; i++) fx->dev->ops->sumsq(fx->dev, total, sh[i].grad);
+    for (int i = 0; i < n; i++) fx->dev->ops->sumsq(fx->dev, total, &sh[i].grad, 1);
     dev_get_f64(fx->dev, &sum, total);
     return sqrt(sum);
 }
@@ -75,25 +76,29 @@ static void update(struct train_case *t, double coef)
     const double b1 = golden_attr(c, "beta1"), b2 = golden_attr(c, "beta2"), at = t->step + 1;
     int n;
     const struct shard *sh = fsdp_shards(fx->fsdp, &n);
+    struct update_shard *list = calloc((size_t)n + 1, sizeof *list);
+    CHECK(list, "out of memory");
     for (int i = 0; i < n; i++) {
-        struct adamw_args a = {.p = sh[i].master,
-                               .m = sh[i].m,
-                               .v = sh[i].v,
-                               .g = sh[i].grad,
-                               .ema = sh[i].ema,
-                               .lr = golden_attr(c, "lr"),
-                               .beta1 = b1,
-                               .beta2 = b2,
-                               .eps = golden_attr(c, "opt_eps"),
-                               .weight_decay = golden_attr(c, "weight_decay"),
-                               .bias1 = 1 - pow(b1, at),
-                               .bias2 = 1 - pow(b2, at),
-                               .grad_scale = coef,
-                               .ema_keep = golden_attr(c, "ema")};
-        if (sh[i].wire.data != sh[i].master.data) a.wire = sh[i].wire;
+        list[i] = (struct update_shard){.p = sh[i].master,
+                                        .m = sh[i].m,
+                                        .v = sh[i].v,
+                                        .g = sh[i].grad,
+                                        .ema = sh[i].ema,
+                                        .weight_decay = golden_attr(c, "weight_decay")};
+        if (sh[i].wire.data != sh[i].master.data) list[i].wire = sh[i].wire;
         EXPECT(sh[i].decay_end == sh[i].frozen_from, "a parameter without decay");
-        fx->dev->ops->adamw(fx->dev, &a);
     }
+    fx->dev->ops->update(fx->dev, &(struct update_args){.shard = list,
+                                                        .num_shards = n,
+                                                        .lr = golden_attr(c, "lr"),
+                                                        .beta1 = b1,
+                                                        .beta2 = b2,
+                                                        .eps = golden_attr(c, "opt_eps"),
+                                                        .bias1 = 1 - pow(b1, at),
+                                                        .bias2 = 1 - pow(b2, at),
+                                                        .grad_scale = coef,
+                                                        .ema_keep = golden_attr(c, "ema")});
+    free(list);
 }
 
 static struct h5_array batch(struct train_case *t, const char *name)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "tests/check.h"
+#include "tests/lora_case.h"
 #include "tests/problem.h"
 
 /* Direction k for one parameter: normal numbers, turned so that g.d is not negative. */
@@ -190,6 +191,133 @@ static void test_policies(struct comm *world)
     free(first);
 }
 
+/* Of tensors that one op makes together, each may be there without the other. */
+static void test_missing(struct comm *world)
+{
+    static const enum block_tensor gone[][6] = {
+        {T_COUNT},
+        {T_X1, T_COUNT},
+        {T_MEAN3, T_RSTD3, T_N3, T_COUNT},
+        {T_X1, T_MEAN3, T_RSTD3, T_N3, T_COUNT},
+        {T_X2, T_COUNT},
+        {T_MEAN2, T_RSTD2, T_F, T_COUNT},
+        {T_X2, T_MEAN2, T_RSTD2, T_F, T_COUNT},
+        {T_MEAN1, T_RSTD1, T_A, T_COUNT},
+        {T_X1, T_X2, T_COUNT},
+    };
+    struct fixture_opts o = {.device = "ref",
+                             .compute = DT_F64,
+                             .model = fixture_model(),
+                             .recompute = RECOMPUTE_NONE,
+                             .batch = 2,
+                             .t = 1,
+                             .h = 5,
+                             .w = 3,
+                             .fsdp = {.optimizer = true}};
+    struct fixture f;
+    fixture_open(&f, world, &o);
+    problem_fill_params(&f);
+    struct problem p = problem_new(&o.model, 0, o.batch, o.t, o.h, o.w);
+    struct step_io io = problem_io(&p, 1000);
+    io.backward = true;
+    fixture_step(&f, &io);
+    struct tensor dout = arena_like(&f.keep, fixture_run.out);
+    f.dev->ops->rng_normal(f.dev, dout, rng_open((struct rng_key){.seed = 8, .use = RNG_TEST}), 0,
+                           1);
+    struct dit_run *run = malloc(sizeof *run);
+    CHECK(run, "out of memory");
+    double *first = NULL;
+    for (size_t k = 0; k < sizeof gone / sizeof *gone; k++) {
+        int64_t n;
+        *run = fixture_run;
+        for (int i = 0; i < f.dit->num_blocks; i++)
+            for (int j = 0; gone[k][j] != T_COUNT; j++) run->saved[i].t[gone[k][j]].data = NULL;
+        fsdp_zero_grads(f.fsdp);
+        dit_backward(&f.ctx, f.dit, run, dout, (struct tensor){0}, (struct tensor){0});
+        fsdp_finish_backward(f.fsdp, true);
+        double *g = problem_grads(&f, &n);
+        if (k)
+            EXPECT(memcmp(g, first, (size_t)n * sizeof *g) == 0, "case %d: gradients differ",
+                   (int)k);
+        if (k) free(g);
+        if (!k) first = g;
+    }
+    free(first);
+    free(run);
+    problem_free(&p);
+    fixture_close(&f);
+}
+
+/* v of a pass that a backward pass follows, and of one that keeps nothing and works in place. */
+static void compare_forward(struct comm *world, const char *name, const struct fixture_opts *o)
+{
+    struct fixture f;
+    if (o->lora)
+        lora_open_filled(&f, world, o);
+    else
+        fixture_open(&f, world, o);
+    if (!o->lora) problem_fill_params(&f);
+    struct problem p = problem_new(&o->model, 0, o->batch, o->t, o->h, o->w);
+    double *v[2];
+    size_t tmp[2];
+    for (int only = 0; only < 2; only++) {
+        v[only] = calloc((size_t)p.out_n, sizeof **v);
+        CHECK(v[only], "out of memory");
+        struct step_io io = problem_io(&p, 1000);
+        io.v = v[only];
+        io.backward = !only;
+        f.tmp.peak = 0;
+        fixture_step(&f, &io);
+        tmp[only] = f.tmp.peak;
+    }
+    EXPECT(memcmp(v[0], v[1], (size_t)p.out_n * sizeof **v) == 0, "%s, %s %s", name, o->device,
+           dtype_name(o->compute));
+    EXPECT(tmp[1] < tmp[0] / 2, "%s: %zu and %zu bytes of temporaries", name, tmp[0], tmp[1]);
+    for (int i = 0; i < 2; i++) free(v[i]);
+    problem_free(&p);
+    fixture_close(&f);
+}
+
+static void test_forward_only(struct comm *world)
+{
+    static const char *const targets[] = {"q", "v", "self_attn.o", "ffn.0", "ffn.2", NULL};
+    const struct lora_config lora = lora_make_config(2, 3, targets);
+    const struct {
+        const char *device;
+        enum dtype t;
+    } where[] = {{"ref", DT_F64}, {"cpu", DT_F32}, {"cpu", DT_BF16}};
+    for (int k = 0; k < 3; k++) {
+        struct fixture_opts o = {.device = where[k].device,
+                                 .compute = where[k].t,
+                                 .model = fixture_model(),
+                                 .recompute = RECOMPUTE_GEMM,
+                                 .batch = 2,
+                                 .t = 1,
+                                 .h = 5,
+                                 .w = 3,
+                                 .fsdp = {.optimizer = true}};
+        if (!dev_supports(o.device, o.compute)) continue;
+        if (world->size > 1) {
+            o.h = o.w = 6;
+            for (int ssp = 1; ssp <= 2; ssp++) {
+                o.degrees = (struct mesh_degrees){ssp, world->size / ssp, world->size};
+                compare_forward(world, "over ranks", &o);
+            }
+            continue;
+        }
+        o.model.num_full_blocks = 2;
+        compare_forward(world, "narrow feed-forward", &o);
+        o.lora = &lora;
+        compare_forward(world, "with adapters", &o);
+        o.lora = NULL;
+        o.model.ffn_dim = 100; /* above 3 dim */
+        compare_forward(world, "wide feed-forward", &o);
+        o.model.pad_mode = PAD_REF;
+        o.model.num_full_blocks = 0;
+        compare_forward(world, "padded", &o);
+    }
+}
+
 /* Every fsdp size that divides the ranks, gather slots with and without prefetch, against one rank
  * that sees the whole batch. */
 static void test_ranks(struct comm *world)
@@ -243,6 +371,11 @@ int main(int argc, char **argv)
          .run = test_differences,
          .flags = TEST_SLOW},
         {.name = "recompute policies give the same bits", .run = test_policies},
+        {.name = "a tensor that is missing is made again from those that are there",
+         .run = test_missing},
+        {.name = "a forward pass alone gives the same bits in less memory",
+         .run = test_forward_only,
+         .ranks = {1, 2, 4}},
         {.name = "sharded ranks give the gradients of one rank",
          .run = test_ranks,
          .ranks = {1, 2, 4, 8},

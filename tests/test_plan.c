@@ -88,6 +88,27 @@ static void large_model(struct comm *world)
     EXPECT(c.step_s > 4.5 && c.step_s < 8, "step %g s", c.step_s);
 }
 
+/* Sampling: beside the weights, the rows of the residual stream twice and four widths of them. */
+static void forward_memory(struct comm *world)
+{
+    (void)world;
+    struct settings s = paper(true);
+    s.use_skiparse_sequence_parallel = false;
+    s.fsdp_size = 1;
+    struct plan_cost c;
+    plan_forward(&s, 1, &c);
+    const struct dryrun_out *o = &c.rank;
+    const double unit = 75600.0 * 5120 * 2, used = (double)(o->keep_bytes + o->tmp_bytes);
+    EXPECT(used < 6.5 * unit, "%.2f arrays of rows are in use", used / unit);
+    EXPECT(dryrun_bytes(o) < (size_t)36e9, "%.2f GB", 1e-9 * (double)dryrun_bytes(o));
+    s.use_sequence_parallel = true;
+    s.sp_size = 8;
+    s.fsdp_size = 8;
+    plan_forward(&s, 8, &c);
+    const double here = (double)(o->keep_bytes + o->tmp_bytes) / (unit / 8);
+    EXPECT(here < 13.2, "%.2f arrays of a rank's rows are in use", here);
+}
+
 static void small_model(struct comm *world)
 {
     (void)world;
@@ -520,6 +541,7 @@ int main(int argc, char **argv)
 {
     static const struct test tests[] = {
         {"14B at 720p: parameters, FLOPs, states and gathers, in seconds", large_model, {0}, 0},
+        {"a forward pass of 14B at 720p: memory", forward_memory, {0}, 0},
         {"1.3B: parameters and FLOPs, sparse and full", small_model, {0}, 0},
         {"recompute policies and micro-batches", policies_and_batches, {0}, 0},
         {"a forward pass against the published times", published_times, {0}, 0},

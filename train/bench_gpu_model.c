@@ -69,19 +69,12 @@ static void init_piece(void *arg, const struct piece *p)
     d->ops->rng_uniform(d, p->data, rng_open(key), (uint64_t)p->first, low, high);
 }
 
-static void freeze(struct dit *d)
-{
-    for (int u = 0; u < d->num_units; u++)
-        for (int i = 0; i < d->unit[u].num_params; i++)
-            d->unit[u].param[i].flags &= ~(unsigned)P_TRAINABLE;
-}
-
 static void open_params(struct gpu_model_work *w)
 {
     const struct gpu_case *c = w->c;
     const int most = c->t > c->h ? c->t : c->h;
     w->dit = dit_new(w->dev, &c->model, c->policy, NULL, most > c->w ? most : c->w);
-    if (!trains(c)) freeze(w->dit);
+    if (!trains(c)) dit_freeze(w->dit);
     w->fsdp =
         fsdp_new(w->dev, &w->mesh, w->dit->unit, w->dit->num_units,
                  (struct fsdp_opts){.optimizer = trains(c), .no_moments = c->kind == GPU_BLOCK});
@@ -240,26 +233,31 @@ static void update(struct gpu_model_work *w)
     double norm = 0;
     arena_release(&w->keep, 0);
     struct tensor sum = ctx_zeros(&w->ctx, &w->keep, DT_F64, 1, DIMS(1));
-    for (int i = 0; i < n; i++) w->dev->ops->sumsq(w->dev, sum, s[i].grad);
+    struct tensor *grad = calloc((size_t)n, sizeof *grad);
+    struct update_shard *list = calloc((size_t)n, sizeof *list);
+    CHECK(grad && list, "out of memory");
+    for (int i = 0; i < n; i++) {
+        grad[i] = s[i].grad;
+        list[i] = (struct update_shard){
+            .p = s[i].master, .m = s[i].m, .v = s[i].v, .g = s[i].grad, .weight_decay = 1e-3};
+        if (s[i].wire.data != s[i].master.data) list[i].wire = s[i].wire;
+    }
+    w->dev->ops->sumsq(w->dev, sum, grad, n);
     dev_get(w->dev, &norm, sum);
     w->steps++;
-    for (int i = 0; i < n; i++) {
-        struct adamw_args a = {.p = s[i].master,
-                               .m = s[i].m,
-                               .v = s[i].v,
-                               .g = s[i].grad,
-                               .lr = 1e-6,
-                               .beta1 = 0.9,
-                               .beta2 = 0.999,
-                               .eps = 1e-15,
-                               .weight_decay = 1e-3,
-                               .bias1 = 1 - pow(0.9, (double)w->steps),
-                               .bias2 = 1 - pow(0.999, (double)w->steps),
-                               .grad_scale = norm > 1 ? 1 / sqrt(norm) : 1,
-                               .ema_keep = -1};
-        if (s[i].wire.data != s[i].master.data) a.wire = s[i].wire;
-        w->dev->ops->adamw(w->dev, &a);
-    }
+    const struct update_args a = {.shard = list,
+                                  .num_shards = n,
+                                  .lr = 1e-6,
+                                  .beta1 = 0.9,
+                                  .beta2 = 0.999,
+                                  .eps = 1e-15,
+                                  .bias1 = 1 - pow(0.9, (double)w->steps),
+                                  .bias2 = 1 - pow(0.999, (double)w->steps),
+                                  .grad_scale = norm > 1 ? 1 / sqrt(norm) : 1,
+                                  .ema_keep = -1};
+    w->dev->ops->update(w->dev, &a);
+    free(grad);
+    free(list);
 }
 
 static void step(struct gpu_model_work *w, const struct dit *d, const struct shape_plan *p)

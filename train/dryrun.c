@@ -81,6 +81,7 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     most = in->w > most ? in->w : most;
     struct dit *d = dit_new(dev, &in->model, in->recompute, in->recompute_blocks, most);
     if (in->by_block) dit_set_policies(d, in->policy);
+    if (!in->train) dit_freeze(d);
     struct lora *lora = NULL;
     if (in->lora && in->lora->rank)
         lora = lora_new(dev, d, in->lora,

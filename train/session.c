@@ -198,6 +198,7 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     most = in.w > most ? in.w : most;
     s->dit = dit_new(s->dev, &in.model, in.recompute, in.recompute_blocks, most);
     if (in.by_block) dit_set_policies(s->dit, in.policy);
+    if (!train) dit_freeze(s->dit);
     if (in.lora->rank)
         s->lora = lora_new(
             s->dev, s->dit, in.lora,
@@ -221,7 +222,7 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     log_info("device %s | %d rank%s: fsdp %d, skiparse_sp %d, sp %d, data %d", text, world->size,
              world->size > 1 ? "s" : "", in.degrees.fsdp, in.degrees.ssp, in.degrees.sp,
              s->mesh.dp);
-    log_info("model %.3f M parameters | activations %.1f MB, states %.1f MB per rank",
+    log_info("model %.3f M parameters | activations %.2f MB, states %.1f MB per rank",
              1e-6 * (double)s->cost.params, 1e-6 * (double)(s->cost.keep_bytes + s->cost.tmp_bytes),
              1e-6 * (double)(s->cost.master_bytes + s->cost.moment_bytes + s->cost.ema_bytes +
                              s->cost.grad_bytes + s->cost.wire_bytes + s->cost.slot_bytes +

@@ -208,12 +208,17 @@ static double micro_step(struct trainer *t)
 
 static double local_norm_squared(struct session *s)
 {
-    int n;
+    int n, trained = 0;
     const struct shard *sh = fsdp_shards(s->fsdp, &n);
+    struct tensor *grad = calloc((size_t)n + 1, sizeof *grad);
+    CHECK(grad, "out of memory");
+    for (int i = 0; i < n; i++)
+        if (!sh[i].frozen) grad[trained++] = sh[i].grad;
     arena_release(&s->keep, 0);
     struct tensor sum = arena_new(&s->keep, DT_F64, 1, DIMS(1));
     s->dev->ops->fill(s->dev, sum, 0);
-    for (int i = 0; i < n; i++) s->dev->ops->sumsq(s->dev, sum, sh[i].grad);
+    s->dev->ops->sumsq(s->dev, sum, grad, trained);
+    free(grad);
     double v;
     dev_get(s->dev, &v, sum);
     return v;
@@ -222,6 +227,31 @@ static double local_norm_squared(struct session *s)
 static struct tensor range(struct tensor t, int64_t from, int64_t to)
 {
     return t.data ? tensor_rows(t, from, to - from) : t;
+}
+
+/* Each shard in two parts: decayed, then not decayed. */
+static int list_shards(const struct session *s, struct update_shard *list)
+{
+    int n, found = 0;
+    const struct shard *sh = fsdp_shards(s->fsdp, &n);
+    for (int i = 0; i < n; i++) {
+        const bool wired = sh[i].wire.data != sh[i].master.data;
+        const int64_t cut[3] = {0, sh[i].decay_end, sh[i].frozen_from};
+        for (int part = 0; part < 2; part++) {
+            const int64_t a = cut[part], b = cut[part + 1];
+            if (a >= b) continue;
+            list[found] = (struct update_shard){.p = range(sh[i].master, a, b),
+                                                .m = range(sh[i].m, a, b),
+                                                .v = range(sh[i].v, a, b),
+                                                .g = range(sh[i].grad, a, b),
+                                                .ema = range(sh[i].ema, a, b),
+                                                .weight_decay =
+                                                    part == 0 ? s->set->optimizer.weight_decay : 0};
+            if (wired) list[found].wire = range(sh[i].wire, a, b);
+            found++;
+        }
+    }
+    return found;
 }
 
 static void update(struct trainer *t, double coef, double lr)
@@ -234,31 +264,21 @@ static void update(struct trainer *t, double coef, double lr)
     if (s->set->ema_decay > 0 && (t->state.step + 1) % s->set->ema_update_interval == 0)
         keep = ema_decay_at(s->set->ema_decay, s->set->ema_warmup, t->state.ema_updates++);
     int n;
-    struct shard *sh = fsdp_shards(s->fsdp, &n);
-    for (int i = 0; i < n; i++) {
-        const bool wired = sh[i].wire.data != sh[i].master.data;
-        const int64_t cut[3] = {0, sh[i].decay_end, sh[i].frozen_from};
-        for (int part = 0; part < 2; part++) { /* decayed, then not decayed */
-            const int64_t a = cut[part], b = cut[part + 1];
-            if (a >= b) continue;
-            struct adamw_args args = {.p = range(sh[i].master, a, b),
-                                      .m = range(sh[i].m, a, b),
-                                      .v = range(sh[i].v, a, b),
-                                      .g = range(sh[i].grad, a, b),
-                                      .ema = range(sh[i].ema, a, b),
-                                      .lr = lr,
-                                      .beta1 = b1,
-                                      .beta2 = b2,
-                                      .eps = o->eps,
-                                      .weight_decay = part == 0 ? o->weight_decay : 0,
-                                      .bias1 = 1 - pow(b1, (double)tau),
-                                      .bias2 = 1 - pow(b2, (double)tau),
-                                      .grad_scale = coef,
-                                      .ema_keep = keep};
-            if (wired) args.wire = range(sh[i].wire, a, b);
-            s->dev->ops->adamw(s->dev, &args);
-        }
-    }
+    fsdp_shards(s->fsdp, &n);
+    struct update_shard *list = calloc(2 * (size_t)n + 1, sizeof *list);
+    CHECK(list, "out of memory");
+    const struct update_args a = {.shard = list,
+                                  .num_shards = list_shards(s, list),
+                                  .lr = lr,
+                                  .beta1 = b1,
+                                  .beta2 = b2,
+                                  .eps = o->eps,
+                                  .bias1 = 1 - pow(b1, (double)tau),
+                                  .bias2 = 1 - pow(b2, (double)tau),
+                                  .grad_scale = coef,
+                                  .ema_keep = keep};
+    s->dev->ops->update(s->dev, &a);
+    free(list);
 }
 
 static enum clip_kind clip_rule(const struct settings *s)

@@ -96,13 +96,13 @@ cublasLtMatmulPreference_t preference(const Key &k)
 
 /* Its rows are our columns: a bias along our columns is its plain bias, and the sums over our k of
  * op(a), which is its B, are its bias gradient of B. */
-cublasLtEpilogue_t epilogue_of(enum epilogue e)
+cublasLtEpilogue_t epilogue_of(const struct gemm_args *g)
 {
-    switch (e) {
+    switch (g->epilogue) {
     case EPI_BIAS:
         return CUBLASLT_EPILOGUE_BIAS;
     case EPI_BIAS_GELU:
-        return CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+        return g->aux.data ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
     case EPI_DGELU:
         return CUBLASLT_EPILOGUE_DGELU;
     case EPI_BIAS_GRAD:
@@ -118,7 +118,7 @@ bool has_bias(const struct gemm_args *g)
 }
 bool has_aux(const struct gemm_args *g)
 {
-    return g->epilogue == EPI_BIAS_GELU || g->epilogue == EPI_DGELU;
+    return g->aux.data && (g->epilogue == EPI_BIAS_GELU || g->epilogue == EPI_DGELU);
 }
 
 Key key_of(const struct gemm_args *g)
@@ -140,7 +140,7 @@ Key key_of(const struct gemm_args *g)
     }
     k.trans_a = g->trans_a;
     k.trans_b = g->trans_b;
-    k.epilogue = (int32_t)g->epilogue;
+    k.epilogue = (int32_t)epilogue_of(g);
     k.adds = g->beta != 0;
     return k;
 }
@@ -158,7 +158,7 @@ cublasLtMatmulDesc_t operation(const struct gemm_args *g)
     check(cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F), "operation");
     set(op, CUBLASLT_MATMUL_DESC_TRANSA, g->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(op, CUBLASLT_MATMUL_DESC_TRANSB, g->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N);
-    set(op, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(g->epilogue));
+    set(op, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(g));
     if (has_bias(g)) set(op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(g->bias));
     if (has_aux(g)) {
         set(op, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, type_of(g->aux));

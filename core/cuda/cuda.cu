@@ -8,6 +8,8 @@ extern "C" {
 #include "core/log.h"
 }
 
+enum : size_t { STAGE = 8 << 20 }; /* bytes of a pinned buffer */
+
 struct Cuda *cuda_of(struct dev *d)
 {
     struct Cuda *c = (struct Cuda *)d->impl;
@@ -56,19 +58,46 @@ void cuda_copy(struct dev *d, void *dst, const void *src, size_t bytes)
 
 void cuda_to_host(struct dev *d, void *dst, const void *src, size_t bytes)
 {
-    if (bytes)
-        cuda_check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cuda_stream(d)),
-                   "copy to the host");
-    cuda_sync(d);
+    staged_to_host(d, &cuda_of(d)->staging, dst, src, bytes);
+    if (!bytes) cuda_sync(d);
 }
 
-/* Waits too: the caller may change its array at once. */
+/* The caller may change its array at once. */
 void cuda_from_host(struct dev *d, void *dst, const void *src, size_t bytes)
 {
-    if (bytes)
-        cuda_check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, cuda_stream(d)),
-                   "copy from the host");
-    cuda_sync(d);
+    staged_from_host(d, &cuda_of(d)->staging, dst, src, bytes);
+}
+
+char *cuda_pinned(struct dev *d, size_t bytes)
+{
+    void *p = NULL;
+    cuda_of(d);
+    const cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
+    if (e == cudaErrorMemoryAllocation)
+        err_stop(RC_TEMP,
+                 "no %zu MiB of host memory can be pinned for copies to the GPU (%s); see "
+                 "ulimit -l and the memory limit of the job",
+                 bytes >> 20, cudaGetErrorString(e));
+    cuda_check(e, "pinning host memory");
+    return (char *)p;
+}
+
+void cuda_copy_async(struct dev *d, void *dst, const void *src, size_t bytes, bool to_device)
+{
+    const enum cudaMemcpyKind kind = to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
+    cuda_check(cudaMemcpyAsync(dst, src, bytes, kind, cuda_stream(d)),
+               to_device ? "copy from the host" : "copy to the host");
+}
+
+void cuda_mark(struct dev *d, int which)
+{
+    struct Cuda *c = cuda_of(d);
+    cuda_check(cudaEventRecord(c->mark[which], c->stream), "recording the end of a copy");
+}
+
+void cuda_wait_mark(struct dev *d, int which)
+{
+    cuda_check(cudaEventSynchronize(cuda_of(d)->mark[which]), "waiting for a copy");
 }
 
 void cuda_sync(struct dev *d)
@@ -121,9 +150,13 @@ static bool start(struct dev *d, struct err *e)
     cuda_check(cudaGetDeviceCount(&gpus), "counting the GPUs");
     CHECK(gpus > 0, "the GPUs are gone");
     c->gpu = dev_local_rank() % gpus;
+    c->staging.size = STAGE;
     d->impl = c;
     cuda_of(d);
     cuda_check(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "creating a stream");
+    for (int i = 0; i < 2; i++)
+        cuda_check(cudaEventCreateWithFlags(&c->mark[i], cudaEventDisableTiming),
+                   "creating an event");
     cublaslt_open(c);
     return true;
 }
@@ -135,6 +168,10 @@ static void stop(struct dev *d)
     cudnn_close(c->sdpa);
     cublaslt_close(c);
     cudaFree(c->scratch);
+    for (int i = 0; i < 2; i++) {
+        cudaFreeHost(c->staging.buffer[i]);
+        cudaEventDestroy(c->mark[i]);
+    }
     cudaStreamDestroy(c->stream);
     free(c);
 }

@@ -70,6 +70,8 @@ struct __attribute__((may_alias, aligned(16))) Quad {
 
 /* Stops when t is not f32 or bf16 (what get and put read). */
 void cuda_expect_float(struct tensor t, const char *what);
+/* f64, too: get_f64 and put_f64 */
+void cuda_expect_real(struct tensor t, const char *what);
 /* Memory for one op, valid until the next op asks. */
 void *cuda_scratch(struct dev *d, size_t bytes);
 
@@ -218,6 +220,8 @@ void cuda_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct
                        struct tensor gate);
 void cuda_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate, struct tensor dout,
                        struct tensor y, struct tensor gate);
+void cuda_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a);
+void cuda_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a);
 
 void cuda_gelu_fwd(struct dev *d, struct tensor y, struct tensor x);
 void cuda_gelu_bwd(struct dev *d, struct tensor dx, struct tensor dy, struct tensor x);
@@ -252,8 +256,8 @@ void cuda_nft_sums(struct dev *d, struct tensor sum, const struct nft_args *a);
 void cuda_nft_grad(struct dev *d, struct tensor dv, const struct nft_args *a, const double *plus,
                    const double *minus, const double *kl);
 
-void cuda_adamw(struct dev *d, const struct adamw_args *a);
-void cuda_sumsq(struct dev *d, struct tensor sum, struct tensor x);
+void cuda_update(struct dev *d, const struct update_args *a);
+void cuda_sumsq(struct dev *d, struct tensor sum, const struct tensor *x, int n);
 void cuda_axpy(struct dev *d, struct tensor y, double a, struct tensor x);
 void cuda_scale(struct dev *d, struct tensor x, double a);
 void cuda_fill(struct dev *d, struct tensor x, double a);

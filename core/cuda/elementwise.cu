@@ -100,21 +100,6 @@ struct Cast {
     }
 };
 
-struct Square {
-    View x;
-    DEVICE double operator()(int64_t, int64_t i) const
-    {
-        const double v = get_f64(x, i / x.width, i % x.width);
-        return v * v;
-    }
-};
-
-void expect_real(struct tensor t, const char *what)
-{
-    CHECK(t.dtype == DT_F32 || t.dtype == DT_BF16 || t.dtype == DT_F64, "%s of %s", what,
-          dtype_name(t.dtype));
-}
-
 void forward(struct dev *d, struct tensor y, struct tensor x, Activation kind)
 {
     cuda_expect_float(x, "activation");
@@ -135,6 +120,12 @@ void backward(struct dev *d, struct tensor dx, struct tensor dy, struct tensor x
 void cuda_expect_float(struct tensor t, const char *what)
 {
     CHECK(t.dtype == DT_F32 || t.dtype == DT_BF16, "%s of %s", what, dtype_name(t.dtype));
+}
+
+void cuda_expect_real(struct tensor t, const char *what)
+{
+    CHECK(t.dtype == DT_F32 || t.dtype == DT_BF16 || t.dtype == DT_F64, "%s of %s", what,
+          dtype_name(t.dtype));
 }
 
 void cuda_gelu_fwd(struct dev *d, struct tensor y, struct tensor x) { forward(d, y, x, GELU); }
@@ -174,7 +165,7 @@ void cuda_bcast_add(struct dev *d, struct tensor out, struct tensor row, struct 
 void cuda_colsum_add(struct dev *d, struct tensor drow, struct tensor dx)
 {
     const int64_t n = tensor_width(dx);
-    expect_real(dx, "column sum");
+    cuda_expect_real(dx, "column sum");
     View out = view(drow);
     out.ld = n; /* [n] or [1, n] */
     column_sums(d, n, dx.dim[0], ColumnTerm{view(dx)}, AddTo{out, n});
@@ -182,35 +173,28 @@ void cuda_colsum_add(struct dev *d, struct tensor drow, struct tensor dx)
 
 void cuda_axpy(struct dev *d, struct tensor y, double a, struct tensor x)
 {
-    expect_real(y, "axpy");
-    expect_real(x, "axpy");
+    cuda_expect_real(y, "axpy");
+    cuda_expect_real(x, "axpy");
     each(d, tensor_count(x), Axpy{view(y), view(x), a});
 }
 
 void cuda_scale(struct dev *d, struct tensor x, double a)
 {
-    expect_real(x, "scale");
+    cuda_expect_real(x, "scale");
     each(d, tensor_count(x), Scale{view(x), a});
 }
 
 void cuda_fill(struct dev *d, struct tensor x, double a)
 {
-    expect_real(x, "fill");
+    cuda_expect_real(x, "fill");
     each(d, tensor_count(x), Fill{view(x), a});
 }
 
 void cuda_cast(struct dev *d, struct tensor dst, struct tensor src)
 {
-    expect_real(dst, "cast");
-    expect_real(src, "cast");
+    cuda_expect_real(dst, "cast");
+    cuda_expect_real(src, "cast");
     CHECK(tensor_width(dst) == tensor_width(src) && dst.dim[0] == src.dim[0],
           "cast between shapes");
     each(d, tensor_count(src), Cast{view(dst), view(src)});
-}
-
-void cuda_sumsq(struct dev *d, struct tensor sum, struct tensor x)
-{
-    expect_real(x, "sum of squares");
-    CHECK(sum.dtype == DT_F64, "sum of squares: sum is f64");
-    long_sums(d, 1, tensor_count(x), Square{view(x)}, AddTo{view(sum), 1});
 }

@@ -49,8 +49,10 @@ struct Epilogue {
         float v = get(acc, i, j) + (beta != 0 ? beta * get(c, i, j) : 0);
         if (kind != EPI_DGELU) v += get(bias, 0, j);
         if (kind == EPI_BIAS_GELU) {
-            put(aux, i, j, v);
-            v = gelu_of(get(aux, i, j)); /* of the rounded number: the backward pass sees that */
+            /* of the rounded number: the backward pass sees that */
+            const View &rounded = aux.p ? aux : c;
+            put(rounded, i, j, v);
+            v = gelu_of(get(rounded, i, j));
         }
         if (kind == EPI_DGELU) v *= gelu_slope_of(get(aux, i, j));
         put(c, i, j, v);
@@ -103,7 +105,7 @@ void strip(struct dev *d, const struct gemm_args *g, float *acc, int64_t first, 
     part.beta = 0;
     product(d, &part);
     const struct tensor c = tensor_rows(g->c, first, n);
-    const View aux = g->epilogue == EPI_BIAS ? View{} : view(tensor_rows(g->aux, first, n));
+    const View aux = g->aux.data ? view(tensor_rows(g->aux, first, n)) : View{};
     each(d, tensor_count(c),
          Epilogue{view(c), view(part.c), view(g->bias), aux, (int)g->epilogue, (float)g->beta});
 }

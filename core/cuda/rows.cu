@@ -36,7 +36,12 @@ struct NormRopeForward {
         const float s = (float)(1 / sqrt(sum / (double)x.width + eps));
         if (b.lane == 0) rstd[r] = s;
         const Normed f = {x, w, r, s};
-        for (int64_t c = b.lane; c < x.width; c += b.lanes) put(out, r, c, turn.turned(r, c, 1, f));
+        for (int64_t c = 2 * b.lane; c < x.width; c += 2 * b.lanes) { /* a pair: out may be x */
+            const bool two = c + 1 < x.width;
+            const float even = turn.turned(r, c, 1, f), odd = two ? turn.turned(r, c + 1, 1, f) : 0;
+            put(out, r, c, even);
+            if (two) put(out, r, c + 1, odd);
+        }
     }
 };
 
@@ -120,11 +125,18 @@ struct LnBackward {
     const float *mean, *rstd;
     int64_t per;
     double one;
+    bool add; /* dx += instead of = */
     DEVICE float normed(int64_t r, int64_t c) const { return (get(x, r, c) - mean[r]) * rstd[r]; }
     DEVICE float into(int64_t r, int64_t c) const
     {
         const float g = get(dy, r, c);
         return scale.p ? g * ((float)one + get(scale, r / per, c)) : g;
+    }
+    DEVICE void result(int64_t r, int64_t c, float g) const
+    {
+        const float old = add ? get(dx, r, c) : 0;
+        put(dx, r, c, g); /* what is added is rounded first */
+        if (add) put(dx, r, c, old + get(dx, r, c));
     }
     DEVICE void operator()(Block &b, Shared &sh, int64_t r) const
     {
@@ -136,7 +148,7 @@ struct LnBackward {
         const float a1 = (float)(block_sum(b, sh.buf, m1) / (double)x.width);
         const float a2 = (float)(block_sum(b, sh.buf, m2) / (double)x.width);
         for (int64_t c = b.lane; c < x.width; c += b.lanes)
-            put(dx, r, c, rstd[r] * (into(r, c) - a1 - normed(r, c) * a2));
+            result(r, c, rstd[r] * (into(r, c) - a1 - normed(r, c) * a2));
     }
 };
 /* Sums over the rows of a sample; sum number i = sample * C + column. */
@@ -230,9 +242,9 @@ void cuda_ln_fwd(struct dev *d, const struct ln_args *a)
                      state(a->mean, "mean"), state(a->rstd, "rstd"), per, a->one, a->eps});
 }
 
-void cuda_ln_bwd(struct dev *d, const struct ln_grad_args *a)
+static void ln_bwd(struct dev *d, const struct ln_grad_args *a, bool add)
 {
-    if (wide_ln_bwd(d, a)) return;
+    if (wide_ln_bwd(d, a, add)) return;
     cuda_expect_float(a->x, "layer norm");
     cuda_expect_float(a->dy, "layer norm");
     const int64_t C = a->x.dim[1], batch = a->scale.data ? a->scale.dim[0] : 1;
@@ -245,12 +257,15 @@ void cuda_ln_bwd(struct dev *d, const struct ln_grad_args *a)
                           state(a->mean, "mean"),
                           state(a->rstd, "rstd"),
                           per,
-                          a->one};
+                          a->one,
+                          add};
     blocks(d, a->x.dim[0], k);
     if (a->dscale.data) column_sums(d, batch * C, per, LnScaleTerm{k}, AddTo{view(a->dscale), C});
     if (a->dshift.data)
         column_sums(d, batch * C, per, ProductTerm{k.dy, View{}, per}, AddTo{view(a->dshift), C});
 }
+
+void cuda_ln_bwd(struct dev *d, const struct ln_grad_args *a) { ln_bwd(d, a, false); }
 
 void cuda_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct tensor y,
                        struct tensor gate)
@@ -271,4 +286,18 @@ void cuda_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate, str
     const int64_t C = dout.dim[1], batch = gate.dim[0], per = dout.dim[0] / batch;
     each(d, tensor_count(dout), GateBackward{view(dy), view(dout), view(gate), per});
     column_sums(d, batch * C, per, ProductTerm{view(dout), view(y), per}, AddTo{view(dgate), C});
+}
+
+void cuda_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a)
+{
+    if (wide_gate_add_ln_fwd(d, a)) return;
+    cuda_gate_add_fwd(d, a->ln.x, a->x, a->y, a->gate);
+    cuda_ln_fwd(d, &a->ln);
+}
+
+void cuda_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a)
+{
+    if (wide_gate_add_ln_bwd(d, a)) return;
+    ln_bwd(d, &a->ln, true);
+    if (a->dy.data) cuda_gate_add_bwd(d, a->dy, a->dgate, a->ln.dx, a->y, a->gate);
 }

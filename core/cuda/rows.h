@@ -54,9 +54,11 @@ static inline Turn turn_of(struct tensor pos, const struct rope *rope, int64_t C
 bool wide_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a);
 bool wide_norm_rope_bwd(struct dev *d, const struct norm_rope_grad_args *a);
 bool wide_ln_fwd(struct dev *d, const struct ln_args *a);
-bool wide_ln_bwd(struct dev *d, const struct ln_grad_args *a);
+bool wide_ln_bwd(struct dev *d, const struct ln_grad_args *a, bool add); /* add: dx += */
 bool wide_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct tensor y,
                        struct tensor gate);
 bool wide_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate, struct tensor dout,
                        struct tensor y, struct tensor gate);
+bool wide_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a);
+bool wide_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a); /* with a gate */
 #endif

@@ -50,6 +50,12 @@ DEVICE void store_pack(const View &v, int64_t row, int64_t col, const float (&x)
     q[0] = low;
     q[1] = high;
 }
+/* x as it is when it has been stored in v. */
+DEVICE void round_pack(const View &v, float (&x)[PACK])
+{
+    if (v.type != DT_BF16) return;
+    for (int i = 0; i < PACK; i++) x[i] = bf16_to_float(bf16_of_float(x[i]));
+}
 
 /* The packs of a row that belong to this lane: number p, from column c. */
 #define EACH_PACK(p, c)             \
@@ -132,9 +138,14 @@ struct AddChunks {
         put_f64(out, sample, col, get_f64(out, sample, col) + s);
     }
 };
-void add_chunks(struct dev *d, const Chunks &c, int64_t batch, struct tensor out, int kind)
+/* To each sample's row of out, or the sums of all samples to its only row. */
+void add_chunks(struct dev *d, Chunks c, int64_t batch, struct tensor out, int kind)
 {
     if (!out.data) return;
+    if (out.ndim > 1 && out.dim[0] == 1) {
+        c.chunks *= batch;
+        batch = 1;
+    }
     each(d, batch * c.width, AddChunks{c, flat(out), kind});
 }
 
@@ -228,7 +239,19 @@ template <int PACKS> struct NormBackward {
     }
 };
 
-/* ---- layer norm and modulation --------------------------------------------------------------- */
+/* ---- gate, layer norm and modulation --------------------------------------------------------- */
+
+/* out = x + gate * y */
+DEVICE void gate_pack(const View &x, const View &y, const View &gate, int64_t r, int64_t sample,
+                      int64_t c, float (&out)[PACK])
+{
+    float f[PACK], g[PACK];
+    load_pack(x, r, c, out);
+    load_pack(y, r, c, f);
+    for (int k = 0; k < PACK; k++) g[k] = 1;
+    if (gate.p) load_pack(gate, sample, c, g);
+    for (int k = 0; k < PACK; k++) out[k] += g[k] * f[k];
+}
 
 struct LnForwardArgs {
     View out, x, scale, shift;
@@ -236,6 +259,37 @@ struct LnForwardArgs {
     int64_t per; /* rows of a sample */
     float one, eps;
 };
+/* Of row r, which is in x. */
+template <int PACKS>
+DEVICE void ln_row(Block &b, float *buf, const LnForwardArgs &a, int64_t r, float (&x)[PACKS][PACK])
+{
+    const int width = (int)a.x.width;
+    float sum = 0, square = 0;
+    EACH_PACK(p, c)
+    for (int i = 0; i < PACK; i++) sum += x[p][i];
+    const float m = block_sum(b, buf, sum) / (float)width;
+    EACH_PACK(p, c)
+    for (int i = 0; i < PACK; i++) {
+        x[p][i] -= m;
+        square += x[p][i] * x[p][i];
+    }
+    const float s = 1 / sqrtf(block_sum(b, buf, square) / (float)width + a.eps);
+    if (b.lane == 0) {
+        a.mean[r] = m;
+        a.rstd[r] = s;
+    }
+    EACH_PACK(p, c)
+    {
+        float scale[PACK] = {}, shift[PACK] = {};
+        if (a.scale.p) {
+            load_pack(a.scale, r / a.per, c, scale);
+            load_pack(a.shift, r / a.per, c, shift);
+        }
+        for (int i = 0; i < PACK; i++)
+            x[p][i] = x[p][i] * s * (a.scale.p ? a.one + scale[i] : 1) + shift[i];
+        store_pack(a.out, r, c, x[p]);
+    }
+}
 template <int PACKS> struct LnForward {
     struct Shared {
         float buf[MAX_LANES];
@@ -244,34 +298,34 @@ template <int PACKS> struct LnForward {
     DEVICE void operator()(Block &b, Shared &sh, int64_t r) const
     {
         const int width = (int)a.x.width;
-        float x[PACKS][PACK], sum = 0, square = 0;
+        float x[PACKS][PACK];
+        EACH_PACK(p, c) load_pack(a.x, r, c, x[p]);
+        ln_row<PACKS>(b, sh.buf, a, r, x);
+    }
+};
+
+/* What is added to, x, may be ln.x, which is written. */
+struct GateLnForwardArgs {
+    View x, y, gate;
+    int64_t per; /* rows of a sample of the gate */
+    LnForwardArgs ln;
+};
+template <int PACKS> struct GateLnForward {
+    struct Shared {
+        float buf[MAX_LANES];
+    };
+    GateLnForwardArgs a;
+    DEVICE void operator()(Block &b, Shared &sh, int64_t r) const
+    {
+        const int width = (int)a.x.width;
+        float x[PACKS][PACK];
         EACH_PACK(p, c)
         {
-            load_pack(a.x, r, c, x[p]);
-            for (int i = 0; i < PACK; i++) sum += x[p][i];
+            gate_pack(a.x, a.y, a.gate, r, r / a.per, c, x[p]);
+            round_pack(a.ln.x, x[p]);
+            store_pack(a.ln.x, r, c, x[p]);
         }
-        const float m = block_sum(b, sh.buf, sum) / (float)width;
-        EACH_PACK(p, c)
-        for (int i = 0; i < PACK; i++) {
-            x[p][i] -= m;
-            square += x[p][i] * x[p][i];
-        }
-        const float s = 1 / sqrtf(block_sum(b, sh.buf, square) / (float)width + a.eps);
-        if (b.lane == 0) {
-            a.mean[r] = m;
-            a.rstd[r] = s;
-        }
-        EACH_PACK(p, c)
-        {
-            float scale[PACK] = {}, shift[PACK] = {};
-            if (a.scale.p) {
-                load_pack(a.scale, r / a.per, c, scale);
-                load_pack(a.shift, r / a.per, c, shift);
-            }
-            for (int i = 0; i < PACK; i++)
-                x[p][i] = x[p][i] * s * (a.scale.p ? a.one + scale[i] : 1) + shift[i];
-            store_pack(a.out, r, c, x[p]);
-        }
+        ln_row<PACKS>(b, sh.buf, a.ln, r, x);
     }
 };
 
@@ -279,10 +333,25 @@ template <int PACKS> struct LnForward {
 struct LnBackwardArgs {
     View dx, dy, x, scale;
     const float *mean, *rstd;
-    Chunks chunks; /* sums of dy * z and of dy */
+    Chunks chunks; /* sums of dy * z, of dy and, with a gate, of the new dx * y */
     float one;
+    bool add, one_scale; /* dx += instead of =; one scale for all samples */
+    View dgated, y, gate;
 };
-template <int PACKS> struct LnBackward {
+/* Row r of a sum and of what was gated in it: dgated = gate * dx, dgate += dx * y. */
+DEVICE void gate_back_pack(const LnBackwardArgs &a, int64_t r, int64_t sample, int c,
+                           const float (&dx)[PACK], float (&dgate)[PACK])
+{
+    float y[PACK], gate[PACK];
+    load_pack(a.y, r, c, y);
+    load_pack(a.gate, sample, c, gate);
+    for (int i = 0; i < PACK; i++) {
+        dgate[i] += dx[i] * y[i];
+        gate[i] *= dx[i];
+    }
+    store_pack(a.dgated, r, c, gate);
+}
+template <int PACKS, bool GATED> struct LnBackwardOf {
     struct Shared {
         float buf[MAX_LANES];
     };
@@ -290,10 +359,12 @@ template <int PACKS> struct LnBackward {
     DEVICE void operator()(Block &b, Shared &sh, int64_t item) const
     {
         const int width = (int)a.x.width;
+        const int64_t sample = a.chunks.sample(item);
         float dscale[PACKS][PACK] = {}, dshift[PACKS][PACK] = {}, factor[PACKS][PACK];
+        float dgate[PACKS][PACK] = {};
         EACH_PACK(p, c)
         {
-            if (a.scale.p) load_pack(a.scale, a.chunks.sample(item), c, factor[p]);
+            if (a.scale.p) load_pack(a.scale, a.one_scale ? 0 : sample, c, factor[p]);
             for (int i = 0; i < PACK; i++) factor[p][i] = a.scale.p ? a.one + factor[p][i] : 1;
         }
         for (int64_t r = a.chunks.first(item); r < a.chunks.end(item); r++) {
@@ -317,16 +388,27 @@ template <int PACKS> struct LnBackward {
             EACH_PACK(p, c)
             {
                 for (int i = 0; i < PACK; i++) g[p][i] = s * (g[p][i] - a1 - z[p][i] * a2);
+                if (a.add) {
+                    float old[PACK];
+                    load_pack(a.dx, r, c, old);
+                    round_pack(a.dx, g[p]);
+                    for (int i = 0; i < PACK; i++) g[p][i] += old[i];
+                    round_pack(a.dx, g[p]);
+                }
                 store_pack(a.dx, r, c, g[p]);
+                if (GATED) gate_back_pack(a, r, sample, c, g[p], dgate[p]);
             }
         }
         EACH_PACK(p, c)
         {
             store_pack(a.chunks.sums(item, 0), 0, c, dscale[p]);
             store_pack(a.chunks.sums(item, 1), 0, c, dshift[p]);
+            if (GATED) store_pack(a.chunks.sums(item, 2), 0, c, dgate[p]);
         }
     }
 };
+template <int PACKS> using LnBackward = LnBackwardOf<PACKS, false>;
+template <int PACKS> using GateLnBackward = LnBackwardOf<PACKS, true>;
 
 /* ---- gates ----------------------------------------------------------------------------------- */
 
@@ -336,13 +418,9 @@ struct GateForward { /* out may be x; i: pack */
     DEVICE void operator()(int64_t i) const
     {
         const int64_t packs = x.width / PACK, r = i / packs, c = i % packs * PACK;
-        float a[PACK], f[PACK], g[PACK];
-        load_pack(x, r, c, a);
-        load_pack(y, r, c, f);
-        for (int k = 0; k < PACK; k++) g[k] = 1;
-        if (gate.p) load_pack(gate, r / per, c, g);
-        for (int k = 0; k < PACK; k++) a[k] += g[k] * f[k];
-        store_pack(out, r, c, a);
+        float sum[PACK];
+        gate_pack(x, y, gate, r, r / per, c, sum);
+        store_pack(out, r, c, sum);
     }
 };
 
@@ -407,31 +485,85 @@ bool wide_norm_rope_bwd(struct dev *d, const struct norm_rope_grad_args *a)
     return true;
 }
 
+static LnForwardArgs ln_forward_args(const struct ln_args *a)
+{
+    const int64_t per = a->scale.data ? a->x.dim[0] / a->scale.dim[0] : 1;
+    return LnForwardArgs{
+        view(a->out),          view(a->x), view(a->scale), view(a->shift), (float *)a->mean.data,
+        (float *)a->rstd.data, per,        (float)a->one,  (float)a->eps};
+}
+
 bool wide_ln_fwd(struct dev *d, const struct ln_args *a)
 {
     const int64_t C = a->x.dim[1];
     if (!fits(C, {a->out, a->x, a->scale, a->shift})) return false;
-    const int64_t per = a->scale.data ? a->x.dim[0] / a->scale.dim[0] : 1;
-    by_packs<LnForward>(d, a->x.dim[0], C,
-                        LnForwardArgs{view(a->out), view(a->x), view(a->scale), view(a->shift),
-                                      (float *)a->mean.data, (float *)a->rstd.data, per,
-                                      (float)a->one, (float)a->eps});
+    by_packs<LnForward>(d, a->x.dim[0], C, ln_forward_args(a));
     return true;
 }
 
-bool wide_ln_bwd(struct dev *d, const struct ln_grad_args *a)
+bool wide_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a)
+{
+    const struct ln_args *ln = &a->ln;
+    const int64_t C = a->x.dim[1], rows = a->x.dim[0];
+    if (!fits(C, {a->x, a->y, a->gate, ln->x, ln->out, ln->scale, ln->shift})) return false;
+    const int64_t per = a->gate.data ? rows / a->gate.dim[0] : 1;
+    by_packs<GateLnForward>(
+        d, rows, C,
+        GateLnForwardArgs{view(a->x), view(a->y), view(a->gate), per, ln_forward_args(ln)});
+    return true;
+}
+
+static LnBackwardArgs ln_backward_args(const struct ln_grad_args *a, const Chunks &chunks)
+{
+    LnBackwardArgs k = {};
+    k.dx = view(a->dx);
+    k.dy = view(a->dy);
+    k.x = view(a->x);
+    k.scale = view(a->scale);
+    k.mean = (const float *)a->mean.data;
+    k.rstd = (const float *)a->rstd.data;
+    k.chunks = chunks;
+    k.one = (float)a->one;
+    return k;
+}
+
+bool wide_ln_bwd(struct dev *d, const struct ln_grad_args *a, bool add)
 {
     const int64_t C = a->x.dim[1], batch = a->scale.data    ? a->scale.dim[0]
                                            : a->dscale.data ? a->dscale.dim[0]
                                                             : 1;
     if (!fits(C, {a->dx, a->dy, a->x, a->scale})) return false;
     const Chunks c = chunks_of(d, batch, a->x.dim[0] / batch, C, 2);
-    by_packs<LnBackward>(d, batch * c.chunks, C,
-                         LnBackwardArgs{view(a->dx), view(a->dy), view(a->x), view(a->scale),
-                                        (const float *)a->mean.data, (const float *)a->rstd.data, c,
-                                        (float)a->one});
+    LnBackwardArgs k = ln_backward_args(a, c);
+    k.add = add;
+    by_packs<LnBackward>(d, batch * c.chunks, C, k);
     add_chunks(d, c, batch, a->dscale, 0);
     add_chunks(d, c, batch, a->dshift, 1);
+    return true;
+}
+
+bool wide_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a)
+{
+    const struct ln_grad_args *ln = &a->ln;
+    const int64_t C = ln->x.dim[1], rows = ln->x.dim[0];
+    if (!a->dy.data || !a->gate.data) return false;
+    if (!fits(C, {ln->dx, ln->dy, ln->x, ln->scale, a->dy, a->y, a->gate})) return false;
+    const int64_t batch = a->gate.dim[0];
+    const bool one_scale = ln->scale.data && ln->scale.dim[0] == 1;
+    CHECK(one_scale || !ln->scale.data || ln->scale.dim[0] == batch,
+          "gate and layer norm: %lld samples and %lld", (long long)batch,
+          (long long)ln->scale.dim[0]);
+    const Chunks c = chunks_of(d, batch, rows / batch, C, 3);
+    LnBackwardArgs k = ln_backward_args(ln, c);
+    k.add = true;
+    k.one_scale = one_scale;
+    k.dgated = view(a->dy);
+    k.y = view(a->y);
+    k.gate = view(a->gate);
+    by_packs<GateLnBackward>(d, batch * c.chunks, C, k);
+    add_chunks(d, c, batch, ln->dscale, 0);
+    add_chunks(d, c, batch, ln->dshift, 1);
+    add_chunks(d, c, batch, a->dgate, 2);
     return true;
 }
 

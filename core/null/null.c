@@ -154,6 +154,24 @@ static void null_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dga
     touch(d, dout);
     touch(d, y);
 }
+static void null_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a)
+{
+    same_shape(a->ln.x, a->x, "gate and layer norm");
+    same_shape(a->ln.x, a->y, "gate and layer norm");
+    touch(d, a->x);
+    touch(d, a->y);
+    null_ln_fwd(d, &a->ln);
+}
+static void null_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a)
+{
+    null_ln_bwd(d, &a->ln);
+    touch(d, a->ln.dx); /* it is read, too */
+    if (!a->dy.data) return;
+    same_shape(a->dy, a->y, "gate and layer norm backward");
+    same_shape(a->dy, a->ln.dx, "gate and layer norm backward");
+    touch(d, a->dy);
+    touch(d, a->y);
+}
 static void map2(struct dev *d, struct tensor y, struct tensor x)
 {
     same_shape(y, x, "elementwise");
@@ -286,18 +304,22 @@ static void null_nft_grad(struct dev *d, struct tensor dv, const struct nft_args
     touch_nft(d, a);
     touch_rows(d, a->v, &dv, 1, a->pos, a->batch, "nft gradient");
 }
-static void null_adamw(struct dev *d, const struct adamw_args *a)
+static void null_update(struct dev *d, const struct update_args *a)
 {
-    touch(d, a->p);
-    touch(d, a->m);
-    touch(d, a->v);
-    touch(d, a->g);
-    touch(d, a->ema);
+    for (int i = 0; i < a->num_shards; i++) {
+        const struct update_shard *s = &a->shard[i];
+        const struct tensor all[] = {s->m, s->v, s->g, s->ema, s->wire};
+        touch(d, s->p);
+        for (int k = 0; k < 5; k++) {
+            if (all[k].data) same_shape(all[k], s->p, "update");
+            touch(d, all[k]);
+        }
+    }
 }
-static void null_sumsq(struct dev *d, struct tensor sum, struct tensor x)
+static void null_sumsq(struct dev *d, struct tensor sum, const struct tensor *x, int n)
 {
     (void)sum;
-    touch(d, x);
+    for (int i = 0; i < n; i++) touch(d, x[i]);
 }
 static void null_axpy(struct dev *d, struct tensor y, double a, struct tensor x)
 {
@@ -355,6 +377,8 @@ static const struct dev_ops table = {
     .ln_bwd = null_ln_bwd,
     .gate_add_fwd = null_gate_add_fwd,
     .gate_add_bwd = null_gate_add_bwd,
+    .gate_add_ln_fwd = null_gate_add_ln_fwd,
+    .gate_add_ln_bwd = null_gate_add_ln_bwd,
     .gelu_fwd = map2,
     .gelu_bwd = map3,
     .silu_fwd = map2,
@@ -373,7 +397,7 @@ static const struct dev_ops table = {
     .transition_grad = null_transition_grad,
     .nft_sums = null_nft_sums,
     .nft_grad = null_nft_grad,
-    .adamw = null_adamw,
+    .update = null_update,
     .sumsq = null_sumsq,
     .axpy = null_axpy,
     .scale = null_scale,

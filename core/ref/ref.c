@@ -91,12 +91,14 @@ static void set(struct tensor t, int64_t i, double v)
     }
 }
 
-void ref_sumsq(struct dev *d, struct tensor sum, struct tensor x)
+void ref_sumsq(struct dev *d, struct tensor sum, const struct tensor *x, int n)
 {
     (void)d;
-    double s = 0;
-    for (int64_t i = 0; i < tensor_count(x); i++) s += get(x, i) * get(x, i);
-    ((double *)sum.data)[0] += s;
+    for (int k = 0; k < n; k++) {
+        double s = 0;
+        for (int64_t i = 0; i < tensor_count(x[k]); i++) s += get(x[k], i) * get(x[k], i);
+        ((double *)sum.data)[0] += s;
+    }
 }
 
 void ref_axpy(struct dev *d, struct tensor y, double a, struct tensor x)

@@ -16,7 +16,7 @@ double noise_at(struct rng_key key, int64_t index);
 /* Element of x [B,C,T,H,W] that feature f of row r holds; -1: padding. */
 int64_t patch_element(struct tensor x, struct tensor pos, int64_t rows, int64_t r, int64_t f,
                       enum patch_order order);
-void ref_sumsq(struct dev *d, struct tensor sum, struct tensor x);
+void ref_sumsq(struct dev *d, struct tensor sum, const struct tensor *x, int n);
 void ref_axpy(struct dev *d, struct tensor y, double a, struct tensor x);
 void ref_scale(struct dev *d, struct tensor x, double a);
 void ref_fill(struct dev *d, struct tensor x, double a);

@@ -5,6 +5,9 @@
  * missing between them shows. Shared and scratch memory start with anything. Only the tests link
  * this. */
 #include "core/cuda/cuda.h"
+extern "C" {
+#include "core/cuda/staging.h"
+}
 
 #include <setjmp.h>
 #include <stdlib.h>
@@ -162,15 +165,77 @@ void cuda_copy(struct dev *, void *dst, const void *src, size_t bytes)
 {
     if (bytes) memcpy(dst, src, bytes);
 }
+
+/* Copies through pinned memory, as a device makes them: at once, or as late as they may be made
+ * (emulated_late), when somebody waits for them. Kernels here run at once, so that only a test that
+ * runs none may ask for the latter. */
+extern "C" bool emulated_late;
+bool emulated_late;
+extern "C" const size_t emulated_stage;
+enum : size_t { STAGE = 1 << 10 };
+const size_t emulated_stage = STAGE;
+
+namespace
+{
+struct Pending {
+    void *dst;
+    const void *src;
+    size_t bytes;
+    int mark; /* or -1: a copy */
+};
+enum { QUEUE = 64 };
+struct Copies {
+    struct staging staging = {STAGE, {}, {}, 0};
+    Pending queue[QUEUE];
+    int n;
+};
+thread_local Copies copies;
+
+/* Everything up to the last time `mark` was set; -1: everything. */
+void run_copies(int mark)
+{
+    int end = copies.n;
+    while (mark >= 0 && end > 0 && copies.queue[end - 1].mark != mark) end--;
+    for (int i = 0; i < end; i++)
+        if (copies.queue[i].mark < 0)
+            memcpy(copies.queue[i].dst, copies.queue[i].src, copies.queue[i].bytes);
+    memmove(copies.queue, copies.queue + end, (size_t)(copies.n - end) * sizeof *copies.queue);
+    copies.n -= end;
+}
+
+void queue_copy(Pending p)
+{
+    CHECK(copies.n < QUEUE, "too many copies wait");
+    copies.queue[copies.n++] = p;
+    if (!emulated_late) run_copies(-1);
+}
+} // namespace
+
+char *cuda_pinned(struct dev *, size_t bytes)
+{
+    static thread_local char pinned[2][STAGE];
+    static thread_local int used;
+    CHECK(bytes == STAGE && used < 2, "pinned memory beyond two buffers");
+    return pinned[used++];
+}
+void cuda_copy_async(struct dev *, void *dst, const void *src, size_t bytes, bool)
+{
+    CHECK(bytes > 0, "an empty copy");
+    queue_copy(Pending{dst, src, bytes, -1});
+}
+void cuda_mark(struct dev *, int which) { queue_copy(Pending{NULL, NULL, 0, which}); }
+void cuda_wait_mark(struct dev *, int which) { run_copies(which); }
+
 void cuda_to_host(struct dev *d, void *dst, const void *src, size_t bytes)
 {
-    cuda_copy(d, dst, src, bytes);
+    staged_to_host(d, &copies.staging, dst, src, bytes);
+    cuda_sync(d);
 }
 void cuda_from_host(struct dev *d, void *dst, const void *src, size_t bytes)
 {
-    cuda_copy(d, dst, src, bytes);
+    staged_from_host(d, &copies.staging, dst, src, bytes);
 }
-void cuda_sync(struct dev *) {}
+void cuda_sync(struct dev *) { run_copies(-1); }
 
 /* A new block each time: a use of the scratch of an earlier op is one of freed memory. */
 void *cuda_scratch(struct dev *d, size_t bytes)
