@@ -1,3 +1,4 @@
+#include "tests/lora_case.h"
 #include "tests/import_case.h"
 
 #include <stdio.h>
@@ -77,15 +78,8 @@ static void save_native(struct comm *world, void *arg)
     err_raise(&e);
     const struct lora_config cfg = lora_make_config(IMPORT_RANK, n->alpha, n->targets);
     struct fixture f;
-    fixture_open(&f, world,
-                 &(struct fixture_opts){.device = "ref",
-                                        .compute = DT_F32,
-                                        .model = m.config,
-                                        .batch = 1,
-                                        .t = 1,
-                                        .h = 2,
-                                        .w = 2,
-                                        .lora = &cfg});
+    const struct fixture_opts least = lora_least(&m.config, &cfg);
+    fixture_open(&f, world, &least);
     fill(f.lora);
     char *dir = io_path("%s/checkpoints", n->out);
     struct adapter_base b = adapter_base_of(c, n->kind);

@@ -37,3 +37,14 @@ struct lora_config lora_thinned(struct lora_config c, double dropout)
 const struct rng_key lora_masks[3] = {{.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 0},
                                       {.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 1},
                                       {.seed = 4, .use = RNG_DROPOUT, .step = 2, .item = 2}};
+
+struct fixture_opts lora_least(const struct model_config *m, const struct lora_config *lora)
+{
+    struct fixture_opts o = lora_options(m, lora);
+    o.compute = DT_F32;
+    o.batch = 1;
+    o.h = o.w = 2;
+    o.recompute = RECOMPUTE_ALL;
+    o.fsdp = (struct fsdp_opts){0};
+    return o;
+}

@@ -11,4 +11,6 @@ struct fixture_opts lora_options(const struct model_config *m, const struct lora
 void lora_open_filled(struct fixture *f, struct comm *world, const struct fixture_opts *o);
 struct lora_config lora_thinned(struct lora_config c, double dropout);
 extern const struct rng_key lora_masks[3]; /* of samples 0, 1, 2 */
+/* As little as adapters can be opened with: ref in f32, one sample of one frame, 2 x 2. */
+struct fixture_opts lora_least(const struct model_config *m, const struct lora_config *lora);
 #endif

@@ -7,6 +7,7 @@
 
 #include "core/io.h"
 #include "core/log.h"
+#include "tests/lora_case.h"
 #include "tests/check.h"
 #include "tests/fixture.h"
 #include "tests/import_case.h"
@@ -114,15 +115,8 @@ static void expect_loads(struct comm *world, const char *name, const char *base,
                  info.config.targets.v[i]);
     EXPECT(strcmp(text, targets) == 0, "%s: targets %s", name, text);
     struct fixture f;
-    fixture_open(&f, world,
-                 &(struct fixture_opts){.device = "ref",
-                                        .compute = DT_F32,
-                                        .model = m.config,
-                                        .batch = 1,
-                                        .t = 1,
-                                        .h = 2,
-                                        .w = 2,
-                                        .lora = &info.config});
+    const struct fixture_opts least = lora_least(&m.config, &info.config);
+    fixture_open(&f, world, &least);
     EXPECT(f.lora->num_params == 2 * pairs, "%s: %d tensors", name, f.lora->num_params);
     adapter_load(c, f.lora, STATE_LORA, STATE_LORA);
     double x[32 * 48];

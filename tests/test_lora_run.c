@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/io.h"
+#include "tests/lora_case.h"
 #include "tests/check.h"
 #include "tests/problem.h"
 #include "tests/train_case.h"
@@ -24,16 +25,9 @@ static void make_adapters(struct comm *world, void *arg)
     err_raise(&e);
     const struct lora_config cfg = lora_make_config(4, 8, lora_official_targets);
     struct fixture f;
-    fixture_open(&f, world,
-                 &(struct fixture_opts){.device = "ref",
-                                        .compute = DT_F32,
-                                        .model = m.config,
-                                        .batch = 1,
-                                        .t = 1,
-                                        .h = 2,
-                                        .w = 2,
-                                        .fsdp = {.optimizer = true, .ema = true},
-                                        .lora = &cfg});
+    struct fixture_opts least = lora_least(&m.config, &cfg);
+    least.fsdp = (struct fsdp_opts){.optimizer = true, .ema = true};
+    fixture_open(&f, world, &least);
     for (int i = 0; i < f.lora->num_params; i++) {
         const struct param *p = &f.lora->param[i];
         double *x = problem_draw(param_count(p), rng_hash(p->name));
