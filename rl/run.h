@@ -42,6 +42,9 @@ struct rl_run {
     bool unscored; /* no scorer is left for the rest of this start (reward.on_dead: degrade) */
     double since;  /* log_seconds from which state.seconds lacks the time */
 };
+/* What the epoch in hand is called: as its metrics and its checkpoint, by the number of epochs that
+ * are done when it is. */
+static inline long long run_epoch_number(const struct rl_run *r) { return r->state.epoch + 1; }
 /* ---- state.c ----------------------------------------------------------------------------------*/
 /* Writes <output_dir>/checkpoints/iter_<epoch>; snap NULL: the adapters as they are. */
 void run_save(struct rl_run *r, const struct ckpt_snapshot *snap,

@@ -67,6 +67,20 @@ static void test_folders(struct comm *world)
     free(base);
 }
 
+/* Rollout, updates and result of an epoch are said of the same number, that of its checkpoint. */
+static void test_numbers(struct comm *world)
+{
+    (void)world;
+    if (!mine_ready()) return;
+    char *log = io_path("%s/mine.log", test_dir()), *said = process_log(log);
+    static const char *const says[] = {"epoch 1/1  rollout 1/1", "epoch 1/1  update 1/",
+                                       "epoch 1/1  reward ", "iter_000000001"};
+    for (int i = 0; i < 4; i++) EXPECT(strstr(said, says[i]), "no \"%s\" in: %s", says[i], said);
+    EXPECT(!strstr(said, "epoch 0"), "an epoch 0: %s", said);
+    free(said);
+    free(log);
+}
+
 static void test_adapters(struct comm *world)
 {
     (void)world;
@@ -133,6 +147,7 @@ int main(int argc, char **argv)
         {.name = "a folder of the other stage is named, with the remedy",
          .run = test_folders,
          .flags = TEST_SLOW},
+        {.name = "an epoch has one number", .run = test_numbers, .flags = TEST_SLOW},
         {.name = "other adapters are named at the start", .run = test_adapters, .flags = TEST_SLOW},
         {.name = "averages that a run does not have are named",
          .run = test_averages,

@@ -247,7 +247,7 @@ static void test_invalid(struct comm *world)
     o.sets[1] = "rl_config.eval_freq=0";
     o.sets[2] = "max_seconds=0.01";
     int rc = rl_run("invalid", "mix_grpo", &o, &said);
-    EXPECT(rc == RC_TEMP && strstr(said, "8 of 8 clips of epoch 0 have no score"),
+    EXPECT(rc == RC_TEMP && strstr(said, "8 of 8 clips of epoch 1 have no score"),
            "exit code %d: %s", rc, said);
     free(said);
     said = process_log(metrics);
