@@ -109,6 +109,30 @@ static void test_adapters(struct comm *world)
     free(yaml);
 }
 
+/* Adapters of four blocks on six, as was insisted on: which modules, and what they were made for.
+ */
+static void test_other_model(struct comm *world)
+{
+    (void)world;
+    if (!mine_ready()) return;
+    char *yaml = process_yaml("deep", 1), *log = io_path("%s/deep.log", test_dir());
+    const struct process_opts o = {
+        .verb = "train", .sets = {"model_config.num_layers=6"}, .ranks = 1};
+    EXPECT(process_run(yaml, log, &o, NULL) == 0, "see %s", log);
+    char *text = io_path("output_dir: %s/video\ncheckpoint: %s/deep\nprompt_txt: a cat\n"
+                         "num_frames: null\nheight: null\nwidth: null\nweight_dtype: fp32\n"
+                         "lora: %s/mine\nlora_force_base: true\n",
+                         test_dir(), test_dir(), test_dir());
+    write_text("sampled.yaml", text);
+    refused("sampled", "sample", "seed=1",
+            (const char *[]){"mine/checkpoints/iter_000000001: its adapters for [self_attn.q, ",
+                             "(blocks.4.self_attn.q.lora_A.weight is on one side only)",
+                             "use it on its own base, ", "/base/checkpoints/iter_000000024", NULL});
+    free(text);
+    free(log);
+    free(yaml);
+}
+
 /* Averages cannot begin in the middle of a run. */
 static void test_averages(struct comm *world)
 {
@@ -149,6 +173,9 @@ int main(int argc, char **argv)
          .flags = TEST_SLOW},
         {.name = "an epoch has one number", .run = test_numbers, .flags = TEST_SLOW},
         {.name = "other adapters are named at the start", .run = test_adapters, .flags = TEST_SLOW},
+        {.name = "adapters on a model of other blocks",
+         .run = test_other_model,
+         .flags = TEST_SLOW},
         {.name = "averages that a run does not have are named",
          .run = test_averages,
          .flags = TEST_SLOW},
