@@ -90,6 +90,14 @@ void ckpt_require_same(const struct ckpt *c, const char *key, json_t *now);
  * value of `resume`; unit: what steps are called. */
 void ckpt_require_no_newer(struct comm *world, const char *dir, const char *how,
                            const struct ckpt *c, const char *unit);
+/* Stops with RC_CONFIG when c lacks the kind that a run goes on from: STATE_MASTER for osp train,
+ * STATE_LORA for osp rl. how: the value of `resume`. */
+void ckpt_require_resumable(const struct ckpt *c, enum state_kind need, const char *how,
+                            const char *output_dir);
+/* Stops with RC_CONFIG when ema_decay is above 0 now and c holds no averages of this kind, as its
+ * run had 0. or_else: the other remedy. */
+void ckpt_require_ema(const struct ckpt *c, enum state_kind kind, double decay,
+                      const char *or_else);
 /* Fills the kinds from c; every tensor must be there with the same shape, and none may be left
  * over. kind_from: for EMA-only or raw-only uses, loads kind_from into kind. */
 void ckpt_load(struct ckpt *c, struct fsdp *f, enum state_kind kind, enum state_kind kind_from);

@@ -42,3 +42,27 @@ void ckpt_require_no_newer(struct comm *world, const char *dir, const char *how,
                  "away",
                  how, unit, (long long)start, dir, unit, (long long)newest);
 }
+
+void ckpt_require_resumable(const struct ckpt *c, enum state_kind need, const char *how,
+                            const char *output_dir)
+{
+    if (ckpt_has(c, need)) return;
+    const bool model = ckpt_has(c, STATE_MASTER), named = strcmp(how, "auto") != 0;
+    err_stop(RC_CONFIG, "%s: %s holds %s (%s %lld), which %s does not go on from; %s%s",
+             named ? "resume" : "output_dir", named ? how : output_dir,
+             model ? "a model of osp train" : "adapters of osp rl", model ? "step" : "epoch",
+             (long long)ckpt_step(c), model ? "osp rl" : "osp train",
+             named ? "set resume: auto" : "use another output_dir",
+             model ? ", and name it as model_config.pretrained_model_dir_or_checkpoint to train "
+                     "adapters for it"
+                   : ", or merge them into a model (osp convert merge) and resume from that");
+}
+
+void ckpt_require_ema(const struct ckpt *c, enum state_kind kind, double decay, const char *or_else)
+{
+    if (decay <= 0 || ckpt_has(c, kind)) return;
+    err_stop(RC_CONFIG,
+             "ema_decay: 0 in %s, which holds no averages to go on with (%s), but %g now; set "
+             "ema_decay: 0, or %s",
+             ckpt_path(c), ckpt_kind_name(kind), decay, or_else);
+}

@@ -31,7 +31,7 @@ void run_stop_if_asked(struct rl_run *r)
     if (!launch_stop(r->world)) return;
     log_info("stopped by a signal %s epoch %lld; run again to go on",
              r->evaluating ? "in the evaluation of" : "before the updates of",
-             (long long)r->state.epoch);
+             r->evaluating ? (long long)r->state.epoch : run_epoch_number(r));
     run_leave(r, NULL, &r->state.adapter, RC_PREEMPTED);
 }
 
@@ -54,9 +54,8 @@ static void on_step(void *arg, int step)
     const double spent = log_seconds() - x->since;
     if (step == x->steps || step % 5 == 0)
         log_progress("epoch %lld/%lld  rollout %lld/%lld step %d/%d  ETA %.0f s",
-                     (long long)r->state.epoch, (long long)r->set->rl.num_epochs,
-                     (long long)x->batch + 1, (long long)r->set->rl.batches, step, x->steps,
-                     spent * (all - done) / done);
+                     run_epoch_number(r), (long long)r->set->rl.num_epochs, (long long)x->batch + 1,
+                     (long long)r->set->rl.batches, step, x->steps, spent * (all - done) / done);
 }
 
 static void entries_of(const struct rl_run *r, int64_t batch, struct group_entry *out)
@@ -102,7 +101,7 @@ static bool wait_for_scores(struct rl_run *r)
         if (s != SCORING_DEAD) continue;
         if (r->set->reward.on_dead == 1) {
             log_warn("no scorer is left: epoch %lld goes without updates (reward.on_dead)",
-                     (long long)r->state.epoch);
+                     run_epoch_number(r));
             scoring_give_up(r->scoring, "no scorer is left");
             return false;
         }
@@ -125,12 +124,12 @@ static void require_valid(struct rl_run *r, const struct score_row *row, int64_t
         }
     if (!bad) return;
     log_warn("epoch %lld: %lld of %lld clips have no score; the first: sample %lld: %s",
-             (long long)r->state.epoch, (long long)bad, (long long)n,
-             (long long)first->entry.sample, first->reason);
+             run_epoch_number(r), (long long)bad, (long long)n, (long long)first->entry.sample,
+             first->reason);
     if ((double)bad <= r->set->reward.max_invalid * (double)n) return;
     log_warn("%lld of %lld clips of epoch %lld have no score (reward.max_invalid %g); the "
              "scorers' logs are in %s",
-             (long long)bad, (long long)n, (long long)r->state.epoch, r->set->reward.max_invalid,
+             (long long)bad, (long long)n, run_epoch_number(r), r->set->reward.max_invalid,
              r->set->output_dir);
     run_leave(r, NULL, &r->state.adapter, RC_TEMP);
 }
@@ -192,7 +191,7 @@ void run_epoch(struct rl_run *r)
         algo_step_plan(&r->set->rl, (uint64_t)r->set->seed, r->state.epoch);
     struct adv_stats stats = {0};
     struct epoch_updates u = {0};
-    err_push("epoch %lld", (long long)r->state.epoch);
+    err_push("epoch %lld", run_epoch_number(r));
     rollouts(r, &plan);
     struct epoch_times t = {.decode = r->scoring->decode_s - decoded};
     t.rollout = log_seconds() - t0 - t.decode - (r->scoring->wait_s - waited);

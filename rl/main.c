@@ -104,6 +104,7 @@ static void open_session(struct rl_run *r, struct settings *s, struct ckpt *base
                                         .body_arg = &dry,
                                         .lora_old = s->rl.algo == ALGO_NFT};
     session_open(r->ses, s, r->world, shape, true);
+    run_require_targets(r);
     ckpt_load(base, r->ses->fsdp, STATE_MASTER, r->base.kind);
     lora_init_params(r->ses->lora, (uint64_t)s->seed);
     clip_init(&r->state.adapter.clip, s->init_max_grad_norm);
@@ -232,6 +233,7 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     CHECK(r.ses && r.batch, "out of memory");
     struct lock lock = session_lock_output(world, s->output_dir, "lock", "osp rl");
     require_files(s);
+    run_find(&r);
     struct ckpt *base = open_base(&r, s);
     settings_check_ranks(l, world->size); /* with the model of the base */
     dry_require_batches(s);

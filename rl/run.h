@@ -23,6 +23,9 @@ struct rl_run {
     struct session *ses;
     struct stored_model model; /* of the base */
     struct adapter_base base;
+    struct ckpt *from;        /* what the adapters start from, between run_find and run_resume */
+    bool goes_on;             /* it is a state of this run, not only weights to begin with */
+    struct adapter_info with; /* what it says */
     struct prompts prompts, eval_prompts;
     const struct video_codec *codec;
     const struct text_codec *text_codec;
@@ -39,11 +42,19 @@ struct rl_run {
     bool unscored; /* no scorer is left for the rest of this start (reward.on_dead: degrade) */
     double since;  /* log_seconds from which state.seconds lacks the time */
 };
+/* What the epoch in hand is called: as its metrics and its checkpoint, by the number of epochs that
+ * are done when it is. */
+static inline long long run_epoch_number(const struct rl_run *r) { return r->state.epoch + 1; }
 /* ---- state.c ----------------------------------------------------------------------------------*/
 /* Writes <output_dir>/checkpoints/iter_<epoch>; snap NULL: the adapters as they are. */
 void run_save(struct rl_run *r, const struct ckpt_snapshot *snap,
               const struct adapter_state *state);
-/* By settings.resume; false: the run starts fresh. */
+/* By settings.resume and lora_config.lora_path: what the run starts from, and that its kind, rank,
+ * alpha and averages are those of the configuration. Before anything is built. */
+void run_find(struct rl_run *r);
+/* That it is for the modules of the adapters; before the base is read. */
+void run_require_targets(const struct rl_run *r);
+/* Takes what run_find found; false: the run starts fresh. */
 bool run_resume(struct rl_run *r);
 /* Which states a checkpoint of this run holds. */
 unsigned run_kinds(const struct rl_run *r);

@@ -5,6 +5,7 @@
 #include "core/fault.h"
 #include "core/io.h"
 #include "core/log.h"
+#include "parallel/launch.h"
 #include "rl/identity.h"
 #include "rl/prompt_file.h"
 #include "rl/run.h"
@@ -122,21 +123,6 @@ static void require_scorer(const struct rl_run *r, const struct ckpt *c)
     if (*notice) log_info("scorers, in the checkpoint against now: %s", notice);
 }
 
-static void require_adapters(const struct rl_run *r, const struct ckpt *c, struct adapter_info *i)
-{
-    struct err e = {0};
-    adapter_info_read(i, c, &e);
-    err_raise(&e);
-    adapter_require_base(c, i, &r->base, false);
-    const struct lora_config *have = &r->set->lora;
-    if (i->config.rank != have->rank || i->config.alpha != have->alpha)
-        err_stop(RC_CONFIG,
-                 "%s has adapters of rank %lld and alpha %g, the configuration says %lld "
-                 "and %g (lora_config)",
-                 ckpt_path(c), (long long)i->config.rank, i->config.alpha, (long long)have->rank,
-                 have->alpha);
-}
-
 static void load_states(struct rl_run *r, struct ckpt *c, unsigned kinds)
 {
     static const enum state_kind all[] = {STATE_LORA_M, STATE_LORA_V, STATE_LORA_EMA,
@@ -146,17 +132,14 @@ static void load_states(struct rl_run *r, struct ckpt *c, unsigned kinds)
 }
 
 /* Weights of another run to begin with: no moments, no state. */
-static void start_from(struct rl_run *r, const char *path)
+static void start_from(struct rl_run *r)
 {
-    struct ckpt *c = ckpt_open(r->world, path, true);
-    struct adapter_info i = {0};
-    require_adapters(r, c, &i);
+    struct ckpt *c = r->from;
+    adapter_require_base(c, &r->with, &r->base, false);
     adapter_load(c, r->ses->lora, STATE_LORA, STATE_LORA);
     if (r->set->ema_decay > 0) adapter_load(c, r->ses->lora, STATE_LORA_EMA, STATE_LORA);
     if (r->set->rl.algo == ALGO_NFT) adapter_load(c, r->ses->lora, STATE_LORA_OLD, STATE_LORA);
     log_info("adapters start from %s (epoch %lld)", ckpt_path(c), (long long)ckpt_step(c));
-    adapter_info_free(&i);
-    ckpt_close(c);
 }
 
 /* What came after the checkpoint of this folder was written: its evaluation, time. Equal on all
@@ -171,49 +154,82 @@ static void add_past(struct rl_run *r)
     if (past.wall_s > r->state.seconds) r->state.seconds = past.wall_s;
 }
 
-bool run_resume(struct rl_run *r)
+/* What to do when the adapters of a checkpoint are not those of the configuration. */
+static const char *remedy(const struct rl_run *r)
 {
-    struct session *s = r->ses;
-    const char *how = r->set->resume ? r->set->resume : "auto";
-    char *dir = io_path("%s/checkpoints", r->set->output_dir);
-    struct ckpt *c = NULL;
-    const double init_max = r->state.adapter.clip.init_max;
-    watchdog_files(s->watchdog, true);
+    return r->goes_on ? "use another output_dir" : "leave lora_config.lora_path out";
+}
+
+void run_find(struct rl_run *r)
+{
+    const struct settings *s = r->set;
+    struct watchdog *w = launch_watchdog();
+    struct err e = {0};
+    const char *how = s->resume ? s->resume : "auto";
+    char *dir = io_path("%s/checkpoints", s->output_dir);
+    watchdog_files(w, true);
     if (strcmp(how, "auto") == 0)
-        c = ckpt_latest(r->world, dir);
+        r->from = ckpt_latest(r->world, dir);
     else if (strcmp(how, "never"))
-        c = ckpt_open(r->world, how, true);
-    watchdog_files(s->watchdog, false);
-    if (strcmp(how, "auto")) ckpt_require_no_newer(r->world, dir, how, c, "epoch");
+        r->from = ckpt_open(r->world, how, true);
+    r->goes_on = r->from != NULL;
+    if (strcmp(how, "auto")) ckpt_require_no_newer(r->world, dir, how, r->from, "epoch");
+    if (!r->from && s->lora.path) r->from = ckpt_open(r->world, s->lora.path, true);
+    watchdog_files(w, false);
     free(dir);
-    r->saved_epoch = r->state.evaluated = -1;
-    if (!c) {
-        if (r->set->lora.path) start_from(r, r->set->lora.path);
-        return false;
-    }
-    err_push("resuming from %s", ckpt_path(c));
-    struct adapter_info i = {0};
+    if (!r->from) return;
+    if (r->goes_on) ckpt_require_resumable(r->from, STATE_LORA, how, s->output_dir);
+    adapter_info_read(&r->with, r->from, &e);
+    err_raise(&e);
+    adapter_require_rank(r->from, &r->with, &s->lora, remedy(r));
+    if (r->goes_on)
+        ckpt_require_ema(r->from, STATE_LORA_EMA, s->ema_decay,
+                         "begin with its weights only: another output_dir and "
+                         "lora_config.lora_path");
+}
+
+void run_require_targets(const struct rl_run *r)
+{
+    if (r->from) adapter_require_targets(r->from, &r->with, r->ses->lora, &r->set->lora, remedy(r));
+}
+
+static void resume_state(struct rl_run *r)
+{
+    struct ckpt *c = r->from;
+    const double init_max = r->state.adapter.clip.init_max;
     json_t *identity = identity_of(r);
     ckpt_require_same(c, "identity", identity);
     json_decref(identity);
     require_scorer(r, c);
-    require_adapters(r, c, &i);
+    adapter_require_base(c, &r->with, &r->base, false);
     config_log_changes(r->l, json_string_value(json_object_get(ckpt_meta(c), "config")));
     load_states(r, c, run_kinds(r));
-    r->state.adapter = i.state;
+    r->state.adapter = r->with.state;
     r->state.adapter.clip.init_max = init_max;
     const json_t *rl = json_object_get(ckpt_meta(c), "rl");
     r->state.epoch = json_integer_value(json_object_get(rl, "epoch"));
     if (json_object_get(rl, "evaluated"))
         r->state.evaluated = json_integer_value(json_object_get(rl, "evaluated"));
     r->state.seconds = json_number_value(json_object_get(rl, "seconds"));
-    if (strcmp(how, "auto") == 0) { /* it lies in this folder */
+    if (strcmp(r->set->resume ? r->set->resume : "auto", "auto") == 0) { /* of this folder */
         r->saved_epoch = r->state.epoch;
         add_past(r);
     }
     log_info("resumed from %s at epoch %lld", ckpt_path(c), (long long)r->state.epoch);
-    adapter_info_free(&i);
-    ckpt_close(c);
+}
+
+bool run_resume(struct rl_run *r)
+{
+    r->saved_epoch = r->state.evaluated = -1;
+    if (!r->from) return false;
+    err_push("resuming from %s", ckpt_path(r->from));
+    if (r->goes_on)
+        resume_state(r);
+    else
+        start_from(r);
     err_pop();
-    return true;
+    adapter_info_free(&r->with);
+    ckpt_close(r->from);
+    r->from = NULL;
+    return r->goes_on;
 }

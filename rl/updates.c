@@ -33,7 +33,7 @@ static void stop_if_asked(struct rl_run *r)
     fault_hit("update");
     if (!launch_stop(r->world)) return;
     log_info("stopped by a signal in the updates of epoch %lld; run again to go on",
-             (long long)r->state.epoch);
+             run_epoch_number(r));
     run_leave(r, r->before, &r->before_state, RC_PREEMPTED);
 }
 
@@ -106,7 +106,7 @@ static void require_finite(const struct rl_run *r, const struct adapter_result *
     const struct adapter_state *s = &r->state.adapter;
     if (!a->skipped) return;
     log_warn("epoch %lld: loss %g, gradient norm %g; the step was skipped (%lld in a row)",
-             (long long)r->state.epoch, loss, a->norm, (long long)s->skipped_in_row);
+             run_epoch_number(r), loss, a->norm, (long long)s->skipped_in_row);
     if (s->skipped_in_row > r->set->max_skipped_steps)
         err_stop(RC_NUMERIC, "%lld steps in a row were not finite (max_skipped_steps: %lld)",
                  (long long)s->skipped_in_row, (long long)r->set->max_skipped_steps);
@@ -156,7 +156,7 @@ static void require_on_policy(const struct rl_run *r, double log_ratio)
         err_stop(RC_NUMERIC,
                  "the first update of epoch %lld finds |log ratio| %.2e where the rollout's own "
                  "policy must give 0 (limit %.0e): rollout and update do not compute the same",
-                 (long long)r->state.epoch, log_ratio, limit);
+                 run_epoch_number(r), log_ratio, limit);
 }
 
 static void add_stats(struct epoch_updates *u, const struct update_stats *s, int steps)
@@ -227,8 +227,8 @@ struct epoch_updates run_updates(struct rl_run *r, const struct step_plan *plan,
         free(set.taken);
         if (r->world->rank == 0)
             log_progress("epoch %lld/%lld  update %lld/%lld  ETA %.0f s of the updates",
-                         (long long)r->state.epoch, (long long)r->set->rl.num_epochs,
-                         (long long)step + 1, (long long)all,
+                         run_epoch_number(r), (long long)r->set->rl.num_epochs, (long long)step + 1,
+                         (long long)all,
                          (log_seconds() - began) / (double)(step + 1) * (double)(all - step - 1));
     }
     comm_context(r->world, NULL);

@@ -86,6 +86,17 @@ bool rl_calm(const char *name, const char *algo, const struct process_opts *o)
     return rc == 0;
 }
 
+void rl_refuse(const char *name, const char *set, const char *says)
+{
+    struct process_opts o = plain_rl;
+    char *said;
+    o.sets[0] = set;
+    const int rc = rl_run(name, "mix_grpo", &o, &said);
+    EXPECT(rc == RC_CONFIG && strstr(said, says), "%s: exit code %d, no \"%s\" in: %s", set, rc,
+           says, said);
+    free(said);
+}
+
 /* The last value, and the lines that count. */
 static int find_metric(const char *name, int epoch, const char *key, double *found)
 {

@@ -11,6 +11,8 @@ void write_text(const char *name, const char *text); /* test_dir()/NAME */
 int rl_run(const char *name, const char *algo, const struct process_opts *o, char **said);
 /* The same, expected to end well. */
 bool rl_calm(const char *name, const char *algo, const struct process_opts *o);
+/* Mix-GRPO into test_dir()/NAME with this key=value is a configuration error that says so. */
+void rl_refuse(const char *name, const char *set, const char *says);
 /* The last value of a key at an epoch; NaN: there is none. */
 double rl_metric(const char *name, int epoch, const char *key);
 /* How many lines of an epoch have it, without those that a resume has made void. */

@@ -69,6 +69,66 @@ static void test_shift(struct comm *world)
     free(path);
 }
 
+/* Files of other verbs are named as such in one line; files of this one never are. */
+static void load_any(void *arg)
+{
+    struct job *j = arg;
+    struct loaded_settings l;
+    settings_load(&l, (enum settings_verb)j->num_sets, j->path, NULL, 0);
+    settings_free(&l);
+}
+
+static void test_other_verb(struct comm *world)
+{
+    (void)world;
+    static const struct {
+        const char *path;
+        enum settings_verb verb;
+        const char *says;
+    } list[] = {
+        {"configs/train/tiny.yaml", SETTINGS_RL, "a configuration of osp train, not of osp rl"},
+        {"configs/train/osp_14b.yaml", SETTINGS_RL, "run it: mpirun -n RANKS osp train configs/"},
+        {"configs/rl/tiny.yaml", SETTINGS_TRAIN, "a configuration of osp rl, not of osp train"},
+        {"configs/train/tiny.yaml", SETTINGS_SAMPLE, "osp train, not of osp sample"},
+        {"configs/rl/tiny.yaml", SETTINGS_SAMPLE, "osp rl, not of osp sample"},
+        {"configs/sample/tiny.yaml", SETTINGS_RL, "osp sample, not of osp rl"},
+        {"configs/data/clips.yaml", SETTINGS_TRAIN, "osp data, not of osp train"}};
+    char line[1024];
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+        struct job j = {list[i].path, NULL, list[i].verb};
+        expect_stop(list[i].says, RC_CONFIG, load_any, &j);
+        EXPECT(settings_whose(list[i].verb, j.path, line, sizeof line) == SETTINGS_WHOLLY_OTHER &&
+                   !strchr(line, '\n'),
+               "%s", line);
+    }
+    /* A mistake of its own: the line, and then the list. A typo, a missing or a foreign key in a
+     * file of this verb: only the list. */
+    static const struct {
+        const char *base, *more;
+        enum settings_whose whose;
+        const char *says;
+    } mixed[] = {
+        {"configs/train/tiny.yaml", "sede: 1\n", SETTINGS_PARTLY_OTHER, "sede: unknown key"},
+        {"configs/rl/tiny.yaml", "sede: 1\n", SETTINGS_OWN, "sede: unknown key"},
+        {"configs/rl/tiny.yaml", "training_iteration: 5\nprompt_txt: a cat\n", SETTINGS_OWN,
+         "2 problems in the configuration"},
+        {NULL, "seed: 5\n", SETTINGS_OWN, "rl.shift: is required"}};
+    for (size_t i = 0; i < sizeof mixed / sizeof *mixed; i++) {
+        char *path = io_path("%s/mixed.yaml", test_dir()), text[8192] = "";
+        FILE *in = mixed[i].base ? fopen(mixed[i].base, "r") : NULL;
+        struct err e = {0};
+        if (in) text[fread(text, 1, sizeof text - 200, in)] = 0;
+        if (in) fclose(in);
+        strcat(text, mixed[i].more);
+        io_write_file(path, text, strlen(text), &e);
+        struct job j = {path, NULL, SETTINGS_RL};
+        expect_stop(mixed[i].says, RC_CONFIG, load_any, &j);
+        EXPECT(settings_whose(SETTINGS_RL, path, line, sizeof line) == mixed[i].whose, "%s with %s",
+               mixed[i].base, mixed[i].more);
+        free(path);
+    }
+}
+
 static void test_dropout(struct comm *world)
 {
     (void)world;
@@ -181,6 +241,7 @@ static void test_reward_keys(struct comm *world)
 int main(int argc, char **argv)
 {
     static const struct test tests[] = {
+        {"a file of another verb is named as such", test_other_verb, {0}, 0},
         {"the official file of post-training loads", test_official_rl, {0}, 0},
         {"limit of scores, device of scorers", test_reward_keys, {0}, 0},
         {"the shift must be said; best_of is not for nft", test_shift, {0}, 0},

@@ -72,12 +72,21 @@ static void test_program(struct comm *world)
         io_path("%s/osp convert adapter %s/typed %s %s/x --ema 2>&1", build(), d, base, d),
         io_path("%s/typed-out", d),
         io_path("%s/native", d),
-        io_path("%s/typed-merged", d)};
+        io_path("%s/typed-merged", d),
+        io_path("%s/osp inspect %s/typed-merged 2>&1", build(), d)};
     EXPECT(run(cmd[0], said) == 0 && strstr(said, "32 adapters of rank 2, alpha 6"), "%s", said);
     EXPECT(strstr(said, "target_modules is one text and not a list"), "%s", said);
     EXPECT(run(cmd[1], said) == 0 && strstr(said, "32 adapters"), "%s", said);
-    EXPECT(run(cmd[2], said) == 0 && strstr(said, "adapters   rank 2, alpha 6, scale 3"), "%s",
-           said);
+    EXPECT(run(cmd[2], said) == 0 && strstr(said, "adapters   rank 2, alpha 6, scale 3") &&
+               strstr(said, "made by    osp convert adapter, from ") && !strstr(said, " -,"),
+           "%s", said);
+    EXPECT(
+        run(cmd[8], said) == 0 && strstr(said, "run        stage merged") &&
+            strstr(said, "made by    osp convert merge, from ") && strstr(said, "from base  ") &&
+            strstr(
+                said,
+                "typed-out/checkpoints/iter_000000000, step 0, lora weights\n           SHA-256 "),
+        "%s", said);
     for (int i = 3; i < 5; i++)
         EXPECT(run(cmd[i], said) == RC_USAGE && strstr(said, "PEFT_DIR BASE OUT"), "%s", said);
     expect_equal(world, "typed-out", "native", true);
@@ -88,7 +97,7 @@ static void test_program(struct comm *world)
     EXPECT(same_video("video-import", "video-native"), "other videos than the native adapters'");
     EXPECT(!same_video("video-import", "video-base"), "the adapters change nothing");
     EXPECT(!same_video("video-merged", "video-base"), "merging changes nothing");
-    for (int i = 0; i < 8; i++) free(cmd[i]);
+    for (int i = 0; i < 9; i++) free(cmd[i]);
     free_folder(&f);
     free(base);
 }

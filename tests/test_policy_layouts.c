@@ -279,6 +279,43 @@ static void test_no_divergence(struct comm *world)
     no_divergence(world, "cpu", DT_BF16, 0);
 }
 
+/* Rollout and update of the same rows on the same ranks, in the type of the masters: not one bit
+ * apart, and with adapters that do nothing yet not one bit from the base. */
+static void same_bits(struct comm *world, struct mesh_degrees degrees, const struct shape *s,
+                      bool fresh)
+{
+    struct policy_case_opts o = options(s, "cpu", DT_F32);
+    struct policy_case c;
+    struct outcome r = {0};
+    o.degrees = degrees;
+    policy_case_open(&c, world, &o);
+    if (fresh) lora_init_params(c.f.lora, 5);
+    policy_case_rollout(&c, NULL);
+    updates(&c, false, &r);
+    EXPECT(r.log_ratio == 0, "%s, ssp %d x sp %d of %d: |log ratio| %.2g", s->name, degrees.ssp,
+           degrees.sp, world->size, r.log_ratio);
+    EXPECT(s->kl_beta == 0 || (r.kl == 0) == fresh,
+           "%s, ssp %d x sp %d of %d, %s adapters: divergence %g", s->name, degrees.ssp, degrees.sp,
+           world->size, fresh ? "fresh" : "trained", r.kl);
+    free_outcome(&r);
+    policy_case_close(&c);
+}
+
+static void test_same_bits(struct comm *world)
+{
+    const int W = world->size;
+    const struct mesh_degrees layout[] = {{1, W, 1}, {W, 1, 1}, {2, W / 2, 1}, {1, W / 2, 1}};
+    if (!dev_supports("cpu", DT_F32)) {
+        test_skip("no cpu device");
+        return;
+    }
+    for (int l = 0; l < (W == 4 ? 4 : W); l++)
+        for (int i = 0; i < NUM_SHAPES; i += test_fast() ? 2 : 1) {
+            same_bits(world, layout[l], &shapes[i], false);
+            same_bits(world, layout[l], &shapes[i], true);
+        }
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
@@ -290,6 +327,9 @@ int main(int argc, char **argv)
         {.name = "a policy that did not change has ratio 1",
          .run = test_on_policy,
          .ranks = {1, 2}},
+        {.name = "cpu f32: ratio 1 and no divergence to the bit, SSP and Ulysses",
+         .run = test_same_bits,
+         .ranks = {1, 2, 4}},
         {.name = "no divergence from the base before the first step",
          .run = test_no_divergence,
          .ranks = {1, 4}},

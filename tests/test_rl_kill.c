@@ -55,15 +55,15 @@ static void test_hurt(struct comm *world)
     if (!rl_ready() || !rl_calm("calm", "mix_grpo", &plain_rl)) return;
     static const struct hurt list[] = {
         {"in_updates", "update@0:11:kill", 137, "saved", 0},
-        {"term_updates", "update@1:8:term", RC_PREEMPTED, "in the updates of epoch 1", 0},
+        {"term_updates", "update@1:8:term", RC_PREEMPTED, "in the updates of epoch 2", 0},
         {"in_rollout", "rollout@1:10:kill", 137, "saved", 0},
         {"in_save", "save@1:2:kill", 137, "saved", 0},
         {"in_scores", "scores@0:3:kill", 137, "epoch", 0},
         {"in_evaluation", "evaluate@1:3:kill", 137, "epoch", 2},
         {"in_last_evaluation", "evaluate@0:6:kill", 137, "epoch", 4},
         {"after_evaluation", "rollout@1:9:kill", 137, "evaluation at epoch 2", 2},
-        {"term_rollout", "rollout@1:6:term", RC_PREEMPTED, "before the updates of epoch 1", 0},
-        {"term_first", "update@0:3:usr1", RC_PREEMPTED, "in the updates of epoch 0", 0},
+        {"term_rollout", "rollout@1:6:term", RC_PREEMPTED, "before the updates of epoch 2", 0},
+        {"term_first", "update@0:3:usr1", RC_PREEMPTED, "in the updates of epoch 1", 0},
         {"term_scores", "scores@1:2:term", RC_PREEMPTED, "before the updates of epoch", 0},
         {"term_evaluation", "evaluate@0:3:term", RC_PREEMPTED, "in the evaluation of epoch 2", 2},
     };
@@ -77,9 +77,9 @@ static void test_hurt_nft(struct comm *world)
     (void)world;
     if (!rl_ready() || !rl_calm("nft", "nft", &plain_rl)) return;
     static const struct hurt list[] = {
-        {"nft_term_rollout", "rollout@1:6:term", RC_PREEMPTED, "before the updates of epoch 1", 0},
+        {"nft_term_rollout", "rollout@1:6:term", RC_PREEMPTED, "before the updates of epoch 2", 0},
         {"nft_in_updates", "update@0:15:kill", 137, "saved", 0},
-        {"nft_term_updates", "update@0:11:term", RC_PREEMPTED, "in the updates of epoch 1", 0},
+        {"nft_term_updates", "update@0:11:term", RC_PREEMPTED, "in the updates of epoch 2", 0},
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) hurt_one(&list[i], "nft", "nft");
 }

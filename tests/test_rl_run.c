@@ -46,17 +46,6 @@ static void test_ranks(struct comm *world)
 }
 
 /* ---- what it says and leaves ------------------------------------------------------------------*/
-static void refuse(const char *name, const char *set, const char *says)
-{
-    struct process_opts o = plain_rl;
-    char *said;
-    o.sets[0] = set;
-    const int rc = rl_run(name, "mix_grpo", &o, &said);
-    EXPECT(rc == RC_CONFIG && strstr(said, says), "%s: exit code %d, no \"%s\" in: %s", set, rc,
-           says, said);
-    free(said);
-}
-
 static void test_refusals(struct comm *world)
 {
     (void)world;
@@ -66,14 +55,14 @@ static void test_refusals(struct comm *world)
          *prompts = io_path("rl_config.prompt_file=%s/other.txt", test_dir());
     const struct process_opts train = {.verb = "train", .sets = {"seed=8"}};
     EXPECT(process_run(yaml, log, &train, NULL) == 0, "see %s", log);
-    refuse("mine", base, "was made for the");
-    refuse("mine", "init_from=base", "was made for the");
-    refuse("mine", "seed=12", "seed: 11 in the checkpoint, 12 now");
-    refuse("mine", prompts, "prompts: ");
-    refuse("mine", "rl.shift=3", "rl.shift: 1.0 in the checkpoint, 3.0 now");
-    refuse("mine", "rl_config.train_batch_size=3", "rl_config.train_batch_size 3");
-    refuse("mine", "rl_config.num_image_per_prompt=3",
-           "no whole groups of num_image_per_prompt = 3");
+    rl_refuse("mine", base, "was made for the");
+    rl_refuse("mine", "init_from=base", "was made for the");
+    rl_refuse("mine", "seed=12", "seed: 11 in the checkpoint, 12 now");
+    rl_refuse("mine", prompts, "prompts: ");
+    rl_refuse("mine", "rl.shift=3", "rl.shift: 1.0 in the checkpoint, 3.0 now");
+    rl_refuse("mine", "rl_config.train_batch_size=3", "rl_config.train_batch_size 3");
+    rl_refuse("mine", "rl_config.num_image_per_prompt=3",
+              "no whole groups of num_image_per_prompt = 3");
     free(yaml);
     free(log);
     free(base);
@@ -129,14 +118,14 @@ static void test_newer(struct comm *world)
     struct err e = {0};
     o.sets[0] = "rl_config.eval_freq=0";
     if (!rl_ready() || !rl_calm("newer", "mix_grpo", &o)) return;
-    refuse("newer", path, "iter_000000002 would start at epoch 2, but");
-    refuse("newer", "resume=never", "holds checkpoints up to epoch 4; set resume: auto");
+    rl_refuse("newer", path, "iter_000000002 would start at epoch 2, but");
+    rl_refuse("newer", "resume=never", "holds checkpoints up to epoch 4; set resume: auto");
     io_mkdir(bad, &e);
-    refuse("damaged", "resume=never", "holds checkpoints, which are damaged");
+    rl_refuse("damaged", "resume=never", "holds checkpoints, which are damaged");
     o.fault = "update@0:1:usr1";
     int rc = rl_run("first", "mix_grpo", &o, &said);
     EXPECT(rc == RC_PREEMPTED, "exit code %d: %s", rc, said);
-    refuse("first", "resume=never", "holds checkpoints up to epoch 0");
+    rl_refuse("first", "resume=never", "holds checkpoints up to epoch 0");
     free(said);
     o.fault = NULL;
     o.sets[1] = path;
@@ -258,7 +247,7 @@ static void test_invalid(struct comm *world)
     o.sets[1] = "rl_config.eval_freq=0";
     o.sets[2] = "max_seconds=0.01";
     int rc = rl_run("invalid", "mix_grpo", &o, &said);
-    EXPECT(rc == RC_TEMP && strstr(said, "8 of 8 clips of epoch 0 have no score"),
+    EXPECT(rc == RC_TEMP && strstr(said, "8 of 8 clips of epoch 1 have no score"),
            "exit code %d: %s", rc, said);
     free(said);
     said = process_log(metrics);

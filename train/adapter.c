@@ -219,6 +219,59 @@ void adapter_info_read(struct adapter_info *i, const struct ckpt *c, struct err 
     read_state(&r, &i->state);
 }
 
+static void list_targets(const struct cfg_texts *t, char *out, size_t size)
+{
+    size_t n = (size_t)snprintf(out, size, "[");
+    for (int i = 0; i < t->n && n < size; i++)
+        n += (size_t)snprintf(out + n, size - n, "%s%s", i ? ", " : "", t->v[i]);
+    if (n < size) snprintf(out + n, size - n, "]");
+}
+
+void adapter_require_rank(const struct ckpt *c, const struct adapter_info *i,
+                          const struct lora_config *now, const char *remedy)
+{
+    if (i->config.rank != now->rank)
+        err_stop(RC_CONFIG, "lora_config.rank: %lld in %s, %lld now; set %lld, or %s",
+                 (long long)i->config.rank, ckpt_path(c), (long long)now->rank,
+                 (long long)i->config.rank, remedy);
+    if (i->config.alpha != now->alpha)
+        err_stop(RC_CONFIG, "lora_config.alpha: %g in %s, %g now; set %g, or %s", i->config.alpha,
+                 ckpt_path(c), now->alpha, i->config.alpha, remedy);
+}
+
+/* A tensor of adapters that only one of both has; NULL: they are for the same modules. */
+static const char *odd_tensor(const struct ckpt *c, const struct lora *l)
+{
+    struct ckpt_tensor t;
+    for (int k = 0; k < ckpt_num_tensors(c); k++) {
+        t = ckpt_tensor_at(c, k);
+        if (t.kind == STATE_LORA && !lora_find(l, t.name)) return t.name;
+    }
+    for (int k = 0; k < l->num_params; k++)
+        if (!ckpt_find(c, STATE_LORA, l->param[k].name, &t)) return l->param[k].name;
+    return NULL;
+}
+
+void adapter_require_targets(const struct ckpt *c, const struct adapter_info *i,
+                             const struct lora *l, const struct lora_config *now,
+                             const char *remedy)
+{
+    const char *odd = odd_tensor(c, l);
+    if (!odd) return;
+    char then[1024], have[1024];
+    list_targets(&i->config.targets, then, sizeof then);
+    list_targets(&now->targets, have, sizeof have);
+    if (strcmp(then, have) == 0)
+        err_stop(RC_CONFIG,
+                 "%s: its adapters for %s do not fit the modules of this model (%s is on one side "
+                 "only); use it on its own base, %s",
+                 ckpt_path(c), then, odd, i->base.path);
+    err_stop(RC_CONFIG,
+             "lora_config.target_modules: %s in %s, %s now (%s is on one side only); set those of "
+             "the checkpoint, or %s",
+             then, ckpt_path(c), have, odd, remedy);
+}
+
 void adapter_info_free(struct adapter_info *i)
 {
     for (int k = 0; k < i->config.targets.n; k++) free(i->config.targets.v[k]);

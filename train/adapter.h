@@ -73,6 +73,14 @@ void adapter_info_free(struct adapter_info *i);
  */
 void adapter_require_base(const struct ckpt *c, const struct adapter_info *i,
                           const struct adapter_base *have, bool force);
+/* Stop with RC_CONFIG, the key, both values and the remedy ("use another output_dir") when the
+ * adapters of c have another rank or alpha, or are for other modules than those of l, however the
+ * targets are written. */
+void adapter_require_rank(const struct ckpt *c, const struct adapter_info *i,
+                          const struct lora_config *now, const char *remedy);
+void adapter_require_targets(const struct ckpt *c, const struct adapter_info *i,
+                             const struct lora *l, const struct lora_config *now,
+                             const char *remedy);
 /* Fills the states of l from c; from: as in ckpt_load. Every tensor must be there. */
 void adapter_load(struct ckpt *c, struct lora *l, enum state_kind kind, enum state_kind from);
 #endif

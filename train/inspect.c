@@ -35,27 +35,32 @@ static bool has_kind(const struct tensor_scan *s, int n, int kind)
     return false;
 }
 
-/* A member of an object inside an object as text; "-" when it is not there. malloc'ed. */
-static char *member(const json_t *meta, const char *object, const char *key)
+/* A member of an object as text; NULL when it is not there. malloc'ed. */
+static char *member(const json_t *o, const char *key)
 {
-    const json_t *v = json_object_get(object ? json_object_get(meta, object) : meta, key);
+    const json_t *v = json_object_get(o, key);
     if (json_is_string(v)) return io_path("%s", json_string_value(v));
     if (json_is_integer(v)) return io_path("%lld", (long long)json_integer_value(v));
     if (json_is_real(v)) return io_path("%.6g", json_real_value(v));
-    return io_path("-");
+    return NULL;
 }
 
-static void print_members(FILE *out, const char *title, const json_t *meta, const char *object,
-                          const char *const *key, int n)
+/* One row of the members that o has, after `first`; no row when there is nothing to say. */
+static void print_row(FILE *out, const char *title, const char *first, const json_t *o,
+                      const char *const *key, int n)
 {
-    fprintf(out, "%s", title);
+    bool any = first != NULL;
+    if (first) fprintf(out, "%-10s %s", title, first);
     for (int i = 0; i < n; i++) {
-        char *v = member(meta, object, key[i]);
+        char *v = member(o, key[i]);
+        if (!v) continue;
         const char *short_name = strrchr(key[i], '.') ? strrchr(key[i], '.') + 1 : key[i];
-        fprintf(out, "%s%s %s", i ? ", " : " ", short_name, v);
+        if (!any) fprintf(out, "%-10s ", title);
+        fprintf(out, "%s%s %s", any ? ", " : "", short_name, v);
+        any = true;
         free(v);
     }
-    fprintf(out, "\n");
+    if (any) fprintf(out, "\n");
 }
 
 static void print_sparsity(FILE *out, const json_t *meta)
@@ -63,41 +68,60 @@ static void print_sparsity(FILE *out, const json_t *meta)
     static const char *const keys[] = {"model_config.sparse_ratio", "model_config.num_full_blocks",
                                        "model_config.skiparse_dim", "model_config.num_layers",
                                        "model_config.dim"};
-    const json_t *type =
-        json_object_get(json_object_get(meta, "structure"), "model_config.skiparse_model_type");
-    fprintf(out, "%-10s %s,", "blocks",
-            !type                                           ? "-"
-            : json_integer_value(type) == SKIPARSE_DUAL_END ? "dual_end"
-                                                            : "full");
-    print_members(out, "", meta, "structure", keys, sizeof keys / sizeof *keys);
+    const json_t *s = json_object_get(meta, "structure"),
+                 *type = json_object_get(s, "model_config.skiparse_model_type");
+    print_row(out, "blocks",
+              !type                                           ? NULL
+              : json_integer_value(type) == SKIPARSE_DUAL_END ? "dual_end"
+                                                              : "full",
+              s, keys, sizeof keys / sizeof *keys);
 }
 
-static void print_clip(FILE *out, const json_t *meta)
+/* Weights that something was made for, or of, as far as they are known: "PATH, step 3, ema
+ * weights" and their hash; first: what stands before them. */
+static void print_source(FILE *out, const char *title, const char *first, const json_t *o)
 {
-    static const char *const keys[] = {"mean", "var", "limit", "decay", "init_max"};
-    const json_t *state = json_object_get(meta, "state");
-    print_members(out, "clip      ", state, "clip", keys, sizeof keys / sizeof *keys);
+    char *path = member(o, "path"), *step = member(o, "step"), *kind = member(o, "kind"),
+         *hash = member(o, "sha256");
+    if (first || path) {
+        fprintf(out, "%-10s %s%s%s", title, first ? first : "", first && path ? ", from " : "",
+                path ? path : "");
+        if (step) fprintf(out, ", step %s", step);
+        if (kind) fprintf(out, ", %s weights", kind);
+        fprintf(out, "\n");
+    }
+    if (hash) fprintf(out, "%-10s SHA-256 %s\n", "", hash);
+    free(path);
+    free(step);
+    free(kind);
+    free(hash);
 }
 
 /* Of an adapter checkpoint: what it is and what it was made for. */
 static void print_lora(FILE *out, const json_t *meta)
 {
-    static const char *const keys[] = {"rank", "alpha", "scale"};
-    const json_t *l = json_object_get(meta, "lora"), *b = json_object_get(meta, "base"),
-                 *targets = json_object_get(l, "targets");
-    if (!l) return;
-    print_members(out, "adapters  ", meta, "lora", keys, 3);
-    fprintf(out, "targets   ");
+    static const char *const keys[] = {"rank", "alpha", "scale", "dropout"}, *const rl[] = {
+                                                                                 "epoch",
+                                                                                 "evaluated",
+                                                                                 "seconds"};
+    const json_t *l = json_object_get(meta, "lora"), *targets = json_object_get(l, "targets");
+    print_row(out, "training", NULL, json_object_get(meta, "rl"), rl, 3);
+    print_row(out, "adapters", NULL, l, keys, 4);
+    if (json_array_size(targets)) fprintf(out, "%-10s", "targets");
     for (size_t i = 0; i < json_array_size(targets); i++)
         fprintf(out, " %s", json_string_value(json_array_get(targets, i)));
-    char *path = member(meta, "base", "path"), *step = member(meta, "base", "step"),
-         *kind = member(meta, "base", "kind"), *hash = member(meta, "base", "sha256");
-    fprintf(out, "\nbase       %s, step %s, %s weights\n           SHA-256 %s\n", b ? path : "-",
-            step, kind, hash);
-    free(path);
-    free(step);
-    free(kind);
-    free(hash);
+    if (json_array_size(targets)) fprintf(out, "\n");
+    print_source(out, "base", NULL, json_object_get(meta, "base"));
+}
+
+/* Of a checkpoint that was made of others: by what, of what. */
+static void print_provenance(FILE *out, const json_t *meta)
+{
+    const json_t *p = json_object_get(meta, "provenance"), *a = json_object_get(p, "adapter");
+    char *by = member(p, "made_by");
+    print_source(out, "made by", by, a ? a : p);
+    print_source(out, "from base", NULL, json_object_get(p, "base"));
+    free(by);
 }
 
 static void print_head(FILE *out, struct ckpt *c, const char *when, bool verified)
@@ -105,16 +129,18 @@ static void print_head(FILE *out, struct ckpt *c, const char *when, bool verifie
     static const char *const layout[] = {"ranks", "fsdp_size", "skiparse_sp_size", "sp_size"};
     static const char *const state[] = {"cursor", "adam_steps", "ema_updates", "skipped",
                                         "seconds"};
+    static const char *const clip[] = {"mean", "var", "limit", "decay", "init_max"};
     static const char *const stage[] = {"stage"};
-    json_t *meta = ckpt_meta(c);
+    const json_t *meta = ckpt_meta(c), *s = json_object_get(meta, "state");
     fprintf(out, "checkpoint %s\nstep       %lld\nwritten    %s\n", ckpt_path(c),
             (long long)ckpt_step(c), when);
-    print_members(out, "layout    ", meta, "layout", layout, 4);
-    print_members(out, "run       ", meta, NULL, stage, 1);
+    print_row(out, "layout", NULL, json_object_get(meta, "layout"), layout, 4);
+    print_row(out, "run", NULL, meta, stage, 1);
     print_lora(out, meta);
+    print_provenance(out, meta);
     print_sparsity(out, meta);
-    print_members(out, "state     ", meta, "state", state, 5);
-    print_clip(out, meta);
+    print_row(out, "state", NULL, s, state, 5);
+    print_row(out, "clip", NULL, json_object_get(s, "clip"), clip, 5);
     fprintf(out, "checksums  %s\n",
             verified ? "every byte of every file matches" : "not compared (--verify)");
 }

@@ -134,10 +134,12 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     if (strcmp(how, "auto")) ckpt_require_no_newer(s->world, dir, how, c, "step");
     free(dir);
     if (!c) return false;
+    ckpt_require_resumable(c, STATE_MASTER, how, s->set->output_dir);
     err_push("resuming from %s", ckpt_path(c));
     json_t *structure = structure_of(t);
     ckpt_require_same(c, "structure", structure);
     json_decref(structure);
+    ckpt_require_ema(c, STATE_EMA, s->set->ema_decay, "use another output_dir");
     config_log_changes(l, json_string_value(json_object_get(ckpt_meta(c), "config")));
     ckpt_load(c, s->fsdp, STATE_MASTER, STATE_MASTER);
     if (!json_object_get(ckpt_meta(c), "provenance")) {

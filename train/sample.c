@@ -394,6 +394,7 @@ static void open_model(struct sampling *s, struct comm *world)
     const struct session_shape shape = {
         .batch = B, .t = z[1], .h = z[2], .w = z[3], .channels = z[0]};
     session_open(s->ses, c, world, shape, false);
+    if (lora) adapter_require_targets(lora, &s->lora, s->ses->lora, &c->lora, "leave lora out");
     c->lora = (struct lora_config){0}; /* the texts are those of s->lora */
     ckpt_load(k, s->ses->fsdp, STATE_MASTER, base_kind(c));
     if (lora) adapter_load(lora, s->ses->lora, STATE_LORA, s->lora_kind);

@@ -460,3 +460,58 @@ const struct cfg_field *settings_schema(enum settings_verb verb, int *n)
     *n = table_rows[verb];
     return tables[verb];
 }
+
+/* ---- whose file is it? ------------------------------------------------------------------------*/
+/* How a file reads with the keys of one verb. foreign: keys of it that only others have; first: the
+ * first such row, or NULL. */
+struct reading {
+    int problems, foreign;
+    const char *first;
+};
+static struct reading read_as(int verb, const char *path)
+{
+    int n;
+    const struct cfg_field *schema = settings_schema((enum settings_verb)verb, &n);
+    struct cfg_origin *origin = calloc((size_t)n, sizeof *origin);
+    struct settings *s = calloc(1, sizeof *s);
+    char *report, *notices;
+    CHECK(origin && s, "out of memory");
+    struct reading r = {0};
+    r.problems = cfg_load(schema, n, s, origin, path, NULL, 0, &report, &notices);
+    for (int i = 0; i < n; i++) {
+        if (schema[i].type != CFG_REFUSED || origin[i].line == 0) continue;
+        if (!r.first) r.first = schema[i].key;
+        r.foreign++;
+    }
+    cfg_free(schema, n, s);
+    free(report);
+    free(notices);
+    free(origin);
+    free(s);
+    return r;
+}
+
+enum settings_whose settings_whose(enum settings_verb verb, const char *path, char *out,
+                                   size_t size)
+{
+    static const int candidates[] = {SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE, SETTINGS_RL};
+    const struct reading own = read_as(verb, path);
+    struct reading best = own;
+    const char *name = NULL;
+    for (size_t k = 0; k < sizeof candidates / sizeof *candidates; k++) {
+        const struct reading r = read_as(candidates[k], path);
+        if (r.foreign < best.foreign) {
+            best = r;
+            name = verb_names[candidates[k]];
+        }
+    }
+    const bool whole = name && best.problems == 0;
+    if (!whole && (!name || own.foreign < 3 || best.foreign * 3 > own.foreign)) return SETTINGS_OWN;
+    char others[48] = "";
+    if (own.foreign > 1) snprintf(others, sizeof others, " (and %d more)", own.foreign - 1);
+    snprintf(out, size,
+             "%s looks like a configuration of %s, not of %s, which has no key %s%s; to run it: "
+             "mpirun -n RANKS %s %s",
+             path, name, verb_names[verb], own.first, others, name, path);
+    return whole ? SETTINGS_WHOLLY_OTHER : SETTINGS_PARTLY_OTHER;
+}

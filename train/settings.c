@@ -402,6 +402,15 @@ static _Noreturn void stop(int problems, char *report)
              problems == 1 ? "" : "s", text);
 }
 
+/* A file of another verb has problems with most of its keys; what they have in common is said
+ * instead of them (true: text), or in front of them where the file has mistakes of its own. */
+static bool belongs_elsewhere(enum settings_verb verb, const char *path, char *text, size_t size)
+{
+    const enum settings_whose whose = settings_whose(verb, path, text, size);
+    if (whose == SETTINGS_PARTLY_OTHER) log_warn("%s", text);
+    return whose == SETTINGS_WHOLLY_OTHER;
+}
+
 void settings_load(struct loaded_settings *out, enum settings_verb verb, const char *path,
                    char *const *sets, int num_sets)
 {
@@ -417,6 +426,13 @@ void settings_load(struct loaded_settings *out, enum settings_verb verb, const c
     char *report = NULL, *notices = NULL;
     int problems =
         cfg_load(schema, n, &out->s, out->origin, out->path, sets, num_sets, &report, &notices);
+    char other[1024];
+    if (problems && path && belongs_elsewhere(verb, path, other, sizeof other)) {
+        free(report);
+        free(notices);
+        settings_free(out);
+        err_stop(RC_CONFIG, "%s", other);
+    }
     if (*notices) log_info("%.*s", (int)strcspn(notices, "\n"), notices);
     free(notices);
     char *more = NULL;

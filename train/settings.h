@@ -133,6 +133,16 @@ struct loaded_settings {
 /* The rows of one verb (train and plan share theirs). Keys of other verbs are in it as CFG_REFUSED
  * with a reason that names their verb, so one file cannot silently mean less than it says. */
 const struct cfg_field *settings_schema(enum settings_verb verb, int *n);
+/* Whether a file that this verb refuses was written for another one: most of the keys that do not
+ * belong here are keys of that verb. out: one line that names both verbs and how to run the file;
+ * untouched when it is this verb's own. */
+enum settings_whose {
+    SETTINGS_OWN,
+    SETTINGS_PARTLY_OTHER, /* the other verb would refuse it too, for less */
+    SETTINGS_WHOLLY_OTHER  /* the other verb takes it as it is */
+};
+enum settings_whose settings_whose(enum settings_verb verb, const char *path, char *out,
+                                   size_t size);
 /* Loads, applies the cross-field rules that need no rank count, prints notices (rank 0) and stops
  * with RC_CONFIG and the list of all problems. */
 void settings_load(struct loaded_settings *out, enum settings_verb verb, const char *path,
