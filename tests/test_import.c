@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/io.h"
+#include "core/lock.h"
 #include "core/log.h"
 #include "tests/check.h"
 #include "tests/fixture.h"
@@ -398,6 +399,19 @@ static void merge_pair(void *arg)
     merge_adapter(&(struct merge_job){.base = p->base, .adapter = p->peft, .out = p->out});
 }
 
+/* As another process that writes to this folder. */
+static struct lock hold(const char *dir)
+{
+    struct err e = {0};
+    struct lock lock;
+    char *path = io_path("%s/lock", dir), holder[32];
+    io_mkdir(dir, &e);
+    err_raise(&e);
+    CHECK(lock_take(&lock, path, holder, &e), "%s: %s", path, e.msg);
+    free(path);
+    return lock;
+}
+
 /* A base of other sizes, one of other weights, one that is none, a result that is there. */
 static void test_bases(struct comm *world)
 {
@@ -414,10 +428,20 @@ static void test_bases(struct comm *world)
     expect_stop("/nowhere", RC_NOINPUT, import_pair, &p);
     EXPECT(!io_exists(in), "something was written");
     p.base = base;
+    struct lock lock = hold(in);
+    expect_stop("another job writes to", RC_CANTCREAT, import_pair, &p);
+    lock_release(&lock);
     import_pair(&p);
+    char *left = io_path("%s/lock", in);
+    EXPECT(!io_exists(left), "%s stays", left);
+    free(left);
     expect_stop("wrong-out/checkpoints exists", RC_CANTCREAT, import_pair, &p);
     struct pair_of m = {in, other, no};
     expect_stop("was made for the ema weights of", RC_CONFIG, merge_pair, &m);
+    m.base = base;
+    lock = hold(no);
+    expect_stop("another job writes to", RC_CANTCREAT, merge_pair, &m);
+    lock_release(&lock);
     p.base = in, p.out = "again";
     expect_stop("holds no model; BASE is the checkpoint", RC_CONFIG, import_pair, &p);
     struct pair_of none = {"nothing-here", base, "again"};

@@ -10,6 +10,7 @@
 #include "train/args.h"
 #include "train/import_adapter.h"
 #include "train/merge.h"
+#include "train/session.h"
 #include "train/verbs.h"
 
 static const char usage[] =
@@ -33,6 +34,17 @@ char *convert_folder(const char *out)
     if (io_exists(dir))
         err_stop(RC_CANTCREAT, "%s exists; choose a folder for the result that does not", dir);
     return dir;
+}
+
+struct lock convert_lock(struct comm *world, const char *out, const char *dir)
+{
+    struct lock lock = session_lock_output(world, out, "lock", "job");
+    if (io_exists(dir)) {
+        lock_release(&lock);
+        err_stop(RC_CANTCREAT, "%s exists by now: another job has made it; choose another folder",
+                 dir);
+    }
+    return lock;
 }
 
 int verb_convert(int argc, char **argv)
