@@ -416,6 +416,7 @@ static struct lock hold(const char *dir)
 static void test_bases(struct comm *world)
 {
     (void)world;
+    struct err e = {0};
     char *base = the_base(), *wide = base_of("wide", "model_config.dim=48"),
          *other = base_of("other", "seed=8"), *in = io_path("%s/wrong-out", test_dir()),
          *no = io_path("%s/wrong-merged", test_dir());
@@ -428,13 +429,22 @@ static void test_bases(struct comm *world)
     expect_stop("/nowhere", RC_NOINPUT, import_pair, &p);
     EXPECT(!io_exists(in), "something was written");
     p.base = base;
+    char *rest = io_path("%s/checkpoints/iter_000000000.tmp/x", in);
+    io_mkdir(rest, &e); /* of a job that was killed */
+    err_raise(&e);
     struct lock lock = hold(in);
     expect_stop("another job writes to", RC_CANTCREAT, import_pair, &p);
     lock_release(&lock);
     import_pair(&p);
     char *left = io_path("%s/lock", in);
-    EXPECT(!io_exists(left), "%s stays", left);
+    EXPECT(!io_exists(left) && !io_exists(rest), "%s or %s stays", left, rest);
     free(left);
+    free(rest);
+    p.out = "base/checkpoints";
+    expect_stop("holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
+    p.out = "wrong-out/checkpoints/iter_000000000";
+    expect_stop("holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
+    p.out = "wrong-out";
     expect_stop("wrong-out/checkpoints exists", RC_CANTCREAT, import_pair, &p);
     struct pair_of m = {in, other, no};
     expect_stop("was made for the ema weights of", RC_CONFIG, merge_pair, &m);
@@ -447,7 +457,6 @@ static void test_bases(struct comm *world)
     struct pair_of none = {"nothing-here", base, "again"};
     expect_stop("nothing-here/adapter_config.json is missing", RC_NOINPUT, import_pair, &none);
     char *file = io_path("%s/wrong/adapter_model.safetensors", test_dir());
-    struct err e = {0};
     io_unlink(file, &e);
     none.peft = "wrong";
     expect_stop("has neither adapter_model.safetensors nor", RC_NOINPUT, import_pair, &none);
