@@ -136,7 +136,7 @@ static bool sort_names(struct format *f, struct err *e)
 static bool open_file(struct format *f, struct err *e)
 {
     struct stat st;
-    f->fd = open(f->path, O_RDONLY | O_CLOEXEC);
+    f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not wait */
     if (f->fd < 0) {
         err_set(e, errno == ENOENT ? RC_NOINPUT : RC_IO, "%s: cannot be opened: %s", f->path,
                 strerror(errno));

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/io.h"
@@ -230,6 +231,10 @@ static void test_lengths(struct comm *world)
                strstr(e.msg, "/nowhere/x.safetensors: cannot be opened"),
            "%s", e.msg);
     EXPECT(!format_open(test_dir(), &e) && strstr(e.msg, "is no plain file"), "%s", e.msg);
+    char *pipe = io_path("%s/pipe.safetensors", test_dir());
+    CHECK(mkfifo(pipe, 0600) == 0, "%s cannot be made", pipe);
+    EXPECT(!format_open(pipe, &e) && strstr(e.msg, "is no plain file"), "%s", e.msg);
+    free(pipe);
 }
 
 int main(int argc, char **argv)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/io.h"
+#include "core/lock.h"
 #include "core/log.h"
 #include "tests/lora_case.h"
 #include "tests/check.h"
@@ -392,10 +393,24 @@ static void merge_pair(void *arg)
     merge_adapter(&(struct merge_job){.base = p->base, .adapter = p->peft, .out = p->out});
 }
 
+/* As another process that writes to this folder. */
+static struct lock hold(const char *dir)
+{
+    struct err e = {0};
+    struct lock lock;
+    char *path = io_path("%s/lock", dir), holder[32];
+    io_mkdir(dir, &e);
+    err_raise(&e);
+    CHECK(lock_take(&lock, path, holder, &e), "%s: %s", path, e.msg);
+    free(path);
+    return lock;
+}
+
 /* A base of other sizes, one of other weights, one that is none, a result that is there. */
 static void test_bases(struct comm *world)
 {
     (void)world;
+    struct err e = {0};
     char *base = the_base(), *wide = base_of("wide", "model_config.dim=48"),
          *other = base_of("other", "seed=8"), *in = io_path("%s/wrong-out", test_dir()),
          *no = io_path("%s/wrong-merged", test_dir());
@@ -408,16 +423,34 @@ static void test_bases(struct comm *world)
     expect_stop("/nowhere", RC_NOINPUT, import_pair, &p);
     EXPECT(!io_exists(in), "something was written");
     p.base = base;
+    char *rest = io_path("%s/checkpoints/iter_000000000.tmp/x", in);
+    io_mkdir(rest, &e); /* of a job that was killed */
+    err_raise(&e);
+    struct lock lock = hold(in);
+    expect_stop("another job writes to", RC_CANTCREAT, import_pair, &p);
+    lock_release(&lock);
     import_pair(&p);
+    char *left = io_path("%s/lock", in);
+    EXPECT(!io_exists(left) && !io_exists(rest), "%s or %s stays", left, rest);
+    free(left);
+    free(rest);
+    p.out = "base/checkpoints";
+    expect_stop("holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
+    p.out = "wrong-out/checkpoints/iter_000000000";
+    expect_stop("holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
+    p.out = "wrong-out";
     expect_stop("wrong-out/checkpoints exists", RC_CANTCREAT, import_pair, &p);
     struct pair_of m = {in, other, no};
     expect_stop("was made for the ema weights of", RC_CONFIG, merge_pair, &m);
+    m.base = base;
+    lock = hold(no);
+    expect_stop("another job writes to", RC_CANTCREAT, merge_pair, &m);
+    lock_release(&lock);
     p.base = in, p.out = "again";
     expect_stop("holds no model; BASE is the checkpoint", RC_CONFIG, import_pair, &p);
     struct pair_of none = {"nothing-here", base, "again"};
     expect_stop("nothing-here/adapter_config.json is missing", RC_NOINPUT, import_pair, &none);
     char *file = io_path("%s/wrong/adapter_model.safetensors", test_dir());
-    struct err e = {0};
     io_unlink(file, &e);
     none.peft = "wrong";
     expect_stop("has neither adapter_model.safetensors nor", RC_NOINPUT, import_pair, &none);

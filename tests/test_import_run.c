@@ -70,6 +70,7 @@ static void test_program(struct comm *world)
         io_path("%s/osp inspect %s/typed-out --verify 2>&1", build(), d),
         io_path("%s/osp convert adapter %s/typed %s 2>&1", build(), d, base),
         io_path("%s/osp convert adapter %s/typed %s %s/x --ema 2>&1", build(), d, base, d),
+        io_path("%s/osp convert adapter %s/typed\xff %s %s/x 2>&1", build(), d, base, d),
         io_path("%s/typed-out", d),
         io_path("%s/native", d),
         io_path("%s/typed-merged", d),
@@ -89,11 +90,12 @@ static void test_program(struct comm *world)
         "%s", said);
     for (int i = 3; i < 5; i++)
         EXPECT(run(cmd[i], said) == RC_USAGE && strstr(said, "PEFT_DIR BASE OUT"), "%s", said);
+    EXPECT(run(cmd[5], said) == RC_USAGE && strstr(said, "is not UTF-8"), "%s", said);
     expect_equal(world, "typed-out", "native", true);
     sample(base, NULL, "video-base");
-    sample(base, cmd[5], "video-import");
-    sample(base, cmd[6], "video-native");
-    sample(cmd[7], NULL, "video-merged");
+    sample(base, cmd[6], "video-import");
+    sample(base, cmd[7], "video-native");
+    sample(cmd[8], NULL, "video-merged");
     EXPECT(same_video("video-import", "video-native"), "other videos than the native adapters'");
     EXPECT(!same_video("video-import", "video-base"), "the adapters change nothing");
     EXPECT(!same_video("video-merged", "video-base"), "merging changes nothing");

@@ -213,6 +213,31 @@ static void attn_high(const struct target *t)
     case_check(&c, attn_fwd_run, &a);
 }
 
+static int draw(uint64_t *x, int n)
+{
+    *x = *x * 6364136223846793005u + 1442695040888963407u;
+    return (int)((*x >> 33) % (unsigned)n);
+}
+
+/* Ranges of lengths near the edges of tiles and blocks, one behind the other; short and long
+ * vectors, so that scores with and without a maximum are mixed. */
+static void attn_random(const struct target *t, uint64_t x)
+{
+    static const int edge[] = {0, 1, 12, 32, 96, 128, 192, 264, 288};
+    static const double size[] = {0.1, 0.5, 1, 2};
+    int32_t first[2][3], len[2][3];
+    for (int i = 0; i < 6; i++) {
+        int32_t *f = first[i / 3] + i % 3, *l = len[i / 3] + i % 3;
+        *l = draw(&x, 4) ? edge[draw(&x, 9)] + draw(&x, 3) - 1 : draw(&x, 320);
+        if (*l < 0) *l = 0;
+        *f = i % 3 ? f[-1] + l[-1] + draw(&x, 2) : 0;
+    }
+    const struct seqs s = {1 + draw(&x, 3), first[0], len[0], first[1], len[1]};
+    const int64_t heads = 1 + draw(&x, 2), hd = 2 + 2 * draw(&x, 128), gap = 2 * draw(&x, 4);
+    const double most = size[draw(&x, 4)]; /* a score of 40 is exact to 2e-6 only */
+    attn_grown(t, &s, heads, hd, gap, most, most > 1 ? 1 : 1 + draw(&x, 2));
+}
+
 static void attn_target(const struct target *t)
 {
     if (t->gemm && strcmp(t->gemm, "own") != 0 && strcmp(t->gemm, "mx") != 0) return;
@@ -241,6 +266,7 @@ static void attn_target(const struct target *t)
         short_len[i] = 1 + i % 3;
     }
     attn_one(t, &(struct seqs){40, first, short_len, first, short_len}, 2, 24, 0, 2);
+    for (uint64_t i = 0; i < (test_fast() ? 1 : 8); i++) attn_random(t, i);
     if (t->mx && strcmp(t->mx, "no") != 0 && !test_fast()) { /* several groups of queries, keys */
         const int32_t many[] = {2600}, more[] = {1100};
         attn_one(t, &(struct seqs){1, zero, many, zero, more}, 1, 64, 0, 2);
@@ -257,7 +283,7 @@ static void test_attn(struct comm *w)
 
 /* A NaN in a query, a key or an activation must come out: the checks of a training run live on it.
  */
-static void nan_target(const struct target *t)
+static void nan_one(const struct target *t, double bad)
 {
     if (t->gemm && strcmp(t->gemm, "own") != 0 && strcmp(t->gemm, "mx") != 0) return;
     struct dev *d = target_open(t, 2);
@@ -271,7 +297,7 @@ static void nan_target(const struct target *t)
     const struct seqs s = {1, &zero, &n, &zero, &n};
     for (int i = 0; i < N * HD; i++) x[i] = sin(i);
     dev_put_f64(d, k, x);
-    x[17 * HD + 3] = NAN;
+    x[17 * HD + 3] = bad;
     dev_put_f64(d, q, x);
     d->ops->attn_fwd(d, &(struct attn_args){o, lse, q, k, k, &s, 0.2});
     dev_get_f64(d, y, o);
@@ -288,6 +314,13 @@ static void nan_target(const struct target *t)
     dev_free(d, o.data);
     dev_free(d, lse.data);
     dev_close(d);
+}
+/* All NaN are meant: those of arithmetic have no payload, those of poisoned memory are all ones. */
+static void nan_target(const struct target *t)
+{
+    nan_one(t, NAN);
+    nan_one(t, nan("0xfffffffffffff"));
+    nan_one(t, copysign(nan("0xfffffffffffff"), -1));
 }
 static void test_nan(struct comm *w)
 {

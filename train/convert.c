@@ -1,15 +1,17 @@
 /* Verb convert: makes one kind of checkpoint from others. One process, no MPI. */
 #include "train/convert.h"
 
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/err.h"
 #include "core/io.h"
-
+#include "parallel/checkpoint_dir.h"
 #include "train/args.h"
 #include "train/import_adapter.h"
 #include "train/merge.h"
+#include "train/session.h"
 #include "train/verbs.h"
 
 static const char usage[] =
@@ -27,12 +29,60 @@ static const char usage[] =
     "others. OUT is a run folder that osp sample (lora), osp convert merge and osp rl\n"
     "(lora_config.lora_path) open. --force: although pairs are missing.";
 
+/* More than what a job that was stopped leaves behind, which ckpt_write removes. */
+static bool in_use(const char *dir)
+{
+    DIR *d = opendir(dir);
+    if (!d) return io_exists(dir);
+    bool used = false;
+    for (const struct dirent *i; !used && (i = readdir(d));)
+        used = strcmp(i->d_name, ".") && strcmp(i->d_name, "..") &&
+               strcmp(i->d_name, "iter_000000000.tmp");
+    closedir(d);
+    return used;
+}
+
 char *convert_folder(const char *out)
 {
-    char *dir = io_path("%s/checkpoints", out);
-    if (io_exists(dir))
+    int n;
+    char *dir = io_path("%s/checkpoints", out), *manifest = io_path("%s/manifest.json", out),
+         *skipped = NULL;
+    if (!*out) err_stop(RC_USAGE, "OUT is empty; name a folder for the result");
+    if (in_use(dir))
         err_stop(RC_CANTCREAT, "%s exists; choose a folder for the result that does not", dir);
+    struct ckpt_entry *list = ckpt_list(out, &n, &skipped);
+    if (n > 0 || io_exists(manifest))
+        err_stop(RC_CANTCREAT,
+                 "%s holds the checkpoints of a run, which would be hidden or rotate the result "
+                 "away; choose another folder",
+                 out);
+    ckpt_list_free(list, n);
+    free(skipped);
+    free(manifest);
     return dir;
+}
+
+struct lock convert_lock(struct comm *world, const char *out, const char *dir)
+{
+    struct lock lock = session_lock_output(world, out, "lock", "job");
+    if (in_use(dir)) {
+        lock_release(&lock);
+        err_stop(RC_CANTCREAT, "%s exists by now: another job has made it; choose another folder",
+                 dir);
+    }
+    return lock;
+}
+
+/* The result names the folders that it was made of, in JSON. */
+static void require_utf8(const char *path)
+{
+    json_t *text = json_string(path);
+    if (!text)
+        err_stop(RC_USAGE,
+                 "the path \"%s\" is not UTF-8, as the description of the result must be; rename "
+                 "it or give a symbolic link",
+                 path);
+    json_decref(text);
 }
 
 int verb_convert(int argc, char **argv)
@@ -44,6 +94,7 @@ int verb_convert(int argc, char **argv)
     if ((!merge && !adapter) || a.num_rest != 3 || a.num_sets || (merge && (a.raw || a.force)) ||
         (adapter && (a.ema || a.force_base)))
         err_stop(RC_USAGE, "%s", usage);
+    for (int i = 0; i < 3; i++) require_utf8(a.rest[i]);
     if (merge)
         merge_adapter(&(struct merge_job){.base = a.rest[0],
                                           .adapter = a.rest[1],

@@ -253,7 +253,9 @@ static void write_adapters(const struct import *m, struct lora *l, const char *d
     clip_init(&state.clip, 1);
     mesh_init(&mesh, world, (struct mesh_degrees){1, 1, 1});
     const struct ckpt_place place = {.dir = dir};
+    struct lock lock = convert_lock(world, m->job->out, dir);
     adapter_save(l, &m->config, &mesh, &place, &base, &state, 1u << STATE_LORA, meta, &e);
+    lock_release(&lock);
     err_raise(&e);
     log_info("%d adapters of rank %lld, alpha %g, for the %s weights of %s (step %lld): "
              "%s/iter_%09d",

@@ -200,7 +200,9 @@ void merge_adapter(const struct merge_job *job)
     json_t *meta = meta_of(&m, &base);
     struct err e = {0};
     const struct ckpt_place place = {.dir = dir};
+    struct lock lock = convert_lock(world, job->out, dir);
     ckpt_write(world, &place, s, meta, &e);
+    lock_release(&lock);
     err_raise(&e);
     CHECK(m.folded % count_pairs(&m) == 0, "%d weights were folded", m.folded);
     log_info("%d adapters of %s (step %lld) are folded into %s: %s/iter_%09d", count_pairs(&m),
