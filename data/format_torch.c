@@ -7,7 +7,9 @@
 #include "data/format_pickle.h"
 #include "data/format_zip.h"
 
-enum { MAX_PICKLE = 256 << 20, MAX_KEY = 256 };
+/* Reading a pickle takes up to 256 bytes of memory for each of its own; one name, type and shape of
+ * a tensor are about 150 bytes of it. */
+enum { MAX_PICKLE = 16 << 20, MAX_KEY = 256 };
 
 struct torch_file {
     struct format *f;

@@ -158,9 +158,22 @@ bool peft_is_target(const struct peft *p, const char *module)
            !in_list(json_object_get(p->config, "exclude_modules"), module);
 }
 
+/* The elements of a list are what they must be; else a pair would be judged by another rule. */
+static void require_elements(const struct peft *p, const char *key, json_type type)
+{
+    const json_t *list = json_object_get(p->config, key);
+    for (size_t i = 0; json_is_array(list) && i < json_array_size(list); i++)
+        if (json_typeof(json_array_get(list, i)) != type)
+            err_stop(RC_DATA, "%s: %s: %s is no %s", p->config_path, key,
+                     shown(json_array_get(list, i)), type == JSON_STRING ? "text" : "whole number");
+}
+
 static void report_targets(const struct peft *p)
 {
     const json_t *t = json_object_get(p->config, "target_modules");
+    require_elements(p, "target_modules", JSON_STRING);
+    require_elements(p, "exclude_modules", JSON_STRING);
+    require_elements(p, "layers_to_transform", JSON_INTEGER);
     if (peft_has_targets(p)) return;
     if (json_is_string(t))
         log_info("%s: target_modules is one text and not a list: the tensors say what has adapters",
