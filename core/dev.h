@@ -354,7 +354,8 @@ struct dev_backend {
     size_t (*free_bytes)(struct dev *); /* NULL: the device is the host */
 };
 extern const struct dev_backend dev_ref, dev_cpu, dev_null;
-/* One more device, before the first dev_names (for tests). */
+/* One more device, before the first dev_names (for tests); one named cuda takes the place of the
+ * library below. */
 void dev_register(const struct dev_backend *b);
 
 /* The cuda device is in libosp_cuda.so beside the program, so that a program without a GPU needs

@@ -293,14 +293,14 @@ static void test_gate_ln(struct comm *w)
 /* ---- lists of flat arrays ----------------------------------------------------------------------
  */
 
-enum { SHARDS = 5 };
-static const int64_t shard_first[SHARDS + 1] = {0, 300, 300, 17000, 17001, 50000};
+enum { SHARDS = 7 }; /* empty ones at both ends and between, one of one element */
+static const int64_t shard_first[SHARDS + 1] = {0, 0, 300, 300, 17000, 17001, 50000, 50000};
 
 static struct tensor piece(struct tensor t, int i)
 {
     return tensor_rows(t, shard_first[i], shard_first[i + 1] - shard_first[i]);
 }
-/* Shards of t: p m v g ema wire. The third has no EMA, the fourth no wire copy. */
+/* Shards of t: p m v g ema wire. One has no EMA, another no wire copy. */
 static int shards_of(const struct tensor *t, struct update_shard *list)
 {
     for (int i = 0; i < SHARDS; i++)
@@ -308,8 +308,8 @@ static int shards_of(const struct tensor *t, struct update_shard *list)
                                         .m = piece(t[1], i),
                                         .v = piece(t[2], i),
                                         .g = piece(t[3], i),
-                                        .ema = i == 2 ? none : piece(t[4], i),
-                                        .wire = i == 3 ? none : piece(t[5], i),
+                                        .ema = i == 3 ? none : piece(t[4], i),
+                                        .wire = i == 5 ? none : piece(t[5], i),
                                         .weight_decay = 0.1 * i};
     return SHARDS;
 }

@@ -24,7 +24,7 @@ static bool gpu_for_each(struct comm *world, enum dtype compute)
         some += all[r].gpus > 0;
         if (all[r].gpus < all[r].ranks) without = r;
     }
-    if (some && without >= 0)
+    if (some && without >= 0 && world->rank == 0)
         log_warn("device: auto computes on the CPU: the host of rank %d has %d GPUs for %d ranks; "
                  "start one rank per GPU, or say device: cuda or cpu",
                  without, all[without].gpus, all[without].ranks);
