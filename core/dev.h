@@ -20,9 +20,11 @@ struct dev;
 /* gemm: c = alpha * op(a) op(b) + beta * c, then the epilogue. a, b: T; c: T or S. */
 enum epilogue {
     EPI_NONE,
-    EPI_BIAS,      /* + bias[n] (dtype of b) */
-    EPI_BIAS_GELU, /* aux = c + bias (T, [m,n]); c = gelu_tanh(aux); aux data NULL: the same c */
-    EPI_DGELU,     /* c *= gelu_tanh'(aux) */
+    EPI_BIAS, /* + bias[n] (dtype of b) */
+    /* aux = c + bias (T, [m,n]); c = gelu_tanh(aux); aux data NULL: the same c (from cuBLASLt but
+     * for the last bits: it may take another algorithm) */
+    EPI_BIAS_GELU,
+    EPI_DGELU,    /* c *= gelu_tanh'(aux) */
     EPI_BIAS_GRAD /* bias[m] += sum over k of op(a)[m,k] (S): with op(a) = dy', the bias gradient */
 };
 struct gemm_args {

@@ -39,7 +39,7 @@ static double slope(double z) { return (gelu(z + 1e-4) - gelu(z - 1e-4)) / 2e-4;
 static double epilogue(const struct gemm_args *g, int64_t i, int64_t j, double v)
 {
     if (g->epilogue == EPI_BIAS || g->epilogue == EPI_BIAS_GELU) v += get(g->bias, 0, j);
-    if (g->epilogue == EPI_BIAS_GELU) put(g->aux, i, j, v);
+    if (g->epilogue == EPI_BIAS_GELU && g->aux.data) put(g->aux, i, j, v);
     if (g->epilogue == EPI_BIAS_GELU) return gelu(v);
     return g->epilogue == EPI_DGELU ? v * slope(get(g->aux, i, j)) : v;
 }

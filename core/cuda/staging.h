@@ -1,6 +1,7 @@
 /* Copies between ordinary host memory and the device, through two pinned buffers in turn: while one
  * travels at the speed of the bus, the host fills or empties the other. Host code in C; what is
- * asynchronous comes from cuda.cu, or from tests/cudasim in the tests. */
+ * asynchronous comes from cuda.cu, or from tests/cudasim in the tests. For one host thread of a
+ * device at a time. */
 #ifndef CORE_CUDA_STAGING_H
 #define CORE_CUDA_STAGING_H
 #include <stdbool.h>
