@@ -18,6 +18,11 @@ void dry_resolve(struct loaded_settings *l)
                  asked.rl.window_size >= 0 ? "window.size is given"
                                            : "rl.algo decides, and mix_grpo alone reads it",
                  window ? "" : " (nft has no stochastic steps)");
+    if (c->kl_beta > 0 && c->algo == ALGO_NFT) {
+        log_warn("rl_config.kl_beta: %g has no effect: nft weighs the divergence by nft.kl, %g",
+                 c->kl_beta, c->nft.kl);
+        l->s.rl.kl_beta = 0;
+    }
     settings_changed(l, &asked, "rl.algo");
 }
 

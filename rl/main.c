@@ -40,6 +40,15 @@ static void require_file(const char *key, const char *path)
         err_stop(RC_NOINPUT, "%s: %s: %s", key, path, strerror(errno));
 }
 
+static void require_in(const char *key, const char *dir, const char *file)
+{
+    char *path = io_path("%s/%s", dir, file);
+    if (access(path, R_OK) != 0)
+        err_stop(RC_NOINPUT, "%s: %s: %s (docs/reward.md says which folder each key names)", key,
+                 path, strerror(errno));
+    free(path);
+}
+
 /* What is read late is looked for early. */
 static void require_files(const struct settings *s)
 {
@@ -47,6 +56,12 @@ static void require_files(const struct settings *s)
     require_file("reward.videoalign_dir", s->reward.videoalign_dir);
     require_file("reward.model_dir", s->reward.model_dir);
     require_file("reward.template", s->reward.template_dir);
+    if (s->reward.command) return;
+    const bool own = s->reward.template_dir != NULL;
+    require_in(own ? "reward.template" : "reward.videoalign_dir (reward.template is not given)",
+               own ? s->reward.template_dir : s->reward.videoalign_dir, "prompt_template.py");
+    require_in("reward.videoalign_dir", s->reward.videoalign_dir, "model_config.json");
+    require_in("reward.model_dir", s->reward.model_dir, "config.json");
 }
 
 static struct ckpt *open_base(struct rl_run *r, struct settings *s)

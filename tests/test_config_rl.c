@@ -184,9 +184,9 @@ static void resolve_one(const char *file, const char *algo)
                                        "g_rule: auto",    "solver: auto",
                                        "compress: null",  "init_same_noise: auto",
                                        "ddof: null",      "shuffle_steps: auto"};
-    char set[64], kl[] = "rl_config.kl_beta=0", *sets[] = {set, kl}; /* nft refuses a kl_beta */
+    char set[64], *sets[] = {set};
     snprintf(set, sizeof set, "rl.algo=%s", algo);
-    char *full = text_of(file, sets, 2, true), *once = plain(full);
+    char *full = text_of(file, sets, 1, true), *once = plain(full);
     char *path = io_path("%s/c.yaml", test_dir());
     struct err e = {0};
     io_write_file(path, once, strlen(once), &e);

@@ -1,6 +1,6 @@
 /* The clipped objective as one function of the adapters: its value against the formulas of
- * docs/spec/rl.md 1.12 to 1.14 in the latents, its gradient against central differences, on every
- * layout against one rank. */
+ * docs/spec/rl.md 1.12 to 1.14 in the latents, its gradient against central differences, on one
+ * rank; test_policy_layouts.c has the layouts against it. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -88,6 +88,26 @@ static void test_words(struct comm *world)
     rc = rl_run("quiet", "mix_grpo", &o, &said);
     EXPECT(rc == 0 && !strstr(said, "has no effect"), "%d: %s", rc, said);
     free(said);
+    rc = rl_run("kl", "nft", &o, &said);
+    EXPECT(rc == 0 && !strstr(said, "kl_beta: 0.5 has no effect"), "%d: %s", rc, said);
+    free(said);
+    o.sets[0] = "rl_config.kl_beta=0.5";
+    rc = rl_run("kl", "nft", &o, &said);
+    EXPECT(rc == 0 && strstr(said, "kl_beta: 0.5 has no effect") &&
+               strstr(said, "kl_beta: 0  # rl.algo"),
+           "%d: %s", rc, said);
+    free(said);
+    char *align = io_path("reward.videoalign_dir=%s", test_dir()),
+         *qwen = io_path("reward.model_dir=%s", test_dir());
+    o = (struct process_opts){
+        .verb = "rl", .sets = {"reward.command=null", align, qwen}, .ranks = 1};
+    rc = rl_run("align", "mix_grpo", &o, &said);
+    EXPECT(rc == RC_NOINPUT && strstr(said, "reward.template is not given") &&
+               strstr(said, "prompt_template.py"),
+           "%d: %s", rc, said);
+    free(said);
+    free(align);
+    free(qwen);
     char *yaml = io_path("%s/words.yaml", test_dir()), *log = io_path("%s/slow.log", test_dir());
     o = (struct process_opts){.verb = "rl", .sets = {"reward.command=sleep 100"}, .ranks = 1};
     const pid_t job = process_start(yaml, log, &o);

@@ -78,7 +78,8 @@ static void test_learns(struct comm *world)
 
 static void test_still(struct comm *world)
 {
-    for (int algo = ALGO_MIX_GRPO; algo <= ALGO_NFT; algo += ALGO_NFT - ALGO_MIX_GRPO) {
+    for (int algo = 0; algo <= ALGO_NFT; algo++) {
+        if (test_fast() && algo != ALGO_MIX_GRPO && algo != ALGO_NFT) continue;
         const struct policy_case_opts o = options(algo);
         struct rl_case r;
         rl_case_open(&r, world, &o);
@@ -88,7 +89,9 @@ static void test_still(struct comm *world)
         double *before = policy_case_weights(&r.c, STATE_LORA);
         const struct course c = epochs(&r, 8);
         double *after = policy_case_weights(&r.c, STATE_LORA);
-        EXPECT(fabs(c.last - c.first) < c.sigma, "%s: from %.4f to %.4f, deviation %.4f",
+        /* groups of dance_grpo share their first noise: they spread less than epochs do */
+        const double room = algo == ALGO_DANCE_GRPO ? 3 * c.sigma : c.sigma;
+        EXPECT(fabs(c.last - c.first) < room, "%s: from %.4f to %.4f, deviation %.4f",
                algo_name(algo), c.first, c.last, c.sigma);
         EXPECT(memcmp(before, after, (size_t)n * sizeof *after) == 0, "%s: weights changed",
                algo_name(algo));

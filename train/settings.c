@@ -300,8 +300,6 @@ static void rule_rollout(struct rules *r)
               "folder");
     if (c->best_of && c->algo == ALGO_NFT)
         blame(r, "rl_config.best_of", "nft trains on every scored sample; leave it out");
-    if (c->kl_beta > 0 && c->algo == ALGO_NFT)
-        blame(r, "rl_config.kl_beta", "means nothing with rl.algo: nft, which has nft.kl");
     if (c->eval_epochs && !c->eval_prompt_file)
         blame(r, "rl_config.eval_prompt_file", "is needed for rl_config.eval_freq %lld",
               ll(c->eval_epochs));
