@@ -82,7 +82,7 @@ static void test_program(struct comm *world)
                strstr(said, "made by    osp convert adapter, from ") && !strstr(said, " -,"),
            "%s", said);
     EXPECT(
-        run(cmd[8], said) == 0 && strstr(said, "run        stage merged") &&
+        run(cmd[9], said) == 0 && strstr(said, "run        stage merged") &&
             strstr(said, "made by    osp convert merge, from ") && strstr(said, "from base  ") &&
             strstr(
                 said,
@@ -99,7 +99,7 @@ static void test_program(struct comm *world)
     EXPECT(same_video("video-import", "video-native"), "other videos than the native adapters'");
     EXPECT(!same_video("video-import", "video-base"), "the adapters change nothing");
     EXPECT(!same_video("video-merged", "video-base"), "merging changes nothing");
-    for (int i = 0; i < 9; i++) free(cmd[i]);
+    for (int i = 0; i < 10; i++) free(cmd[i]);
     free_folder(&f);
     free(base);
 }
