@@ -253,7 +253,7 @@ test-fast fast:
 golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
-# on ref (what oneDNN shares between threads behind its own locks would be reported as races).
+# without oneDNN (what it shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
              ops_rows ops_fused ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
              format format_torch format_fuzz import
@@ -262,7 +262,7 @@ SAN_ubsan := config data filter model ops ops_rows ops_fused ops_policy policy_m
 SAN_tsan  := reward reward_ranks loader comm nccl check_comm model resume sequence guided
 asan ubsan tsan:
 	@$(MAKE) --no-print-directory CONFIG=$@ probe $(SAN_$@:%=build/$@/tests/test_%)
-	@BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
+	@$(if $(filter tsan,$@),CPU_GEMM=own )BUILD=build/$@ LSAN_OPTIONS=suppressions=$(CURDIR)/tests/lsan.supp:print_suppressions=0 \
 	  ASAN_OPTIONS=fast_unwind_on_malloc=0 scripts/run_tests.sh --fast $(SAN_$@:%=/test_%)
 # hours; what it found is written into docs/campaign.md by hand
 campaign:
