@@ -325,10 +325,12 @@ static void test_solver_vectors(struct comm *w)
     const double x = 0.5, m0 = 0.788, m1 = 0.75, s1 = 0.60, s0 = 0.56, s = 0.48;
     const double l1 = log((1 - s1) / s1), l0 = log((1 - s0) / s0), h = log((1 - s) / s) - l0;
     const double r0 = (l0 - l1) / h, v = (x - m0) / s0;
-    const double first = (1 - s) * (1 - exp(-h)); /* weight of m0 */
-    const double of_d1[] = {0, first / 2};
-    const double want[] = {0.5411429, 0.5464492};
-    for (int k = 0; k < 2; k++) { /* order 1, midpoint; m0 = x - s0*v, D1 = (m0 - m1)/r0 */
+    const double first = (1 - s) * (1 - exp(-h)); /* weight of m0, and of D1 in the two below */
+    const double of_d1[] = {0, first / 2, (1 - s) * ((exp(-h) - 1) / h + 1)};
+    const double want[] = {0.5411429, 0.5464492, 0.5467327};
+    /* order 1, midpoint, heun (which the op can do, but no plan asks for); m0 = x - s0*v, D1 = (m0
+     * - m1)/r0 */
+    for (int k = 0; k < 3; k++) {
         const double a = first + of_d1[k] / r0;
         double hist = m1;
         const double next = one_step(s / s0 + a, -a * s0, -of_d1[k] / r0, s0, x, v, &hist);
