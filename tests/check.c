@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/log.h"
@@ -146,6 +147,19 @@ static void remove_dir(void)
     char cmd[300];
     snprintf(cmd, sizeof cmd, "rm -rf '%s'", dir);
     if (dir[0] && system(cmd) != 0) fprintf(stderr, "cannot remove %s\n", dir);
+}
+
+int test_command(const char *cmd, char *said, size_t size)
+{
+    FILE *p = popen(cmd, "r");
+    CHECK(p, "cannot run %s", cmd);
+    said[fread(said, 1, size - 1, p)] = 0;
+    char rest[4096];
+    while (fread(rest, 1, sizeof rest, p) > 0) continue;
+    const int status = pclose(p);
+    return WIFEXITED(status)     ? WEXITSTATUS(status)
+           : WIFSIGNALED(status) ? 128 + WTERMSIG(status)
+                                 : -1;
 }
 
 const char *test_dir(void)

@@ -47,6 +47,10 @@ bool expect_close(const char *what, const double *got, const double *want, int64
 double max_error(const double *got, const double *want, int64_t n, int64_t *worst);
 /* Runs f(arg) expecting CHECK or err_stop with this text inside the message. */
 void expect_stop(const char *text, int code, void (*f)(void *), void *arg);
+/* Runs a command line; the first size - 1 bytes of its stdout go to said. All of it is read, so
+ * that the command never meets a closed pipe. Returns the exit code, 128 + signal when the shell
+ * met one, or -1. */
+int test_command(const char *cmd, char *said, size_t size);
 /* A fresh folder under $TMPDIR, removed when the process ends. */
 const char *test_dir(void);
 #endif

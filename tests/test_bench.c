@@ -12,12 +12,10 @@ static int bench(const char *before, const char *rest, char said[8192])
 {
     char *osp = process_program();
     char *cmd = io_path("%s %s bench comm %s 2>&1 </dev/null", before, osp, rest);
-    FILE *p = popen(cmd, "r");
-    said[fread(said, 1, 8191, p)] = 0;
-    const int status = pclose(p);
+    const int rc = test_command(cmd, said, 8192);
     free(cmd);
     free(osp);
-    return status < 0 ? -1 : WEXITSTATUS(status);
+    return rc;
 }
 
 static bool row_says(const char *said, const char *row, const char *text)

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include "core/io.h"
 #include "tests/check.h"
@@ -19,15 +18,10 @@ static int bench(const char *rest, char *said)
 {
     char *osp = process_program();
     char *cmd = io_path("%s bench gpu %s 2>&1 </dev/null", osp, rest);
-    FILE *p = popen(cmd, "r");
-    CHECK(p, "popen");
-    size_t n = 0, k;
-    while ((k = fread(said + n, 1, SAID - 1 - n, p)) > 0) n += k;
-    said[n] = 0;
-    const int status = pclose(p);
+    const int rc = test_command(cmd, said, SAID);
     free(cmd);
     free(osp);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return rc;
 }
 
 static char *buffer(void)

@@ -470,12 +470,9 @@ static void test_readable(struct comm *world)
     char *cmd = io_path("cd %s/iter_000000001 && h5dump -d /model/blocks.0.modulation -s 0,0,0 -c "
                         "1,1,3 state.h5 2>&1",
                         dir);
-    FILE *p = popen(cmd, "r");
     char text[4096];
-    const size_t n = fread(text, 1, sizeof text - 1, p);
-    text[n] = 0;
-    const int rc = pclose(p);
-    if (rc == 127 << 8) {
+    const int rc = test_command(cmd, text, sizeof text);
+    if (rc == 127) {
         test_skip("h5dump is not installed");
     } else {
         char want[64];

@@ -65,11 +65,8 @@ static void test_h5py(struct comm *world)
     struct err e = {0};
     io_write_file(script, text, sizeof text - 1, &e);
     char *cmd = io_path("%s %s %s/h5py/checkpoints/iter_000000001 2>&1", py, script, test_dir());
-    FILE *p = popen(cmd, "r");
     char said[2048];
-    const size_t n = fread(said, 1, sizeof said - 1, p);
-    said[n] = 0;
-    EXPECT(pclose(p) == 0, "h5py: %s", said);
+    EXPECT(test_command(cmd, said, sizeof said) == 0, "h5py: %s", said);
     free(cmd);
     free(script);
     free(out);

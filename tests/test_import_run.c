@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 
 #include "core/io.h"
 #include "data/video.h"
@@ -15,13 +14,7 @@
 /* ---- the program -----------------------------------------------------------------------------*/
 static const char *build(void) { return getenv("BUILD") ? getenv("BUILD") : "build/release"; }
 
-static int run(const char *cmd, char said[1 << 14])
-{
-    FILE *p = popen(cmd, "r");
-    said[fread(said, 1, (1 << 14) - 1, p)] = 0;
-    const int status = pclose(p);
-    return status < 0 ? -1 : WEXITSTATUS(status);
-}
+static int run(const char *cmd, char said[1 << 14]) { return test_command(cmd, said, 1 << 14); }
 
 static void sample(const char *base, const char *lora, const char *out)
 {

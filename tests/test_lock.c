@@ -152,11 +152,9 @@ static int run(const char *verb, const char *dir, char said[8192])
 {
     char *osp = program(), *cmd = io_path("%s %s output_dir=%s 2>&1 </dev/null", osp, verb, dir);
     free(osp);
-    FILE *p = popen(cmd, "r");
-    said[fread(said, 1, 8191, p)] = 0;
-    const int status = pclose(p);
+    const int rc = test_command(cmd, said, 8192);
     free(cmd);
-    return status < 0 ? -1 : WEXITSTATUS(status);
+    return rc;
 }
 
 static void outputs(struct comm *world)

@@ -51,13 +51,7 @@ static void make_adapters(struct comm *world, void *arg)
 }
 
 /* Exit code of a command line; its output goes to said[]. */
-static int run(const char *cmd, char said[SAID])
-{
-    FILE *p = popen(cmd, "r");
-    said[fread(said, 1, SAID - 1, p)] = 0;
-    const int status = pclose(p);
-    return status < 0 ? -1 : WEXITSTATUS(status);
-}
+static int run(const char *cmd, char said[SAID]) { return test_command(cmd, said, SAID); }
 
 static const char *build(void) { return getenv("BUILD") ? getenv("BUILD") : "build/release"; }
 

@@ -341,19 +341,11 @@ static void test_late_history(struct comm *world)
     if (rl_ready()) rl_calm("late", "mix_grpo_flash", &o);
 }
 
-static int command(const char *cmd, char *said, size_t size)
-{
-    FILE *p = popen(cmd, "r");
-    said[fread(said, 1, size - 1, p)] = 0;
-    const int status = pclose(p);
-    return status < 0 ? -1 : WEXITSTATUS(status);
-}
-
 static void expect_command(char *cmd, int rc, const char *says)
 {
     enum { SAID = 1 << 16 };
     char *said = calloc(SAID, 1);
-    const int got = command(cmd, said, SAID);
+    const int got = test_command(cmd, said, SAID);
     EXPECT(got == rc && strstr(said, says), "%s: exit code %d, no \"%s\" in: %s", cmd, got, says,
            said);
     free(said);

@@ -18,11 +18,9 @@ static int sample(int ranks, const char *out, const char *more, char said[8192])
                         "scheduler_config.num_inference_steps=2 samples_per_prompt=2 %s 2>&1 "
                         "</dev/null",
                         ranks, build ? build : "build/release", test_dir(), test_dir(), out, more);
-    FILE *p = popen(cmd, "r");
-    said[fread(said, 1, 8191, p)] = 0;
-    const int status = pclose(p);
+    const int rc = test_command(cmd, said, 8192);
     free(cmd);
-    return status < 0 ? -1 : WEXITSTATUS(status);
+    return rc;
 }
 
 static bool same_file(const char *a, const char *b, int prompt, int k)

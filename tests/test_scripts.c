@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/io.h"
@@ -13,15 +12,9 @@
 static int run(char *out, size_t size, const char *cmd)
 {
     char *both = io_path("{ %s; } 2>&1", cmd);
-    FILE *p = popen(both, "r");
-    CHECK(p, "cannot run %s", both);
-    size_t n = fread(out, 1, size - 1, p);
-    out[n] = 0;
-    char rest[4096];
-    while (fread(rest, 1, sizeof rest, p) > 0) continue;
-    const int status = pclose(p);
+    const int rc = test_command(both, out, size);
     free(both);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return rc;
 }
 
 /* tests/<tree>/<name> with this content, in the test's own folder. */
