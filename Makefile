@@ -59,23 +59,13 @@ CXX_OK     := $(shell command -v $(CXX) >/dev/null 2>&1 && echo yes)
 DEFS := -D_GNU_SOURCE
 INCS := -I.
 LIBS := -lm -lpthread -ldl
-ifneq ($(MPI_PKG),)
-  INCS += $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(MPI_PKG)))
-  LIBS += $(shell pkg-config --libs $(MPI_PKG))
-endif
-ifneq ($(HDF5_PKG),)
-  INCS += $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(HDF5_PKG)))
-  LIBS += $(shell pkg-config --libs $(HDF5_PKG))
-endif
-ifeq ($(YAML_OK),yes)
-  LIBS += $(shell pkg-config --libs yaml-0.1)
-endif
-ifeq ($(JSON_OK),yes)
-  LIBS += $(shell pkg-config --libs jansson)
-endif
-ifeq ($(AV_OK),yes)
-  LIBS += $(shell pkg-config --libs libavformat libavcodec libswscale libavutil)
-endif
+define use_package
+  INCS += $(patsubst -I%,-isystem %,$(filter -I%,$(shell pkg-config --cflags $(1))))
+  LIBS += $(shell pkg-config --libs $(1))
+endef
+PACKAGES := $(MPI_PKG) $(HDF5_PKG) $(if $(YAML_OK),yaml-0.1) $(if $(JSON_OK),jansson) \
+            $(if $(AV_OK),libavformat libavcodec libswscale libavutil)
+$(foreach p,$(PACKAGES),$(eval $(call use_package,$(p))))
 ifeq ($(BLAS_OK),yes)
   DEFS += -DHAVE_OPENBLAS
   INCS += -isystem /usr/include/$(MULTI)/openblas-openmp

@@ -441,6 +441,10 @@ static void test_bases(struct comm *world)
     expect_stop("holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
     p.out = "wrong-out/checkpoints/iter_000000000";
     expect_stop("holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
+    p.out = "base/checkpoints/a/b"; /* rotation would meet it */
+    expect_stop("base/checkpoints holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
+    p.out = "wrong-out/checkpoints/iter_000000000/a/";
+    expect_stop("iter_000000000 holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
     p.out = "wrong-out";
     expect_stop("wrong-out/checkpoints exists", RC_CANTCREAT, import_pair, &p);
     struct pair_of m = {in, other, no};

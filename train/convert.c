@@ -42,23 +42,53 @@ static bool in_use(const char *dir)
     return used;
 }
 
-char *convert_folder(const char *out)
+/* A checkpoint, or a folder whose entries are: for a folder around OUT only where a run rotates. */
+static bool of_checkpoints(const char *dir, bool around)
 {
     int n;
-    char *dir = io_path("%s/checkpoints", out), *manifest = io_path("%s/manifest.json", out),
-         *skipped = NULL;
-    if (!*out) err_stop(RC_USAGE, "OUT is empty; name a folder for the result");
-    if (in_use(dir))
-        err_stop(RC_CANTCREAT, "%s exists; choose a folder for the result that does not", dir);
-    struct ckpt_entry *list = ckpt_list(out, &n, &skipped);
-    if (n > 0 || io_exists(manifest))
-        err_stop(RC_CANTCREAT,
-                 "%s holds the checkpoints of a run, which would be hidden or rotate the result "
-                 "away; choose another folder",
-                 out);
+    const char *name = strrchr(dir, '/');
+    char *manifest = io_path("%s/manifest.json", dir), *skipped = NULL;
+    struct ckpt_entry *list = ckpt_list(dir, &n, &skipped);
+    const bool rotates = !around || strcmp(name ? name + 1 : dir, "checkpoints") == 0;
+    const bool yes = (n > 0 && rotates) || io_exists(manifest);
     ckpt_list_free(list, n);
     free(skipped);
     free(manifest);
+    return yes;
+}
+
+/* The folder that holds `path`, or would; NULL above the root. The caller frees it. */
+static char *holder_of(const char *path)
+{
+    char *real = realpath(path, NULL), *name = real ? real : io_path("%s", path);
+    char *slash = strrchr(name, '/');
+    if (!slash) {
+        free(name);
+        return realpath(".", NULL);
+    }
+    if (!slash[1] && slash == name) { /* "/" */
+        free(name);
+        return NULL;
+    }
+    slash[slash == name] = 0;
+    return name;
+}
+
+char *convert_folder(const char *out)
+{
+    char *dir = io_path("%s/checkpoints", out);
+    if (!*out) err_stop(RC_USAGE, "OUT is empty; name a folder for the result");
+    if (in_use(dir))
+        err_stop(RC_CANTCREAT, "%s exists; choose a folder for the result that does not", dir);
+    bool around = false;
+    for (char *at = io_path("%s", out), *up; at; free(at), at = up, around = true) {
+        if (of_checkpoints(at, around))
+            err_stop(RC_CANTCREAT,
+                     "%s holds the checkpoints of a run, which would be hidden or rotate the "
+                     "result away; choose another folder",
+                     at);
+        up = holder_of(at);
+    }
     return dir;
 }
 
