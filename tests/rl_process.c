@@ -139,7 +139,7 @@ static void same_metric(const char *name, const char *want, int epoch, const cha
     const int la = rl_metric_lines(want, epoch, key), lb = rl_metric_lines(name, epoch, key);
     EXPECT(la == there && lb == there, "epoch %d has %s %d times in %s, %d times in %s", epoch, key,
            la, want, lb, name);
-    EXPECT(!there || fabs(a - b) <= 1e-6 * fabs(a) + 1e-12, "%s, epoch %d: %s is %.12g, not %.12g",
+    EXPECT(!there || fabs(a - b) <= 1e-6 * fabs(a) + 1e-15, "%s, epoch %d: %s is %.12g, not %.12g",
            name, epoch, key, b, a);
 }
 
