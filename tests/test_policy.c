@@ -416,6 +416,26 @@ static void test_idle(struct comm *world)
     policy_case_close(&c);
 }
 
+/* A divergence is reported as it is, also where every row of it is far below the quantum of sums.
+ */
+static void test_quantum(struct comm *world)
+{
+    struct policy_case_opts o = options(&variants[3]);
+    struct policy_case c;
+    double kl[2];
+    policy_case_open(&c, world, &o);
+    policy_case_rollout(&c, NULL);
+    for (int k = 0; k < 2; k++) {
+        struct update_stats stats;
+        if (k) c.p.quantum = 0x1p12;
+        update(&c, 0, &stats);
+        kl[k] = stats.kl_loss;
+    }
+    EXPECT(kl[0] > 0 && fabs(kl[1] - kl[0]) < 1e-6 * kl[0], "%.12g, with a large quantum %.12g",
+           kl[0], kl[1]);
+    policy_case_close(&c);
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
@@ -425,6 +445,7 @@ int main(int argc, char **argv)
          .ranks = {2, 4}},
         {.name = "both branches of guidance have a gradient", .run = test_branches},
         {.name = "no gradient where the clip holds", .run = test_idle},
+        {.name = "a divergence below the quantum is reported", .run = test_quantum},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }
