@@ -92,7 +92,7 @@ LIBA := $(BUILD)/libosp.a
 TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 # the tests of ops once more, on the kernels of the cuda device as host code
-EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_fused ops_policy))
+EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_fused ops_policy ops_exact))
 EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm copy))
 TESTS   += $(EMULATED) $(EMULATED_LIBS)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
@@ -245,9 +245,9 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # without oneDNN (what it shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
-             ops_rows ops_fused ops_policy policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
+             ops_rows ops_fused ops_policy ops_exact policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
              format format_torch format_fuzz import
-SAN_ubsan := config data filter model ops ops_rows ops_fused ops_policy policy_math golden_ops reward reward_wire reward_fuzz \
+SAN_ubsan := config data filter model ops ops_rows ops_fused ops_policy ops_exact policy_math golden_ops reward reward_wire reward_fuzz \
              format format_torch format_fuzz
 SAN_tsan  := reward reward_ranks loader comm nccl check_comm model resume sequence guided
 asan ubsan tsan:

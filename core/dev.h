@@ -159,6 +159,8 @@ struct transition_args { /* from x to next; mean = cx*x + cv*v, variance V, per 
     const double *cx, *cv, *half_inv_v; /* [B] host; 1 / (2V), read by transition_sums only */
     double quantum; /* sums of a row are rounded to multiples of it, see transition_sums */
 };
+enum { TRANSITION_SUMS = 3, NFT_SUMS = 6 };
+#define DEV_FINE 0x1p-32       /* of a quantum */
 struct nft_args {              /* v+ = beta*v + (1-beta)*old, v- = (1+beta)*old - beta*v */
     struct tensor target;      /* [rows, 4C] S in PATCH_OUT order: noise - clean */
     struct tensor v, old, ref; /* [rows, 4C] T in PATCH_OUT order; ref.data NULL: none */
@@ -240,10 +242,13 @@ struct dev_ops {
     /* No term of a zero factor is added, so that std = 0 or ch = 0 is bit-equal to no noise and no
      * history. */
     void (*solver_step)(struct dev *, const struct solver_step_args *);
-    /* sum [B,2] f64 += over the rows of sample b: (next-mean)^2/(2V), (mean-ref_mean)^2/(2V) (0
-     * without reference). Each row is summed in f64 in the order of its features and rounded to a
-     * multiple of quantum (a power of two; not finite: as it is), so that the sums are exact,
-     * whatever the layout and the batch, as long as they stay below 2^52 quanta. */
+    /* sum [B, TRANSITION_SUMS] f64 += over the rows of sample b: (next-mean)^2/(2V),
+     * (mean-ref_mean)^2/(2V) (0 without reference), and what rounding has left of the latter. Each
+     * row is summed in f64 in the order of its features and rounded to a multiple of quantum (a
+     * power of two; not finite: as it is), so that the sums are exact, whatever the layout and the
+     * batch, as long as they stay below 2^52 quanta. What that leaves is rounded to DEV_FINE
+     * quanta, and exact over 2^21 rows: a divergence is [1] + [2], and has its digits also where
+     * that of a row is far below the quantum. */
     void (*transition_sums)(struct dev *, struct tensor sum, const struct transition_args *);
     /* g = policy[b]*(next-mean) + kl[b]*(v-ref_v), the second term only with a reference (kl may
      * be NULL without); dc = gc*g, du = gu*g (data NULL: not wanted); dc, du [rows, 4C] T in
@@ -251,8 +256,8 @@ struct dev_ops {
     void (*transition_grad)(struct dev *, struct tensor dc, struct tensor du,
                             const struct transition_args *, const double *policy, const double *kl,
                             double gc, double gu);
-    /* sum [B,5] f64 +=: |target - v+|, (target - v+)^2, |target - v-|, (target - v-)^2,
-     * (v - ref)^2 (0 without reference); rounded by row as in transition_sums */
+    /* sum [B, NFT_SUMS] f64 +=: |target - v+|, (target - v+)^2, |target - v-|, (target - v-)^2,
+     * (v - ref)^2 (0 without reference), what rounding has left of it; as in transition_sums */
     void (*nft_sums)(struct dev *, struct tensor sum, const struct nft_args *);
     /* dv = plus[b]*(target - v+) + minus[b]*(target - v-) + kl[b]*(v - ref), the last term only
      * with a reference; dv [rows, 4C] T in PATCH_OUT order; plus, minus, kl [B] host */

@@ -82,15 +82,15 @@ static void forward(struct micro *m)
                                     .quantum = p->quantum};
 }
 
-/* Sums over whole samples: [2b] of the density, [2b+1] of the divergence. */
+/* Sums over whole samples, TRANSITION_SUMS each. */
 static void whole_sums(struct micro *m, double *sums)
 {
     struct ctx *c = m->p->ctx;
-    struct tensor sum = arena_new(c->keep, DT_F64, 2, DIMS(m->n, 2));
+    struct tensor sum = arena_new(c->keep, DT_F64, 2, DIMS(m->n, TRANSITION_SUMS));
     c->dev->ops->fill(c->dev, sum, 0);
     c->dev->ops->transition_sums(c->dev, sum, &m->a);
     dev_get(c->dev, sums, sum);
-    comm_sum_f64(m->p->seq, sums, 2 * m->n, "log-densities");
+    comm_sum_f64(m->p->seq, sums, TRANSITION_SUMS * m->n, "log-densities");
 }
 
 static void backward(struct micro *m, const double *policy, const double *kl)
@@ -130,7 +130,7 @@ void grpo_update(struct policy *p, const struct step_plan *plan, const struct up
 {
     const struct rl_config *cfg = p->cfg;
     struct micro m = {.p = p, .plan = plan, .items = items, .n = p->train->samples};
-    double sums[2 * MAX_MICRO], policy[MAX_MICRO], kl[MAX_MICRO];
+    double sums[TRANSITION_SUMS * MAX_MICRO], policy[MAX_MICRO], kl[MAX_MICRO];
     CHECK(m.n <= MAX_MICRO, "micro-batch of %d", m.n);
     arena_release(p->ctx->keep, 0);
     choose_steps(&m);
@@ -141,7 +141,8 @@ void grpo_update(struct policy *p, const struct step_plan *plan, const struct up
         const struct update_item *it = &items[b];
         const struct plan_step *s = &plan->step[m.step[b]];
         const double old = it->from->sums[it->order * it->from->samples + it->sample];
-        const double log_ratio = (old - sums[2 * b]) / D, divergence = sums[2 * b + 1] / D;
+        const double *sum = sums + TRANSITION_SUMS * b;
+        const double log_ratio = (old - sum[0]) / D, divergence = (sum[1] + sum[2]) / D;
         const struct grpo_term t = grpo_objective(log_ratio, it->advantage, cfg->clip_range);
         const bool counts = it->weight > 0 && it->advantage != 0;
         const bool kl_counts = cfg->kl_beta > 0 && (counts || (it->valid && cfg->kl_on_zero_adv));

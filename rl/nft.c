@@ -4,8 +4,8 @@
 
 #include "rl/update.h"
 
-struct nft_term nft_objective(const double sums[5], double elements, double sigma, double advantage,
-                              double limit, double beta)
+struct nft_term nft_objective(const double sums[NFT_SUMS], double elements, double sigma,
+                              double advantage, double limit, double beta)
 {
     const double r = fmin(1, fmax(-1, advantage / limit)) / 2 + 0.5, s2 = sigma * sigma;
     const double w_plus = fmax(sigma * sums[0] / elements, 1e-5),
@@ -15,7 +15,7 @@ struct nft_term nft_objective(const double sums[5], double elements, double sigm
                                       (1 - r) * s2 * sums[3] / elements / w_minus),
                              .plus = -limit * r * 2 * s2 / (elements * w_plus),
                              .minus = limit * (1 - r) * 2 * s2 / (elements * w_minus),
-                             .gap = sums[4] / elements};
+                             .gap = (sums[4] + sums[5]) / elements};
 }
 
 enum { MAX_MICRO = 64 };
@@ -92,7 +92,7 @@ void nft_update(struct policy *p, const struct step_plan *plan, const struct upd
     struct guided *g = p->train;
     struct noisy m = {.p = p, .n = g->samples};
     const double D = (double)p->elements;
-    double sums[5 * MAX_MICRO], plus[MAX_MICRO], minus[MAX_MICRO], kl[MAX_MICRO];
+    double sums[NFT_SUMS * MAX_MICRO], plus[MAX_MICRO], minus[MAX_MICRO], kl[MAX_MICRO];
     CHECK(m.n <= MAX_MICRO, "micro-batch of %d", m.n);
     arena_release(c->keep, 0);
     make_noisy(&m, plan, items);
@@ -107,14 +107,15 @@ void nft_update(struct policy *p, const struct step_plan *plan, const struct upd
                                .beta = cfg->nft.beta,
                                .quantum = p->quantum,
                                .batch = m.n};
-    struct tensor sum = ctx_zeros(c, c->keep, DT_F64, 2, DIMS(m.n, 5));
+    struct tensor sum = ctx_zeros(c, c->keep, DT_F64, 2, DIMS(m.n, NFT_SUMS));
     c->dev->ops->nft_sums(c->dev, sum, &a);
     dev_get(c->dev, sums, sum);
-    comm_sum_f64(p->seq, sums, 5 * m.n, "objective");
+    comm_sum_f64(p->seq, sums, NFT_SUMS * m.n, "objective");
     for (int b = 0; b < m.n; b++) {
         const bool counts = items[b].valid;
-        const struct nft_term t = nft_objective(sums + 5 * b, D, m.sigma[b], items[b].advantage,
-                                                cfg->adv_clip_max, cfg->nft.beta);
+        const struct nft_term t =
+            nft_objective(sums + NFT_SUMS * b, D, m.sigma[b], items[b].advantage, cfg->adv_clip_max,
+                          cfg->nft.beta);
         plus[b] = counts ? scale.policy * t.plus : 0;
         minus[b] = counts ? scale.policy * t.minus : 0;
         kl[b] = counts ? scale.kl * cfg->nft.kl * 2 / D : 0;

@@ -130,7 +130,7 @@ static void start(struct walk *w)
     w->x = arena_new(c->keep, ctx_state(c), 2, DIMS(w->t->rows, w->t->width));
     w->next = arena_like(c->keep, w->x);
     if (uses_history(w->plan)) w->history = ctx_zeros(c, c->keep, ctx_state(c), 2, w->x.dim);
-    w->sum = arena_new(c->keep, DT_F64, 2, DIMS(w->t->samples, 2));
+    w->sum = arena_new(c->keep, DT_F64, 2, DIMS(w->t->samples, TRANSITION_SUMS));
     w->mark = arena_mark(c->keep);
     choose_samples(w);
     const size_t mark = arena_mark(c->keep);
@@ -200,7 +200,7 @@ static void record(struct walk *w, int i, int k, struct tensor v)
     struct policy *p = w->p;
     const struct plan_step *s = &w->plan->step[i];
     const int n = w->t->samples;
-    double cx[64], cv[64], inv[64], got[128];
+    double cx[64], cv[64], inv[64], got[TRANSITION_SUMS * 64];
     for (int b = 0; b < n; b++) cx[b] = s->cx, cv[b] = s->cv, inv[b] = 1 / (2 * s->variance);
     const struct transition_args a = {.x = w->x,
                                       .next = w->next,
@@ -217,7 +217,7 @@ static void record(struct walk *w, int i, int k, struct tensor v)
     d->ops->fill(d, w->sum, 0);
     d->ops->transition_sums(d, w->sum, &a);
     dev_get(d, got, w->sum);
-    for (int b = 0; b < n; b++) w->t->sums[k * n + b] = got[2 * b];
+    for (int b = 0; b < n; b++) w->t->sums[k * n + b] = got[TRANSITION_SUMS * b];
 }
 
 static void walk_all(struct walk *w, struct rollout_hooks hooks)

@@ -34,8 +34,8 @@ struct nft_term {
     double gap;         /* mean of (v - reference)^2 */
 };
 /* sums: of nft_sums (core/dev.h) over a sample of so many elements. */
-struct nft_term nft_objective(const double sums[5], double elements, double sigma, double advantage,
-                              double limit, double beta);
+struct nft_term nft_objective(const double sums[NFT_SUMS], double elements, double sigma,
+                              double advantage, double limit, double beta);
 /* What stays of the sampling adapters when they follow, after so many optimizer steps. */
 double nft_old_keep(const struct rl_config *c, int64_t steps);
 /* The scalars of the clipped objective at one ratio. */

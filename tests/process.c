@@ -72,9 +72,9 @@ char *process_yaml(const char *run, int iterations)
     return path;
 }
 
-static void add_all(const char **argv, int *n, const char *const *more, int max)
+static void add_all(const char **argv, int *n, const char *const *more, size_t max)
 {
-    for (int i = 0; i < max && more[i]; i++) argv[(*n)++] = more[i];
+    for (size_t i = 0; i < max && more[i]; i++) argv[(*n)++] = more[i];
 }
 
 pid_t process_start(const char *yaml, const char *log, const struct process_opts *o)
@@ -83,11 +83,11 @@ pid_t process_start(const char *yaml, const char *log, const struct process_opts
     snprintf(ranks, sizeof ranks, "%d", o->ranks ? o->ranks : 2);
     const char *argv[32] = {"mpirun", "-n", ranks};
     int n = 3;
-    add_all(argv, &n, o->mpirun, 4);
+    add_all(argv, &n, o->mpirun, sizeof o->mpirun / sizeof *o->mpirun);
     argv[n++] = osp;
     argv[n++] = o->verb ? o->verb : "train";
     argv[n++] = yaml;
-    add_all(argv, &n, o->sets, 8);
+    add_all(argv, &n, o->sets, sizeof o->sets / sizeof *o->sets);
     fflush(stdout);
     const pid_t pid = fork();
     if (pid == 0) {

@@ -13,7 +13,7 @@ char *process_program(void); /* path of osp of this build */
 char *process_yaml(const char *run, int iterations);
 struct process_opts {
     const char *fault;     /* OSP_FAULT; NULL: none */
-    const char *sets[12];  /* key=value, NULL-terminated */
+    const char *sets[16];  /* key=value, NULL-terminated */
     const char *env[4];    /* NAME=VALUE, NULL-terminated */
     const char *mpirun[4]; /* further arguments of mpirun */
     const char *verb;      /* NULL: train */

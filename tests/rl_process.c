@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/io.h"
+#include "parallel/checkpoint.h"
 #include "tests/check.h"
 
 const struct process_opts plain_rl = {.verb = "rl"};
@@ -108,7 +109,8 @@ static int find_metric(const char *name, int epoch, const char *key, double *fou
         const json_t *from = json_object_get(j, "from_step");
         if (from && json_integer_value(from) <= epoch) lines = 0;
         if (v && json_integer_value(json_object_get(j, "step")) == epoch) {
-            *found = json_number_value(v);
+            *found =
+                json_is_number(v) ? json_number_value(v) : NAN; /* what is not finite is text */
             lines++;
         }
         json_decref(j);
@@ -131,15 +133,108 @@ int rl_metric_lines(const char *name, int epoch, const char *key)
     return find_metric(name, epoch, key, &x);
 }
 
-void rl_same_metrics(const char *name, const char *want, int first, int last)
+static void same_metric(const char *name, const char *want, int epoch, const char *key, bool there)
 {
-    static const char *const keys[] = {
-        "reward/mean",      "reward/std_within_groups", "update/loss",      "update/kl_loss",
-        "update/grad_norm", "advantage/abs_mean",       "eval/reward_mean", "update/approx_kl"};
-    for (int epoch = first; epoch <= last; epoch++)
-        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) {
-            const double a = rl_metric(want, epoch, keys[k]), b = rl_metric(name, epoch, keys[k]);
-            EXPECT(isnan(a) == isnan(b) && !(fabs(a - b) > 1e-6 * fabs(a) + 1e-12),
-                   "%s, epoch %d: %s is %.12g, not %.12g", name, epoch, keys[k], b, a);
+    const double a = rl_metric(want, epoch, key), b = rl_metric(name, epoch, key);
+    const int la = rl_metric_lines(want, epoch, key), lb = rl_metric_lines(name, epoch, key);
+    EXPECT(la == there && lb == there, "epoch %d has %s %d times in %s, %d times in %s", epoch, key,
+           la, want, lb, name);
+    EXPECT(!there || fabs(a - b) <= 1e-6 * fabs(a) + 1e-15, "%s, epoch %d: %s is %.12g, not %.12g",
+           name, epoch, key, b, a);
+}
+
+void rl_same_metrics(const char *name, const char *want, int first, int last, int eval_freq)
+{
+    static const char *const keys[] = {"reward/mean",        "reward/std_within_groups",
+                                       "advantage/abs_mean", "update/loss",
+                                       "update/kl_loss",     "update/policy_loss",
+                                       "update/grad_norm",   "update/clip_limit",
+                                       "update/approx_kl",   "update/kl",
+                                       "adapter/norm_B"};
+    for (int epoch = first; epoch <= last; epoch++) {
+        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++)
+            same_metric(name, want, epoch, keys[k], true);
+        same_metric(name, want, epoch, "eval/reward_mean", eval_freq && epoch % eval_freq == 0);
+        const double a = rl_metric(want, epoch, "update/window_first"),
+                     b = rl_metric(name, epoch, "update/window_first");
+        EXPECT(a == b, "%s, epoch %d: the window is at %g, not %g", name, epoch, b, a);
+    }
+}
+
+/* ---- saved state ------------------------------------------------------------------------------*/
+static struct ckpt *newest(struct comm *alone, const char *name)
+{
+    char *path = io_path("%s/%s", test_dir(), name);
+    struct ckpt *c = ckpt_open(alone, path, true);
+    free(path);
+    return c;
+}
+
+/* Numbers are compared, all else is equal; doubles to `most` of the value. */
+static void same_json(const char *what, const json_t *a, const json_t *b, double most)
+{
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)a, key, v)
+    {
+        const json_t *w = json_object_get(b, key);
+        if (json_is_object(v)) {
+            same_json(key, v, w, most);
+            continue;
         }
+        const double x = json_number_value(v), y = json_number_value(w);
+        const bool same =
+            json_is_real(v) && json_is_real(w) ? fabs(x - y) <= most * fabs(x) : json_equal(v, w);
+        EXPECT(same, "%s: %s is %.17g, not %.17g", what, key, y, x);
+    }
+    EXPECT(json_is_object(a) && json_object_size(a) == json_object_size(b),
+           "%s: %zu members of %zu", what, json_object_size(b), json_object_size(a));
+}
+
+/* Largest difference over the largest element of each kind, or -1 where a tensor is missing. */
+static double tensor_gap(struct ckpt *a, struct ckpt *b, const struct ckpt_tensor *t)
+{
+    struct ckpt_tensor u;
+    if (!ckpt_find(b, t->kind, t->name, &u) || u.count != t->count || u.dtype != t->dtype)
+        return INFINITY;
+    double *x = malloc((size_t)t->count * sizeof *x), *y = malloc((size_t)t->count * sizeof *y);
+    CHECK(x && y, "out of memory");
+    ckpt_read_f64(a, t, 0, t->count, x);
+    ckpt_read_f64(b, &u, 0, t->count, y);
+    const double gap = max_error(y, x, t->count, NULL);
+    free(x);
+    free(y);
+    return gap;
+}
+
+void rl_same_state(const char *name, const char *want, double most)
+{
+    static const enum state_kind kinds[] = {STATE_LORA, STATE_LORA_EMA, STATE_LORA_M, STATE_LORA_V};
+    static const char *const parts[] = {"state", "identity", "lora", "base"};
+    struct comm *alone = comm_self(NULL);
+    struct ckpt *a = newest(alone, want), *b = newest(alone, name);
+    double worst = 0;
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
+        EXPECT(ckpt_has(a, kinds[k]), "%s has no %s", want, ckpt_kind_name(kinds[k]));
+    for (int i = 0; i < ckpt_num_tensors(a); i++) {
+        const struct ckpt_tensor t = ckpt_tensor_at(a, i);
+        const double gap = tensor_gap(a, b, &t);
+        EXPECT(gap <= most, "%s: %s/%s is off by %.2g", name, ckpt_kind_name(t.kind), t.name, gap);
+        worst = fmax(worst, gap);
+    }
+    EXPECT(ckpt_num_tensors(a) == ckpt_num_tensors(b) && ckpt_num_tensors(a) > 0,
+           "%s: %d tensors of %d", name, ckpt_num_tensors(b), ckpt_num_tensors(a));
+    for (size_t k = 0; k < sizeof parts / sizeof *parts; k++)
+        same_json(parts[k], json_object_get(ckpt_meta(a), parts[k]),
+                  json_object_get(ckpt_meta(b), parts[k]), most);
+    const json_t *ra = json_object_get(ckpt_meta(a), "rl"),
+                 *rb = json_object_get(ckpt_meta(b), "rl");
+    EXPECT(ckpt_step(a) == ckpt_step(b) && /* the data cursor: noise and prompts are the epoch's */
+               json_equal(json_object_get(ra, "epoch"), json_object_get(rb, "epoch")) &&
+               json_equal(json_object_get(ra, "evaluated"), json_object_get(rb, "evaluated")),
+           "%s: another epoch", name);
+    if (test_verbose()) printf("    %s: state within %.1e of %s\n", name, worst, want);
+    ckpt_close(a);
+    ckpt_close(b);
+    comm_free(alone);
 }

@@ -17,7 +17,12 @@ void rl_refuse(const char *name, const char *set, const char *says);
 double rl_metric(const char *name, int epoch, const char *key);
 /* How many lines of an epoch have it, without those that a resume has made void. */
 int rl_metric_lines(const char *name, int epoch, const char *key);
-/* Rewards, losses, norms and evaluations of these epochs agree to 1e-6: the same run on other
- * ranks, in fp64, so that no pixel is rounded to another byte. */
-void rl_same_metrics(const char *name, const char *want, int first, int last);
+/* Rewards, losses, norms, KL and clip limit of these epochs are there, once, in both runs and agree
+ * to 1e-6, evaluations too, where eval_freq (0: none) asks for them; the window is the same: one
+ * run on other ranks, in fp64, so that no pixel is rounded to another byte. */
+void rl_same_metrics(const char *name, const char *want, int first, int last, int eval_freq);
+/* The newest checkpoints of both runs hold the same: adapters, EMA and moments to `most` of the
+ * largest element of their tensor, clip state to `most`, counters, epoch and the description of the
+ * run exactly. */
+void rl_same_state(const char *name, const char *want, double most);
 #endif

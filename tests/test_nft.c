@@ -294,12 +294,33 @@ static void test_follow(struct comm *world)
     policy_case_close(&c);
 }
 
+/* (v - v_base)^2 is reported as it is, also where every row of it is far below the quantum. */
+static void test_quantum(struct comm *world)
+{
+    const struct policy_case_opts o = options(1, 0.05, 2);
+    struct policy_case c;
+    double kl[2];
+    open_case(&c, world, &o);
+    struct plain z = plain_new(&c);
+    for (int k = 0; k < 2; k++) {
+        struct update_stats stats;
+        if (k) c.p.quantum = 0x1p12;
+        update(&c, &stats);
+        kl[k] = stats.kl_loss;
+    }
+    EXPECT(kl[0] > 0 && fabs(kl[1] - kl[0]) < 1e-6 * kl[0], "%.12g, with a large quantum %.12g",
+           kl[0], kl[1]);
+    plain_free(&z);
+    policy_case_close(&c);
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "the gradient is that of the objective", .run = test_gradient},
         {.name = "any layout gives the gradient of one rank", .run = test_layouts, .ranks = {2, 4}},
         {.name = "the sampling adapters follow", .run = test_follow},
+        {.name = "a divergence below the quantum is reported", .run = test_quantum},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

@@ -1,6 +1,6 @@
 /* Conformance of every device: sampler steps with noise and history, sums and gradients of the
- * policy objectives; and what must hold bit by bit. tests/test_policy_math.c judges the ref device.
- */
+ * policy objectives; test_ops_exact.c has what must hold bit by bit, test_policy_math.c judges the
+ * ref device. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -179,7 +179,7 @@ static void transition_one(const struct target *t, struct policy_case k)
     rows_var(&c, &k, "u", K_T, IN, 0, pos);
     rows_var(&c, &k, "ref c", K_T, IN, k.gap, pos);
     rows_var(&c, &k, "ref u", K_T, IN, 0, pos);
-    case_var(&c, "sum", K_F64, OUT, k.gap, -1, 1, 2, DIMS(k.batch, 2));
+    case_var(&c, "sum", K_F64, OUT, k.gap, -1, 1, 2, DIMS(k.batch, TRANSITION_SUMS));
     rows_var(&c, &k, "dc", K_T, OUT, k.gap, pos);
     rows_var(&c, &k, "du", K_T, OUT, 0, pos);
     rows_var(&c, &k, "dc alone", K_T, OUT, 0, pos);
@@ -192,7 +192,7 @@ static void transition_one(const struct target *t, struct policy_case k)
     rows_var(&c, &k, "v", K_T, IN, 0, pos);
     rows_var(&c, &k, "old", K_T, IN, k.gap, pos);
     rows_var(&c, &k, "ref", K_T, IN, 0, pos);
-    case_var(&c, "sum", K_F64, OUT, k.gap, -1, 1, 2, DIMS(k.batch, 5));
+    case_var(&c, "sum", K_F64, OUT, k.gap, -1, 1, 2, DIMS(k.batch, NFT_SUMS));
     rows_var(&c, &k, "dv", K_T, OUT, k.gap, pos);
     case_check(&c, nft_run, &k);
 }
@@ -342,229 +342,6 @@ static void test_keep(struct comm *w)
     each_target(keep_target);
 }
 
-/* ---- bit by bit ---------------------------------------------------------------------------- */
-
-enum { B = 3, PER = 150, C = 4, ARRAYS = 7 };
-struct world {
-    struct dev *d;
-    struct tensor pos, sum, row[ARRAYS]; /* numbered as in transition_of, from 1 */
-};
-
-static struct tensor filled(struct dev *d, enum dtype t, int seed)
-{
-    const struct rng_stream s =
-        rng_open((struct rng_key){.seed = 17, .use = RNG_TEST, .item = (uint64_t)seed});
-    double v[B * PER * 4 * C];
-    for (int i = 0; i < B * PER * 4 * C; i++) v[i] = 2 * rng_uniform_at(s, (uint64_t)i) - 1;
-    struct tensor x = dev_tensor(d, t, 2, DIMS(B * PER, 4 * C));
-    dev_put_f64(d, x, v);
-    return x;
-}
-static void open_world(struct world *w, const struct target *t)
-{
-    w->d = target_open(t, 2);
-    const enum dtype T = t->compute, S = dtype_state(T);
-    for (int i = 1; i < ARRAYS; i++) w->row[i] = filled(w->d, i < 3 ? S : T, i);
-    int16_t pos[B * PER * 3];
-    for (int r = 0; r < B * PER; r++) {
-        pos[3 * r] = (int16_t)(r % 13 == 5 ? -1 : 0);
-        pos[3 * r + 1] = (int16_t)(r % PER / 15);
-        pos[3 * r + 2] = (int16_t)(r % 15);
-    }
-    w->sum = dev_tensor(w->d, DT_F64, 2, DIMS(B, 5));
-    w->pos = w->row[0] = dev_tensor(w->d, DT_I16, 2, DIMS(B * PER, 3));
-    dev_put(w->d, w->pos, pos);
-}
-static void close_world(struct world *w)
-{
-    for (int i = 0; i < ARRAYS; i++) dev_free(w->d, w->row[i].data);
-    dev_free(w->d, w->sum.data);
-    dev_close(w->d);
-}
-
-/* Sums over rows [first, first + n) as one batch; kind 0: transition, 1: nft. */
-static void sums_of(struct world *w, int kind, int64_t first, int64_t n, int batch, double quantum,
-                    double *out)
-{
-    const int width = kind ? 5 : 2;
-    const struct tensor sum = tensor_make(w->sum.data, DT_F64, 2, DIMS(batch, width));
-    struct tensor t[ARRAYS];
-    for (int i = 0; i < ARRAYS; i++) t[i] = tensor_rows(w->row[i], first, n);
-    w->d->ops->fill(w->d, sum, 0);
-    const double same[3] = {0.98, 0.98, 0.98}, v[3] = {-0.5, -0.5, -0.5}, inv[3] = {3, 3, 3};
-    if (kind) {
-        const struct nft_args a = {t[1], t[3], t[4], t[5], t[0], 0.3, quantum, batch};
-        w->d->ops->nft_sums(w->d, sum, &a);
-    } else {
-        const struct transition_args a = {t[1], t[2],  t[3], t[4], t[5], t[6],   t[0],
-                                          3,    batch, same, v,    inv,  quantum};
-        w->d->ops->transition_sums(w->d, sum, &a);
-    }
-    w->d->ops->sync(w->d);
-    dev_get_f64(w->d, out, sum);
-}
-
-static void expect_same(const struct target *t, const char *what, const double *a, const double *b,
-                        int n)
-{
-    for (int i = 0; i < n; i++)
-        EXPECT(memcmp(a + i, b + i, sizeof *a) == 0, "%s: %s: sum %d is %.17g and %.17g", t->name,
-               what, i, a[i], b[i]);
-}
-
-/* Row 40 of sample 0 moves to where row 90 is, and back. */
-static void swap_rows(struct world *w)
-{
-    for (int i = 1; i < ARRAYS; i++) {
-        const struct tensor a = tensor_rows(w->row[i], 40, 1), b = tensor_rows(w->row[i], 90, 1);
-        char x[4 * C * sizeof(double)], y[4 * C * sizeof(double)];
-        dev_get(w->d, x, a);
-        dev_get(w->d, y, b);
-        dev_put(w->d, a, y);
-        dev_put(w->d, b, x);
-    }
-}
-
-static void exact_target(const struct target *t)
-{
-    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
-    struct world w;
-    open_world(&w, t);
-    const double quantum = 0x1p-24;
-    for (int kind = 0; kind < 2; kind++) {
-        const int n = kind ? 5 : 2;
-        double all[B * 5], one[B * 5], part[2][5], fine[B * 5];
-        sums_of(&w, kind, 0, B * PER, B, quantum, all);
-        for (int b = 0; b < B; b++) sums_of(&w, kind, b * PER, PER, 1, quantum, one + b * n);
-        expect_same(t, "batch of 3 against 3 of 1", all, one, B * n);
-        for (int b = 0; b < B; b++) {
-            const int64_t cut = 70 + b; /* not where a task ends */
-            sums_of(&w, kind, b * PER, cut, 1, quantum, part[0]);
-            sums_of(&w, kind, b * PER + cut, PER - cut, 1, quantum, part[1]);
-            double up[5], down[5];
-            for (int i = 0; i < n; i++) up[i] = part[0][i] + part[1][i];
-            for (int i = 0; i < n; i++) down[i] = part[1][i] + part[0][i];
-            expect_same(t, "two halves", up, all + b * n, n);
-            expect_same(t, "two halves, the other order", down, all + b * n, n);
-        }
-        swap_rows(&w);
-        sums_of(&w, kind, 0, B * PER, B, quantum, one);
-        swap_rows(&w);
-        expect_same(t, "two rows exchanged", all, one, B * n);
-        sums_of(&w, kind, 0, B * PER, B, 0x1p-60, fine);
-        for (int i = 0; i < B * n; i++) {
-            EXPECT(fmod(all[i], quantum) == 0, "%s: %.17g is no multiple", t->name, all[i]);
-            EXPECT(all[i] != fine[i] && fabs(all[i] - fine[i]) <= PER * quantum / 2,
-                   "%s: %.17g rounded to %.17g", t->name, fine[i], all[i]);
-        }
-    }
-    close_world(&w);
-}
-static void test_exact(struct comm *w)
-{
-    (void)w;
-    each_target(exact_target);
-}
-
-static void same_step(struct world *w, const struct target *t, const char *what,
-                      const struct solver_step_args *a, const struct solver_step_args *b)
-{
-    enum { BYTES = B * PER * 4 * C * sizeof(float) };
-    char *x = malloc(BYTES), *y = malloc(BYTES);
-    CHECK(x && y, "out of memory");
-    w->d->ops->solver_step(w->d, a);
-    dev_get(w->d, x, a->next);
-    w->d->ops->solver_step(w->d, b);
-    dev_get(w->d, y, b->next);
-    EXPECT(memcmp(x, y, BYTES) == 0, "%s: %s: not bit-equal", t->name, what);
-    free(x);
-    free(y);
-}
-static void plain_target(const struct target *t)
-{
-    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
-    struct world w;
-    open_world(&w, t);
-    for (int guided = 0; guided < 2; guided++) {
-        struct solver_step_args ode = {.next = filled(w.d, dtype_state(t->compute), 8),
-                                       .x = w.row[1],
-                                       .c = w.row[3],
-                                       .u = guided ? w.row[4] : none,
-                                       .pos = w.pos,
-                                       .t = 1,
-                                       .height = 20,
-                                       .width = 30,
-                                       .guidance = 5,
-                                       .cx = 1,
-                                       .cv = -0.0371,
-                                       .batch = B};
-        struct solver_step_args sde = ode;
-        sde.noise = keys;
-        same_step(&w, t, "std 0 against no noise", &sde, &ode);
-        sde.h = w.row[2];
-        sde.sigma = 0.7;
-        same_step(&w, t, "history of weight 0 against none", &sde, &ode);
-        sde.noise = NULL;
-        sde.std = 3;
-        same_step(&w, t, "no noise of any std", &sde, &ode);
-        dev_free(w.d, ode.next.data);
-    }
-    close_world(&w);
-}
-static void test_plain(struct comm *w)
-{
-    (void)w;
-    each_target(plain_target);
-}
-
-/* ---- what must not pass -------------------------------------------------------------------- */
-
-struct bad {
-    struct world *w;
-    int kind;
-    double quantum;
-};
-static void bad_quantum(void *arg)
-{
-    const struct bad *b = arg;
-    double out[B * 5];
-    sums_of(b->w, b->kind, 0, B * PER, B, b->quantum, out);
-}
-static void bad_target(const struct target *t)
-{
-    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
-    struct world w;
-    open_world(&w, t);
-    for (int kind = 0; kind < 2; kind++) {
-        const double quantum[] = {0, -1, 0.3, (double)NAN};
-        for (int i = 0; i < 4; i++)
-            expect_stop("power of two", RC_SOFTWARE, bad_quantum,
-                        &(struct bad){&w, kind, quantum[i]});
-        double v[4 * C] = {1}, sum[B * 5];
-        const double odd[] = {(double)INFINITY, (double)NAN};
-        for (int i = 0; i < 2; i++) {
-            v[3] = odd[i];
-            dev_put_f64(w.d, tensor_rows(w.row[kind ? 1 : 2], PER + 1, 1), v);
-            sums_of(&w, kind, 0, B * PER, B, 0x1p-24, sum);
-            const int n = kind ? 4 : 1; /* the sums that use this array */
-            for (int b = 0; b < B; b++)
-                for (int j = 0; j < n; j++) {
-                    const double s = sum[b * (kind ? 5 : 2) + j];
-                    EXPECT(b != 1 ? isfinite(s)
-                           : i    ? isnan(s)
-                                  : isinf(s),
-                           "%s: sum %d of sample %d is %g", t->name, j, b, s);
-                }
-        }
-    }
-    close_world(&w);
-}
-static void test_bad(struct comm *w)
-{
-    (void)w;
-    each_target(bad_target);
-}
-
 int main(int argc, char **argv)
 {
     const struct test t[] = {
@@ -572,9 +349,6 @@ int main(int argc, char **argv)
         {.name = "sums and gradients of the policy objectives", .run = test_objectives},
         {.name = "dropout by place, added and in place", .run = test_dropout},
         {.name = "dropout keeps its share and the mean, every mask is its own", .run = test_keep},
-        {.name = "sums do not depend on batch, layout or order", .run = test_exact},
-        {.name = "a step without noise or history is the plain step", .run = test_plain},
-        {.name = "a quantum that is none stops, what is not finite is seen", .run = test_bad},
     };
     return test_main(argc, argv, t, sizeof t / sizeof *t);
 }

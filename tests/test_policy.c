@@ -1,6 +1,6 @@
 /* The clipped objective as one function of the adapters: its value against the formulas of
- * docs/spec/rl.md 1.12 to 1.14 in the latents, its gradient against central differences, on one
- * rank; test_policy_layouts.c has the layouts against it. */
+ * docs/spec/rl.md 1.12 to 1.14 in the latents, its gradient against central differences of the
+ * loss that the same ranks compute; test_policy_layouts.c has the layouts against one rank. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +36,13 @@ static void shift_ratios(struct policy_case *c)
             c->t.sums[k * c->t.samples + b] += shift_of[c->first + b] * (double)c->p.elements;
 }
 
+/* The sum over the data ranks; the ranks of a sample hold the same. */
+static double over_data(struct policy_case *c, double x)
+{
+    comm_sum_f64(c->f.mesh.axis[AXIS_DP], &x, 1, "objective");
+    return x;
+}
+
 static double update(struct policy_case *c, int order, struct update_stats *stats)
 {
     struct update_item items[MOST];
@@ -43,7 +50,8 @@ static double update(struct policy_case *c, int order, struct update_stats *stat
     *stats = (struct update_stats){0};
     lora_zero_grads(c->f.lora);
     grpo_update(&c->p, &c->plan, items, scale, stats);
-    return stats->policy_loss + stats->kl_loss;
+    lora_reduce_grads(c->f.lora, c->f.mesh.axis[AXIS_WORLD]);
+    return over_data(c, stats->policy_loss + stats->kl_loss);
 }
 
 /* ---- the same in the latents ------------------------------------------------------------------*/
@@ -118,7 +126,7 @@ static double plain_sample(struct policy_case *c, const struct update_item *it,
            scale.kl * c->rl.kl_beta * kl / (double)D;
 }
 
-/* On one rank. frozen: unconditional velocities to take instead of those of now. */
+/* frozen: unconditional velocities to take instead of those of now. */
 static double plain_loss(struct policy_case *c, int order, const double *frozen)
 {
     const int64_t n = c->t.samples * c->p.elements;
@@ -138,7 +146,7 @@ static double plain_loss(struct policy_case *c, int order, const double *frozen)
     }
     for (int i = 0; i <= c->plan.n; i++) free(state[i]);
     free_velocities(&z);
-    return loss;
+    return over_data(c, loss);
 }
 
 /* ---- differences ------------------------------------------------------------------------------*/
@@ -164,29 +172,70 @@ static double difference(const struct slope *s, const double *direction)
     return (8 * d1 - d2) / (12 * h);
 }
 
-/* Directions over all adapters, then single elements. */
-static void check_slopes(const struct slope *s, const double *grad, int64_t n, const char *name)
+static double norm_of(const double *x, int64_t n)
 {
-    const int whole = 2, single = test_fast() ? 1 : 4;
-    double worst = 0, size = 0, largest = 0;
-    for (int64_t i = 0; i < n; i++) {
-        size += grad[i] * grad[i];
-        largest = fmax(largest, fabs(grad[i]));
-    }
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return sqrt(sum);
+}
+
+/* The slope along d; size: what an error is small against. Returns error / size. */
+static double check_slope(const struct slope *s, const double *grad, const double *d, double size,
+                          const char *name, const char *along)
+{
+    double want = 0;
+    for (int64_t i = 0; i < lora_num_elements(s->c->f.lora); i++) want += d[i] * grad[i];
+    const double got = difference(s, d), of = fmax(fabs(want), 0.1 * size);
+    EXPECT(fabs(got - want) < 1e-6 * of, "%s, along %s: slope %.12g, differences give %.12g", name,
+           along, want, got);
+    return fabs(got - want) / of;
+}
+
+/* Along two directions over all adapters, then `single` elements. */
+static double check_slopes(const struct slope *s, const double *grad, int64_t n, int single,
+                           const char *name)
+{
+    const int whole = 2;
+    double worst = 0, largest = 0;
+    for (int64_t i = 0; i < n; i++) largest = fmax(largest, fabs(grad[i]));
     for (int k = 0; k < whole + single; k++) {
         double *d = k < whole ? problem_draw(n, (uint64_t)(900 + k)) : calloc((size_t)n, sizeof *d);
         const int64_t one = (int64_t)(rng_hash(name) % 1009 + (uint64_t)(k * 7919)) % n;
         if (k >= whole) d[one] = 1;
-        double want = 0;
-        for (int64_t i = 0; i < n; i++) want += d[i] * grad[i];
-        const double got = difference(s, d),
-                     of = fmax(fabs(want), k < whole ? 0.1 * sqrt(size) : 0.1 * largest);
-        worst = fmax(worst, fabs(got - want) / of);
-        EXPECT(fabs(got - want) < 1e-6 * of, "%s: slope %d is %.12g, differences give %.12g", name,
-               k, want, got);
+        worst = fmax(worst, check_slope(s, grad, d, k < whole ? norm_of(grad, n) : largest, name,
+                                        k < whole ? "all" : "an element"));
         free(d);
     }
-    if (test_verbose()) printf("    %-52s worst %.1e of %.1e\n", name, worst, sqrt(size));
+    return worst;
+}
+
+/* Along A or B of each kind of linear, in one block or another. */
+static double check_tensors(const struct slope *s, const double *grad, int64_t n, int turn,
+                            const char *name)
+{
+    static const char *const kind[] = {
+        "self_attn.q",  "self_attn.k",  "self_attn.v",  "self_attn.o", "cross_attn.q",
+        "cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0",       "ffn.2"};
+    const struct lora *l = s->c->f.lora;
+    const int blocks = (int)s->c->f.dit->config.num_layers, kinds = sizeof kind / sizeof *kind;
+    double worst = 0;
+    for (int k = 0; k < kinds; k++) {
+        char want[96];
+        int64_t at = 0;
+        int i = 0;
+        snprintf(want, sizeof want, "blocks.%d.%s.lora_%c.weight", (k + turn) % blocks, kind[k],
+                 (k + turn / 2) % 2 ? 'B' : 'A');
+        for (; i < l->num_params && strcmp(l->param[i].name, want); i++)
+            at += param_count(&l->param[i]);
+        CHECK(i < l->num_params, "no %s", want);
+        const int64_t count = param_count(&l->param[i]);
+        double *d = calloc((size_t)n, sizeof *d), *draw = problem_draw(count, (uint64_t)(950 + k));
+        memcpy(d + at, draw, (size_t)count * sizeof *d);
+        worst = fmax(worst, check_slope(s, grad, d, norm_of(grad + at, count), name, want));
+        free(draw);
+        free(d);
+    }
+    return worst;
 }
 
 struct variant {
@@ -242,40 +291,77 @@ static void check_clipped(struct policy_case *c, const struct update_stats *stat
         terms += stats->step[k].terms;
         clipped += stats->step[k].clipped;
     }
+    terms = over_data(c, terms);
+    clipped = over_data(c, clipped);
     EXPECT(terms == MOST && clipped == 3, "%s: %g of %g ratios are out of range", name, clipped,
            terms);
+}
+
+/* turn: which tensors; negative: single elements instead. */
+static void check_order(struct policy_case *c, const struct variant *v, int order, int turn,
+                        const char *name)
+{
+    struct update_stats stats;
+    int64_t n;
+    struct velocities z = velocities_at(c, order);
+    const double loss = update(c, order, &stats), plain = plain_loss(c, order, NULL);
+    double *grad = problem_adapter_grads(&c->f, &n), *weights = policy_case_weights(c, STATE_LORA);
+    EXPECT(fabs(loss - plain) < 1e-10 * fabs(plain), "%s: loss %.17g, plain %.17g", name, loss,
+           plain);
+    check_clipped(c, &stats, name);
+    const bool cut = v->guidance > 1 && !v->cfg_grad;
+    const struct slope s = {c, order, weights, cut ? z.v[VU] : NULL};
+    double worst = check_slopes(&s, grad, n, turn >= 0 ? 0 : test_fast() ? 1 : 4, name);
+    if (turn >= 0 && !test_fast()) worst = fmax(worst, check_tensors(&s, grad, n, turn, name));
+    if (test_verbose() && c->f.mesh.axis[AXIS_WORLD]->rank == 0)
+        printf("    %-52s worst %.1e of %.1e\n", name, worst, norm_of(grad, n));
+    free(grad);
+    free(weights);
+    free_velocities(&z);
 }
 
 static void check_variant(struct comm *world, const struct variant *v)
 {
     struct policy_case_opts o = options(v);
     struct policy_case c;
-    struct update_stats stats;
-    int64_t n;
     policy_case_open(&c, world, &o);
     policy_case_rollout(&c, NULL);
     shift_ratios(&c);
-    for (int order = 0; order < (test_fast() ? 1 : 2); order++) {
-        struct velocities z = velocities_at(&c, order);
-        const double loss = update(&c, order, &stats), plain = plain_loss(&c, order, NULL);
-        double *grad = problem_adapter_grads(&c.f, &n),
-               *weights = policy_case_weights(&c, STATE_LORA);
-        EXPECT(fabs(loss - plain) < 1e-10 * fabs(plain), "%s: loss %.17g, plain %.17g", v->name,
-               loss, plain);
-        check_clipped(&c, &stats, v->name);
-        const bool cut = v->guidance > 1 && !v->cfg_grad;
-        const struct slope s = {&c, order, weights, cut ? z.v[VU] : NULL};
-        check_slopes(&s, grad, n, v->name);
-        free(grad);
-        free(weights);
-        free_velocities(&z);
-    }
+    for (int order = 0; order < (test_fast() ? 1 : 2); order++)
+        check_order(&c, v, order, -1, v->name);
     policy_case_close(&c);
 }
 
 static void test_gradient(struct comm *world)
 {
     for (int i = 0; i < NUM_VARIANTS; i++) check_variant(world, &variants[i]);
+}
+
+/* The differences themselves are of the loss that these ranks compute together: an error that
+ * ranks share with one rank's backward pass shows here, too. */
+static void test_layouts(struct comm *world)
+{
+    static const struct mesh_degrees two[] = {{2, 1, 2}, {1, 2, 1}},
+                                     four[] = {{2, 2, 4}, {2, 1, 2}};
+    static const struct variant list[] = {
+        {"both, divergence, 2x3x3", 2, 2, 2, 1.7, 2, 1, RECOMPUTE_ATTENTION, ALGO_MIX_GRPO, 0},
+        {"cond, divergence, dropout, 2x3x3", 2, 2, 2, 1.7, 2, 0, RECOMPUTE_GEMM, ALGO_MIX_GRPO,
+         0.3},
+    };
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < (test_fast() ? 1 : 2); i++) {
+            struct policy_case_opts o = options(&list[i]);
+            struct policy_case c;
+            char name[96];
+            o.degrees = world->size == 2 ? two[k] : four[k];
+            snprintf(name, sizeof name, "ssp %d x sp %d of %d, %s", o.degrees.ssp, o.degrees.sp,
+                     world->size, list[i].name);
+            policy_case_open(&c, world, &o);
+            policy_case_rollout(&c, NULL);
+            shift_ratios(&c);
+            check_order(&c, &list[i], i, 2 * k + i + world->size / 4, name);
+            policy_case_close(&c);
+        }
 }
 
 /* The unconditional branch makes a difference, or the test above says nothing about it. */
@@ -330,12 +416,36 @@ static void test_idle(struct comm *world)
     policy_case_close(&c);
 }
 
+/* A divergence is reported as it is, also where every row of it is far below the quantum of sums.
+ */
+static void test_quantum(struct comm *world)
+{
+    struct policy_case_opts o = options(&variants[3]);
+    struct policy_case c;
+    double kl[2];
+    policy_case_open(&c, world, &o);
+    policy_case_rollout(&c, NULL);
+    for (int k = 0; k < 2; k++) {
+        struct update_stats stats;
+        if (k) c.p.quantum = 0x1p12;
+        update(&c, 0, &stats);
+        kl[k] = stats.kl_loss;
+    }
+    EXPECT(kl[0] > 0 && fabs(kl[1] - kl[0]) < 1e-6 * kl[0], "%.12g, with a large quantum %.12g",
+           kl[0], kl[1]);
+    policy_case_close(&c);
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "the gradient is that of the objective", .run = test_gradient},
+        {.name = "on ranks the gradient is that of the objective that they compute",
+         .run = test_layouts,
+         .ranks = {2, 4}},
         {.name = "both branches of guidance have a gradient", .run = test_branches},
         {.name = "no gradient where the clip holds", .run = test_idle},
+        {.name = "a divergence below the quantum is reported", .run = test_quantum},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

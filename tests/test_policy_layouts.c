@@ -141,8 +141,9 @@ static struct policy_case_opts options(const struct shape *s, const char *device
     return o;
 }
 
-struct limits {               /* against one rank */
-    double grad, sums, ratio; /* ratio: of an update on what one rank sampled */
+struct limits { /* against one rank */
+    double grad, sums;
+    double ratio, ulysses; /* |ln rho| of an update on what one rank sampled; with Ulysses */
 };
 
 static void share(struct comm *world, double **x, int64_t n)
@@ -186,8 +187,9 @@ static void compare(struct comm *world, struct policy_case_opts o, const char *n
         EXPECT(sums < most->sums && states < most->sums,
                "%s: ssp %d x sp %d of %d: sums %.2g, states %.2g", name, o.degrees.ssp,
                o.degrees.sp, W, sums, states);
-        EXPECT(given.log_ratio < most->ratio, "%s: ssp %d x sp %d of %d: |log ratio| %.2g", name,
-               o.degrees.ssp, o.degrees.sp, W, given.log_ratio);
+        EXPECT(given.log_ratio <= (o.degrees.sp > 1 ? most->ulysses : most->ratio),
+               "%s: ssp %d x sp %d of %d: |log ratio| %.2g", name, o.degrees.ssp, o.degrees.sp, W,
+               given.log_ratio);
         if (world->rank == 0 && test_verbose())
             printf("    %-46s ssp %d x sp %d of %d: gradient %.1e sums %.1e ratio %.1e\n", name,
                    o.degrees.ssp, o.degrees.sp, W, grad, sums, given.log_ratio);
@@ -199,7 +201,7 @@ static void compare(struct comm *world, struct policy_case_opts o, const char *n
 
 static void test_f64(struct comm *world)
 {
-    const struct limits most = {1e-10, 1e-11, 1e-11};
+    const struct limits most = {1e-10, 1e-11, 1e-11, 1e-11};
     for (int i = 0; i < NUM_SHAPES; i += test_fast() ? 2 : 1) {
         const struct policy_case_opts o = options(&shapes[i], "ref", DT_F64);
         compare(world, o, shapes[i].name, &most);
@@ -212,9 +214,27 @@ static void test_f32(struct comm *world)
         test_skip("no cpu device");
         return;
     }
-    const struct limits most = {1e-5, 1e-5, 1e-5};
+    const struct limits most = {1e-5, 1e-5, 1e-5, 1e-5};
     for (int i = 0; i < NUM_SHAPES; i += test_fast() ? 2 : 1) {
         const struct policy_case_opts o = options(&shapes[i], "cpu", DT_F32);
+        compare(world, o, shapes[i].name, &most);
+    }
+}
+
+/* What a layout changes of a velocity in bf16. Data ranks and SSP: at most the last bit of an f32
+ * sum, which hardly ever reaches the next bf16. Ulysses: the keys of a sparse sequence come in
+ * another order, so that its weights are rounded to bf16 below another running maximum, about half
+ * a percent of v; then kappa^2 / 2 * ms(v - v') of |ln rho| does not average out over a latent.
+ * Measured: 0 and 3.0e-4 (docs/rl.md). */
+static void test_bf16(struct comm *world)
+{
+    if (!dev_supports("cpu", DT_BF16)) {
+        test_skip("no cpu device in bf16");
+        return;
+    }
+    const struct limits most = {1e-2, 4e-3, 1e-5, 1e-3};
+    for (int i = 0; i < NUM_SHAPES; i += test_fast() ? 2 : 1) {
+        const struct policy_case_opts o = options(&shapes[i], "cpu", DT_BF16);
         compare(world, o, shapes[i].name, &most);
     }
 }
@@ -324,6 +344,9 @@ int main(int argc, char **argv)
          .ranks = {2, 4},
          .flags = TEST_MPI},
         {.name = "f32: any layout gives the updates of one rank", .run = test_f32, .ranks = {2, 4}},
+        {.name = "bf16: any layout gives the updates of one rank",
+         .run = test_bf16,
+         .ranks = {2, 4}},
         {.name = "a policy that did not change has ratio 1",
          .run = test_on_policy,
          .ranks = {1, 2}},

@@ -108,42 +108,103 @@ static void test_intervals(struct comm *world)
     free(last);
 }
 
-/* Killed in the second epoch of three, it goes on where other ranks have the same samples. */
+enum { THREE = 3 }; /* epochs of those that are moved */
+/* One start of a run: the fault that ends it (NULL: it ends well), and the epoch it goes on from.
+ */
+struct start {
+    const char *fault;
+    int ranks, from;
+    const char *sets[4];
+};
+
+static void go_on(const char *name, const struct process_opts *whole, const struct start *s)
+{
+    struct process_opts o = *whole;
+    char *said, *at = io_path("at epoch %d\n", s->from);
+    int n = 0;
+    while (o.sets[n]) n++;
+    for (int k = 0; k < 4 && s->sets[k]; k++) o.sets[n++] = s->sets[k];
+    o.fault = s->fault;
+    o.ranks = s->ranks;
+    const int rc = rl_run(name, "mix_grpo", &o, &said);
+    EXPECT(rc == (s->fault ? 137 : 0) && (s->from == 0) == !strstr(said, "resumed from") &&
+               (s->from == 0 || strstr(said, at)),
+           "%s on %d ranks from epoch %d: exit code %d: %s", name, s->ranks, s->from, rc, said);
+    free(at);
+    free(said);
+}
+
+/* Everything that a run carries moves: window, clip limit, averages. Otherwise losing it on the way
+ * would not be seen. */
+static void require_motion(const char *name, int epochs)
+{
+    int places = 0, held = 0, moved = 0;
+    for (int e = 2; e <= epochs; e++) {
+        places += rl_metric(name, e, "update/window_first") !=
+                  rl_metric(name, e - 1, "update/window_first");
+        moved +=
+            rl_metric(name, e, "update/clip_limit") != rl_metric(name, e - 1, "update/clip_limit");
+    }
+    for (int e = 1; e <= epochs; e++)
+        held += rl_metric(name, e, "update/grad_norm") > rl_metric(name, e, "update/clip_limit");
+    if (test_verbose())
+        for (int e = 1; e <= epochs; e++)
+            printf("    %s, epoch %d: window at %g, norm %.4g of at most %.4g\n", name, e,
+                   rl_metric(name, e, "update/window_first"),
+                   rl_metric(name, e, "update/grad_norm"), rl_metric(name, e, "update/clip_limit"));
+    EXPECT(places && held && moved, "%s: window %d, clip %d, limit %d times", name, places, held,
+           moved);
+}
+
+#define DATA_1 "rl_config.sample_batch_size=8", "rl_config.train_batch_size=4"
+#define DATA_4 "rl_config.sample_batch_size=2", "rl_config.train_batch_size=1"
+#define SSP_2 "use_skiparse_sequence_parallel=true", "skiparse_sp_size=2"
+#define ULYSSES_2 "use_sequence_parallel=true", "sp_size=2"
+
+/* Killed and gone on with where other ranks have the same samples, once or twice: the metrics and
+ * the last state are those of a run that nothing has happened to. */
+static void check_moves(const char *const *moves, const char *whole, const struct start (*runs)[3],
+                        const char *const *name, int n)
+{
+    const struct process_opts o = {.verb = "rl",
+                                   .sets = {"weight_dtype=fp64", "save_interval=1",
+                                            "rl_config.eval_freq=3", "num_epochs=3",
+                                            "rl_config.num_inference_steps=5", moves[0], moves[1],
+                                            "window.size=2", "window.limit=4", "window.iters=1",
+                                            "grad_clip=adaptive", "init_max_grad_norm=1.6e-4"}};
+    if (!rl_ready() || !rl_calm(whole, "mix_grpo", &o)) return;
+    require_motion(whole, THREE);
+    for (int i = 0; i < n; i++) {
+        for (int k = 0; k < 3 && runs[i][k].ranks; k++) go_on(name[i], &o, &runs[i][k]);
+        rl_same_metrics(name[i], whole, 1, THREE, THREE);
+        rl_same_state(name[i], whole, 1e-12);
+    }
+}
+
+/* Window that moves by one, twice from ranks to ranks. An epoch has 4 updates. */
+static void test_layouts(struct comm *world)
+{
+    (void)world;
+    static const struct start runs[][3] = {
+        {{"update@1:7:kill", 2, 0, {NULL}},
+         {"update@3:6:kill", 4, 1, {SSP_2}},
+         {NULL, 2, 2, {DATA_1, ULYSSES_2}}},
+    };
+    static const char *const name[] = {"ssp_ulysses"};
+    check_moves((const char *[]){"window.strategy=progressive", "window.stride=1"}, "steady", runs,
+                name, 1);
+}
+
+/* A window at random, other data ranks. */
 static void test_other_ranks(struct comm *world)
 {
     (void)world;
-    static const struct {
-        const char *name, *fault, *sets[2];
-        int ranks;
-    } list[] = {{"on_four",
-                 "update@0:7:kill",
-                 {"rl_config.sample_batch_size=2", "rl_config.train_batch_size=1"},
-                 4},
-                {"on_one",
-                 "rollout@1:6:kill",
-                 {"rl_config.sample_batch_size=8", "rl_config.train_batch_size=4"},
-                 1}};
-    const struct process_opts whole = {
-        .verb = "rl",
-        .sets = {"weight_dtype=fp64", "num_epochs=3", "save_interval=1", "rl_config.eval_freq=0"}};
-    if (!rl_ready() || !rl_calm("whole", "mix_grpo", &whole)) return;
-    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
-        struct process_opts o = whole;
-        char *said;
-        o.fault = list[i].fault;
-        int rc = rl_run(list[i].name, "mix_grpo", &o, &said);
-        EXPECT(rc == 137, "%s: exit code %d: %s", list[i].name, rc, said);
-        free(said);
-        o.fault = NULL;
-        o.ranks = list[i].ranks;
-        for (int k = 0; k < 2; k++) o.sets[4 + k] = list[i].sets[k];
-        rc = rl_run(list[i].name, "mix_grpo", &o, &said);
-        EXPECT(rc == 0 && strstr(said, "at epoch 1\n"), "%s on %d ranks: exit code %d: %s",
-               list[i].name, o.ranks, rc, said);
-        free(said);
-        rl_same_metrics(list[i].name, "whole", 1, 3);
-        EXPECT(isfinite(rl_metric(list[i].name, 3, "update/loss")), "%s: no loss", list[i].name);
-    }
+    static const struct start runs[][3] = {
+        {{"update@0:7:kill", 2, 0, {NULL}}, {NULL, 4, 1, {DATA_4}}},
+        {{"rollout@1:8:kill", 2, 0, {NULL}}, {NULL, 1, 1, {DATA_1}}},
+    };
+    static const char *const name[] = {"on_four", "on_one"};
+    check_moves((const char *[]){"window.strategy=random", "seed=12"}, "whole", runs, name, 2);
 }
 
 static void append(const char *name, const char *line)
@@ -202,6 +263,9 @@ int main(int argc, char **argv)
         {.name = "an evaluation between two saves", .run = test_intervals, .flags = TEST_SLOW},
         {.name = "killed, it goes on with other ranks",
          .run = test_other_ranks,
+         .flags = TEST_SLOW},
+        {.name = "killed twice, it goes on with SSP and with Ulysses",
+         .run = test_layouts,
          .flags = TEST_SLOW},
         {.name = "the time of what is done again counts", .run = test_budget, .flags = TEST_SLOW},
         {.name = "NFT, killed and stopped", .run = test_hurt_nft, .flags = TEST_SLOW},

@@ -41,7 +41,7 @@ static void test_ranks(struct comm *world)
     for (size_t i = 0; i < sizeof list / sizeof *list; i += test_fast() ? 2 : 1) {
         o.ranks = list[i].ranks;
         for (int k = 0; k < 5; k++) o.sets[2 + k] = list[i].sets[k];
-        if (rl_calm(list[i].name, "flow_grpo", &o)) rl_same_metrics(list[i].name, "two", 1, 2);
+        if (rl_calm(list[i].name, "flow_grpo", &o)) rl_same_metrics(list[i].name, "two", 1, 2, 2);
     }
 }
 

@@ -92,14 +92,15 @@ void cpu_solver_step(struct dev *d, const struct solver_step_args *a)
 
 /* ---- sums of rows -------------------------------------------------------------------------- */
 
-enum { MAX_SUMS = 5 };
-struct row_sums {
+struct row_sums { /* row fills all sums but the last: what rounding leaves of the one before it */
     void (*row)(const void *args, int64_t r, int64_t b, double *s);
     const void *args;
     struct tensor pos;
     double quantum, *part; /* n partial sums per ROWS rows of a sample */
     int64_t n, per, tasks; /* rows and tasks of a sample */
 };
+
+static double rounded(double s, double quantum) { return nearbyint(s / quantum) * quantum; }
 
 static void sums_task(void *arg, int64_t task, void *scratch)
 {
@@ -110,9 +111,11 @@ static void sums_task(void *arg, int64_t task, void *scratch)
     memset(part, 0, (size_t)a->n * sizeof *part);
     for (int64_t r = b * a->per + k * ROWS; r < b * a->per + end_row(k, a->per); r++) {
         if (padding(a->pos, r)) continue;
-        double s[MAX_SUMS] = {0};
+        double s[NFT_SUMS] = {0};
         a->row(a->args, r, b, s);
-        for (int64_t i = 0; i < a->n; i++) part[i] += nearbyint(s[i] / a->quantum) * a->quantum;
+        s[a->n - 1] = s[a->n - 2] - rounded(s[a->n - 2], a->quantum);
+        for (int64_t i = 0; i < a->n; i++)
+            part[i] += rounded(s[i], i < a->n - 1 ? a->quantum : a->quantum * DEV_FINE);
     }
 }
 
@@ -173,7 +176,7 @@ static void check_transition(const struct transition_args *a)
 void cpu_transition_sums(struct dev *d, struct tensor sum, const struct transition_args *a)
 {
     check_transition(a);
-    expect_sum(sum, a->batch, 2, "transition");
+    expect_sum(sum, a->batch, TRANSITION_SUMS, "transition");
     struct row_sums s = {.row = transition_row, .args = a, .pos = a->pos, .quantum = a->quantum};
     add_sums(d, sum, a->x.dim[0], &s);
 }
@@ -257,7 +260,7 @@ static void check_nft(const struct nft_args *a)
 void cpu_nft_sums(struct dev *d, struct tensor sum, const struct nft_args *a)
 {
     check_nft(a);
-    expect_sum(sum, a->batch, 5, "nft");
+    expect_sum(sum, a->batch, NFT_SUMS, "nft");
     struct row_sums s = {.row = nft_row, .args = a, .pos = a->pos, .quantum = a->quantum};
     add_sums(d, sum, a->v.dim[0], &s);
 }

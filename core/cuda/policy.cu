@@ -62,7 +62,8 @@ struct SolverStep { /* the rows of sample b; k.rows is next */
 
 DEVICE double rounded(double s, double quantum) { return nearbyint(s / quantum) * quantum; }
 
-/* part[i * per + k]: sum i of row k of a sample. */
+/* part[i * per + k]: sum i of row k of a sample; the last one is what rounding leaves of the one
+ * before it. */
 template <class Row> struct RowParts {
     Row row;
     const int16_t *pos;
@@ -71,8 +72,11 @@ template <class Row> struct RowParts {
     DEVICE void operator()(int64_t k) const
     {
         double s[Row::SUMS] = {0};
+        const int last = Row::SUMS - 1;
         if (pos[3 * (first + k)] >= 0) row(first + k, s);
-        for (int i = 0; i < Row::SUMS; i++) part[i * per + k] = rounded(s[i], quantum);
+        s[last] = s[last - 1] - rounded(s[last - 1], quantum);
+        for (int i = 0; i <= last; i++)
+            part[i * per + k] = rounded(s[i], i < last ? quantum : quantum * DEV_FINE);
     }
 };
 
@@ -111,7 +115,7 @@ struct Transition { /* of one sample */
 };
 
 struct TransitionRow {
-    enum { SUMS = 2 };
+    enum { SUMS = TRANSITION_SUMS };
     Transition t;
     double half_inv_v;
     DEVICE void operator()(int64_t r, double *s) const
@@ -177,7 +181,7 @@ struct Nft {
 };
 
 struct NftRow {
-    enum { SUMS = 5 };
+    enum { SUMS = NFT_SUMS };
     Nft t;
     DEVICE void operator()(int64_t r, double *s) const
     {

@@ -270,7 +270,7 @@ static void touch_transition(struct dev *d, const struct transition_args *a)
 }
 static void null_transition_sums(struct dev *d, struct tensor sum, const struct transition_args *a)
 {
-    expect_sum(sum, a->batch, 2, a->quantum, "transition");
+    expect_sum(sum, a->batch, TRANSITION_SUMS, a->quantum, "transition");
     touch_transition(d, a);
 }
 static void null_transition_grad(struct dev *d, struct tensor dc, struct tensor du,
@@ -292,7 +292,7 @@ static void touch_nft(struct dev *d, const struct nft_args *a)
 }
 static void null_nft_sums(struct dev *d, struct tensor sum, const struct nft_args *a)
 {
-    expect_sum(sum, a->batch, 5, a->quantum, "nft");
+    expect_sum(sum, a->batch, NFT_SUMS, a->quantum, "nft");
     touch_nft(d, a);
 }
 static void null_nft_grad(struct dev *d, struct tensor dv, const struct nft_args *a,
