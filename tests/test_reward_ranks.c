@@ -109,7 +109,7 @@ static enum fate fate_of(const struct share *s, int i)
 static void fated_prompt(const struct share *s, int i, char prompt[400])
 {
     const char *death = deadly[(s->first + i) % (int)(sizeof deadly / sizeof *deadly)],
-               *none = empty[(s->first + i) % (int)(sizeof empty / sizeof *empty)];
+               *none = empty[(s->rank + i / 9) % (int)(sizeof empty / sizeof *empty)];
     switch (fate_of(s, i)) {
     case FINE:
         snprintf(prompt, 400, "a heron, %d", s->first + i);
