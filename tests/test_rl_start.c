@@ -46,6 +46,14 @@ static void test_files(struct comm *world)
     own = program_find("k", "here.py", &e);
     EXPECT(own && strcmp(own, "here.py") == 0, "%s", own ? own : e.msg);
     free(own);
+    char *both = io_path("%s/both/scripts", test_dir());
+    io_mkdir(both, &e);
+    write_text("both/scripts/simple_scorer.py", "");
+    in("both");
+    own = program_find("k", "scripts/simple_scorer.py", &e);
+    EXPECT(own && strcmp(own, "scripts/simple_scorer.py") == 0, "%s", own ? own : e.msg);
+    free(own);
+    free(both);
     own = program_find("k", want, &e);
     EXPECT(own && strcmp(own, want) == 0, "%s", own ? own : e.msg);
     free(own);
