@@ -115,11 +115,101 @@ static void test_elsewhere(struct comm *world)
                "reward.command: scripts/simpel_scorer.py is neither ");
 }
 
+/* ---- the algorithm by one key -----------------------------------------------------------------*/
+static char *printed(const char *file, const char *more)
+{
+    static char said[SAID];
+    char *osp = process_program(),
+         *cmd = io_path("%s rl %s --print-config %s 2>&1 </dev/null", osp, file, more);
+    const int rc = test_command(cmd, said, sizeof said);
+    EXPECT(rc == 0, "%s: %d, %s", cmd, rc, said);
+    free(cmd);
+    free(osp);
+    return said;
+}
+
+/* The table of docs/rl.md at 8 steps, sde_steps 4; - : it has no such part. */
+static const struct {
+    const char *algo, *value[11];
+} table[] = {
+    {"mix_grpo", {"fixed", "4", "sigma", "-", "euler", "1", "1", "false", "false", "0", "0.0001"}},
+    {"mix_grpo_window",
+     {"progressive", "4", "eta_snr", "0.7", "euler", "1", "1", "false", "true", "1", "1e-08"}},
+    {"mix_grpo_flash",
+     {"progressive", "4", "eta_snr", "0.7", "dpmpp2m", "0.4", "1", "false", "true", "1", "1e-08"}},
+    {"flow_grpo",
+     {"fixed", "8", "eta_snr", "0.7", "euler", "1", "1", "false", "false", "0", "0.0001"}},
+    {"flow_grpo_fast",
+     {"random", "2", "eta_snr", "0.7", "euler", "1", "1", "false", "true", "0", "0.0001"}},
+    {"dance_grpo",
+     {"fixed", "8", "eta_const", "0.25", "euler", "1", "0.6", "true", "true", "1", "1e-08"}},
+    {"nft", {"-", "-", "-", "-", "euler", "1", "0.99", "true", "false", "0", "0.0001"}}};
+static const char *const parts[11] = {"window:\n  strategy",
+                                      "  size",
+                                      "sde:\n  g_rule",
+                                      "  eta",
+                                      "ode:\n  solver",
+                                      "  compress",
+                                      "  timestep_fraction",
+                                      "  shuffle_steps",
+                                      "  init_same_noise",
+                                      "adv:\n  ddof",
+                                      "  eps"};
+
+static void expect_line(const char *said, const char *algo, const char *part, const char *value)
+{
+    char *want = io_path("%s: %s  # rl.algo\n", part, value);
+    EXPECT(strstr(said, want), "%s: no \"%s\"", algo, want);
+    free(want);
+}
+
+/* rl.algo is the only key that has to change. */
+static void test_algorithms(struct comm *world)
+{
+    (void)world;
+    static const char *const files[] = {"configs/rl/tiny.yaml", "configs/rl/osp_14b.yaml"};
+    for (size_t f = 0; f < 2; f++)
+        for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+            char *set = io_path("rl.algo=%s rl_config.num_inference_steps=8 rl_config.sde_steps=4",
+                                table[i].algo);
+            const char *said = printed(files[f], set);
+            free(set);
+            for (int k = 0; k < 11; k++)
+                if (*table[i].value[k] != '-')
+                    expect_line(said, table[i].algo, parts[k], table[i].value[k]);
+            EXPECT(!strstr(said, "alone would set"), "%s: %s", table[i].algo, said);
+        }
+}
+
+/* A key of the file that says something else is named, on the command line it is meant. */
+static void test_kept(struct comm *world)
+{
+    (void)world;
+    write_text("kept.yaml", "model_config: {pretrained_model_dir_or_checkpoint: x}\n"
+                            "rl_config: {prompt_file: x, num_image_per_prompt: 4}\nrl: {shift: 1}\n"
+                            "sde: {g_rule: eta_snr, eta: 0.5}\nadv: {ddof: 1}\n"
+                            "reward: {command: python3 scripts/simple_scorer.py}\n");
+    char *file = io_path("%s/kept.yaml", test_dir());
+    const char *said = printed(file, "rl.algo=dance_grpo");
+    EXPECT(strstr(said, "sets sde.g_rule, sde.eta: not what rl.algo=dance_grpo alone would set"),
+           "%s", said);
+    said = printed(file, "rl.algo=flow_grpo");
+    EXPECT(strstr(said, "sets sde.eta, adv.ddof: not what rl.algo=flow_grpo"), "%s", said);
+    said = printed(file, "rl.algo=nft"); /* has no noise to set */
+    EXPECT(strstr(said, "sets adv.ddof: not what rl.algo=nft"), "%s", said);
+    EXPECT(!strstr(printed(file, ""), "alone would set"), "%s", said);
+    said = printed(file, "rl.algo=dance_grpo sde.g_rule=eta_const sde.eta=0.3");
+    EXPECT(!strstr(said, "alone would set"), "%s", said);
+    free(file);
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "files of the program are found from anywhere", .run = test_files},
         {.name = "a scorer's command line gets whole paths", .run = test_commands},
+        {.name = "rl.algo alone switches the algorithm", .run = test_algorithms},
+        {.name = "keys of the file that stay are named", .run = test_kept},
         {.name = "a run from another folder", .run = test_elsewhere, .flags = TEST_SLOW},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
