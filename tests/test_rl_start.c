@@ -174,10 +174,16 @@ static void test_algorithms(struct comm *world)
                                 table[i].algo);
             const char *said = printed(files[f], set);
             free(set);
+            /* tiny.yaml keeps one thing to itself, and says so where it makes a difference */
+            const char *const noise = table[i].value[8];
+            const bool kept = f == 0, differs = kept && !strcmp(noise, "false");
             for (int k = 0; k < 11; k++)
-                if (*table[i].value[k] != '-')
+                if (*table[i].value[k] != '-' && !(kept && k == 8))
                     expect_line(said, table[i].algo, parts[k], table[i].value[k]);
-            EXPECT(!strstr(said, "alone would set"), "%s: %s", table[i].algo, said);
+            const char *told = strstr(said, "alone would set");
+            EXPECT(!told == !differs, "%s: %s", table[i].algo, said);
+            EXPECT(!differs || strstr(said, "yaml sets rollout.init_same_noise: not what"), "%s",
+                   said);
         }
 }
 
