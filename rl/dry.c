@@ -1,11 +1,81 @@
 #include "rl/dry.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/log.h"
 
 /* ---- settings ---------------------------------------------------------------------------------*/
+/* What the table of algorithms has values for (docs/rl.md). */
+static const char *const decided[] = {"window.strategy",  "window.size",
+                                      "window.stride",    "window.iters",
+                                      "window.limit",     "sde.g_rule",
+                                      "sde.eta",          "ode.solver",
+                                      "ode.compress",     "rl_config.timestep_fraction",
+                                      "rl.shuffle_steps", "rollout.init_same_noise",
+                                      "adv.ddof",         "adv.eps"};
+
+static bool is_decided(const char *key, bool nft)
+{
+    if (nft && (!strncmp(key, "window.", 7) || !strncmp(key, "sde.", 4))) return false;
+    for (size_t i = 0; i < sizeof decided / sizeof *decided; i++)
+        if (strcmp(decided[i], key) == 0) return true;
+    return false;
+}
+
+static size_t size_of(const struct cfg_field *f)
+{
+    return f->type == CFG_ENUM  ? sizeof(int)
+           : f->type == CFG_INT ? sizeof(int64_t)
+                                : sizeof(double);
+}
+
+/* As if the configuration said "auto" or null. */
+static void leave_open(struct settings *s, const struct cfg_field *f)
+{
+    void *at = (char *)s + f->offset;
+    if (f->type == CFG_ENUM)
+        *(int *)at = 0;
+    else if (f->type == CFG_INT)
+        *(int64_t *)at = -1;
+    else
+        *(double *)at = -1;
+}
+
+static bool comes_from(const struct loaded_settings *l, int row, const char *where)
+{
+    return l->origin[row].file && strcmp(l->origin[row].file, where) == 0;
+}
+
+/* rl.algo on the command line switches the algorithm, and keys of the file that say something else
+ * than it would stay: this is where they are named. */
+static void tell_kept(const struct loaded_settings *l, const struct settings *asked)
+{
+    struct settings free_choice = *asked;
+    struct err e = {0};
+    char kept[512] = "";
+    bool switched = false;
+    int n;
+    const struct cfg_field *f = settings_schema(l->verb, &n);
+    const bool nft = l->s.rl.algo == ALGO_NFT;
+    for (int i = 0; i < n; i++) {
+        switched |= !strcmp(f[i].key, "rl.algo") && comes_from(l, i, "command line");
+        if (is_decided(f[i].key, nft) && comes_from(l, i, l->path)) leave_open(&free_choice, &f[i]);
+    }
+    if (!switched || !algo_resolve(&free_choice.rl, &e)) return;
+    for (int i = 0; i < n; i++) {
+        const size_t used = strlen(kept);
+        if (!is_decided(f[i].key, nft) || !comes_from(l, i, l->path)) continue;
+        if (memcmp((const char *)&free_choice + f[i].offset, (const char *)&l->s + f[i].offset,
+                   size_of(&f[i])))
+            snprintf(kept + used, sizeof kept - used, "%s%s", used ? ", " : "", f[i].key);
+    }
+    if (*kept)
+        log_warn("%s sets %s: not what rl.algo=%s alone would set (docs/rl.md has the table)",
+                 l->path, kept, algo_name(l->s.rl.algo));
+}
+
 void dry_resolve(struct loaded_settings *l)
 {
     const struct settings asked = l->s;
@@ -23,6 +93,7 @@ void dry_resolve(struct loaded_settings *l)
                  c->kl_beta, c->nft.kl);
         l->s.rl.kl_beta = 0;
     }
+    tell_kept(l, &asked);
     settings_changed(l, &asked, "rl.algo");
 }
 

@@ -13,6 +13,7 @@
 #include "rl/dry.h"
 #include "rl/prompt_file.h"
 #include "rl/run.h"
+#include "rl/scorer_files.h"
 #include "rl/verb.h"
 #include "train/args.h"
 #include "train/print_config.h"
@@ -40,28 +41,13 @@ static void require_file(const char *key, const char *path)
         err_stop(RC_NOINPUT, "%s: %s: %s", key, path, strerror(errno));
 }
 
-static void require_in(const char *key, const char *dir, const char *file)
-{
-    char *path = io_path("%s/%s", dir, file);
-    if (access(path, R_OK) != 0)
-        err_stop(RC_NOINPUT, "%s: %s: %s (docs/reward.md says which folder each key names)", key,
-                 path, strerror(errno));
-    free(path);
-}
-
 /* What is read late is looked for early. */
-static void require_files(const struct settings *s)
+static void require_files(struct rl_run *r)
 {
-    require_file("model_config.pretrained_model_dir_or_checkpoint", s->model.pretrained);
-    require_file("reward.videoalign_dir", s->reward.videoalign_dir);
-    require_file("reward.model_dir", s->reward.model_dir);
-    require_file("reward.template", s->reward.template_dir);
-    if (s->reward.command) return;
-    const bool own = s->reward.template_dir != NULL;
-    require_in(own ? "reward.template" : "reward.videoalign_dir (reward.template is not given)",
-               own ? s->reward.template_dir : s->reward.videoalign_dir, "prompt_template.py");
-    require_in("reward.videoalign_dir", s->reward.videoalign_dir, "model_config.json");
-    require_in("reward.model_dir", s->reward.model_dir, "config.json");
+    struct err e = {0};
+    require_file("model_config.pretrained_model_dir_or_checkpoint", r->set->model.pretrained);
+    if (scorer_files(&r->set->reward, &e)) r->scorer = scorer_command(&r->set->reward, &e);
+    err_raise(&e);
 }
 
 static struct ckpt *open_base(struct rl_run *r, struct settings *s)
@@ -137,6 +123,7 @@ static void open_scorers(struct rl_run *r, struct spawner *p)
     log_info("waiting for the scorers");
     r->scoring = scoring_open(p, &r->ses->mesh,
                               (struct scoring_opts){.reward = &s->reward,
+                                                    .command = r->scorer,
                                                     .codec = r->codec,
                                                     .frames = r->model.frames,
                                                     .height = r->model.height,
@@ -247,7 +234,7 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     r.batch = calloc((size_t)s->rl.batches, sizeof *r.batch);
     CHECK(r.ses && r.batch, "out of memory");
     struct lock lock = session_lock_output(world, s->output_dir, "lock", "osp rl");
-    require_files(s);
+    require_files(&r);
     run_find(&r);
     struct ckpt *base = open_base(&r, s);
     settings_check_ranks(l, world->size); /* with the model of the base */
@@ -267,6 +254,7 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     session_close(r.ses);
     free(r.ses);
     free(r.batch);
+    free(r.scorer);
     adapter_base_free(&r.base);
     stored_model_free(&r.model);
     prompts_free(&r.prompts);

@@ -30,6 +30,7 @@ struct rl_run {
     const struct video_codec *codec;
     const struct text_codec *text_codec;
     struct policy policy;
+    char *scorer; /* its command line, with whole paths */
     struct scoring *scoring;
     struct metrics *metrics;
     struct rl_state state;

@@ -57,7 +57,6 @@ static void describe(struct scoring *s, const char *device)
 {
     const struct reward_settings *r = s->opts.reward;
     const bool official = r->profile == 0;
-    s->command = r->command ? text("%s", r->command) : text("python3 scripts/videoalign_scorer.py");
     if (r->command)
         s->options = text("source_fps=%g\ndevice=%s\n", s->opts.fps, device);
     else
@@ -95,7 +94,7 @@ static struct reward *start(struct scoring *s, struct spawner *p, struct err *e)
 {
     const struct reward_settings *w = s->opts.reward;
     struct comm *dp = s->mesh->axis[AXIS_DP];
-    const struct reward_config c = {.command = s->command,
+    const struct reward_config c = {.command = s->opts.command,
                                     .workers = (int)w->workers,
                                     .slots = slots(&s->opts),
                                     .slot_bytes =
@@ -194,7 +193,6 @@ void scoring_close(struct scoring *s)
     if (!s) return;
     if (s->reward) reward_close(s->reward);
     free(s->identity);
-    free(s->command);
     free(s->options);
     free(s->row);
     free(s->rgb);

@@ -16,6 +16,7 @@ struct score_row {
 };
 struct scoring_opts {
     const struct reward_settings *reward;
+    const char *command; /* of scorer_command; yours until the close */
     const struct video_codec *codec;
     int64_t frames, height, width;
     double fps;
@@ -29,7 +30,7 @@ struct scoring {
     int dims;
     char name[REWARD_DIMS][REWARD_NAME];
     char *identity; /* of the scorer; the same on all ranks */
-    char *command, *options;
+    char *options;
     struct score_row *row; /* submitted since the last table */
     int num_rows, room;
     uint8_t *rgb;            /* a decoded clip */

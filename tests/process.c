@@ -37,6 +37,28 @@ bool process_ready(void)
     return there;
 }
 
+const char *process_python(const char *modules)
+{
+    static const char *const list[] = {"build/venv/bin/python", "build/venv-test/bin/python",
+                                       "python3"};
+    for (int i = 0; i < 3; i++) {
+        char *cmd = io_path("%s -c 'import %s' >/dev/null 2>&1", list[i], modules);
+        const int rc = system(cmd);
+        free(cmd);
+        if (rc == 0) return list[i];
+    }
+    return NULL;
+}
+
+const char *process_python_torch(void)
+{
+    const char *py = process_python("torch, transformers, safetensors, tokenizers");
+    if (!py)
+        test_skip("no python with torch, transformers, safetensors (python3 -m venv build/venv && "
+                  "build/venv/bin/pip install torch==2.13.0 transformers safetensors)");
+    return py;
+}
+
 bool process_video_ready(const char *what)
 {
     struct err e = {0};
@@ -139,6 +161,24 @@ int process_ranks(const char *yaml, pid_t *rank, int max)
         for (size_t i = 0; i < len; i++)
             if (!text[i]) text[i] = ' ';
         if (!mpirun && strstr(text, yaml)) rank[n++] = (pid_t)atoi(e->d_name);
+    }
+    if (d) closedir(d);
+    return n;
+}
+
+int process_marked(const char *mark, pid_t *pid, int max)
+{
+    int n = 0;
+    DIR *d = opendir("/proc");
+    for (struct dirent *e; d && (e = readdir(d)) && n < max;) {
+        static char text[1 << 16];
+        char *path = io_path("/proc/%s/environ", e->d_name);
+        FILE *f = atoi(e->d_name) > 0 ? fopen(path, "r") : NULL;
+        free(path);
+        if (!f) continue;
+        const size_t len = fread(text, 1, sizeof text, f);
+        fclose(f);
+        if (memmem(text, len, mark, strlen(mark))) pid[n++] = (pid_t)atoi(e->d_name);
     }
     if (d) closedir(d);
     return n;

@@ -21,8 +21,7 @@ void write_text(const char *name, const char *text)
     free(path);
 }
 
-/* test_dir()/RUN.yaml: post-training of test_dir()/base into test_dir()/RUN. */
-static char *rl_yaml(const char *run, const char *algo)
+char *rl_yaml(const char *run, const char *algo)
 {
     char *text = io_path(
         "seed: 11\noutput_dir: %s/%s\nnum_epochs: %d\nsave_interval: 2\nweight_dtype: fp32\n"

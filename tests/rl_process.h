@@ -7,6 +7,7 @@ extern const struct process_opts plain_rl;
 /* Makes the base once. False: the test is skipped, or has failed. */
 bool rl_ready(void);
 void write_text(const char *name, const char *text); /* test_dir()/NAME */
+char *rl_yaml(const char *run, const char *algo);    /* what rl_run runs: test_dir()/RUN.yaml */
 /* Post-training of the base into test_dir()/NAME; exit code. said: its output; may be NULL. */
 int rl_run(const char *name, const char *algo, const struct process_opts *o, char **said);
 /* The same, expected to end well. */

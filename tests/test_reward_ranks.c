@@ -19,6 +19,7 @@
 #include "tests/process.h"
 
 enum { RANKS = 8, ROUNDS = 10, EVERY = 20, FRAMES = 3, SIDE = 8, BYTES = FRAMES * SIDE * SIDE * 3 };
+#define NOBODY "nobody is left for this clip"
 static const struct reward_clip clip = {.frames = FRAMES, .height = SIDE, .width = SIDE, .fps = 8};
 
 /* docs/spec/rl.md 6.11: crash before reading ... restart storm, in its order, and relatives. */
@@ -27,6 +28,9 @@ static const char *const kinds[] = {
     "nan",      "inf",    "huge",    "dims",  "count", "crc",   "flip",    "head",    "long",
     "oversize", "random", "garbage", "noise", "oom",   "half",  "stall",   "trickle", "storm",
     "twice",    "id",     "unasked", "again", "fatal", "flood", "nolines", "config",  "child"};
+/* With the default limits: what kills a scorer, and what makes an attempt void. */
+static const char *const deadly[] = {"crash", "exit", "half", "garbage", "count", "head", "child"};
+static const char *const empty[] = {"nan", "inf", "huge", "crc", "dims", "oom"};
 static const char *const kinds_of_python[] = {"crash", "late",  "half",  "nan",   "dims",
                                               "exit",  "oom",   "count", "noise", "random",
                                               "stop",  "tardy", "raise", "slow"};
@@ -39,10 +43,12 @@ static bool mpi;
 struct share { /* of one rank */
     int rank, first, n;
     bool python;
+    bool limits;            /* the second test */
     char dir[256], tag[64]; /* the same folder on all ranks; a word of the scorers' command line */
     struct reward *r;
     char *seen; /* [n] results */
     int submitted, got, refused;
+    int given_up;       /* clips that no scorer was left for */
     double end;         /* when patience ends */
     const char *env[2]; /* for the scorers */
 };
@@ -74,8 +80,82 @@ static const char *fault_of(const struct share *s, int i)
 /* Refused by every scorer, and not tried again. */
 static bool hopeless(const struct share *s, int i) { return (s->first + i) % 50 == 30; }
 
+/* ---- the same with the default limits ---------------------------------------------------------*/
+enum { PER_RANK = 60, WORKER_ENDS = 6 /* more than 5 in ten minutes */ };
+enum pool { STAYS, SHRINKS, ENDS };
+static enum pool pool_of(const struct share *s) { return (enum pool)(s->rank % 3); }
+static int workers_of(enum pool p) { return p == SHRINKS ? 2 : 1; }
+/* Ends of scorers: 4 are borne, 11 are one too many for one of two, 6 for one. */
+static int ends_of(enum pool p) { return (const int[]){4, 2 * WORKER_ENDS - 1, WORKER_ENDS}[p]; }
+
+enum fate {
+    FINE,
+    ONCE,   /* a scorer dies of it, another does not */
+    POISON, /* every scorer dies of it: after 2 of them it is invalid */
+    VOID,   /* no scorer has scores for it: invalid after 3 attempts */
+    REFUSED /* not tried again */
+};
+static enum fate fate_of(const struct share *s, int i)
+{
+    const enum pool p = pool_of(s);
+    const int poisons = (const int[]){1, 5, 3}[p], onces = ends_of(p) - 2 * poisons;
+    if (i % 9 == 4) return VOID;
+    if (i % 9 == 7) return REFUSED;
+    if (i % 3 || i < 20) return FINE;
+    const int k = (i - 20) / 3; /* 0, 1, ...: the deadly ones, a few clips apart */
+    return k < onces ? ONCE : k < onces + poisons ? POISON : FINE;
+}
+
+static void fated_prompt(const struct share *s, int i, char prompt[400])
+{
+    const char *death = deadly[(s->first + i) % (int)(sizeof deadly / sizeof *deadly)],
+               *none = empty[(s->rank + i / 9) % (int)(sizeof empty / sizeof *empty)];
+    switch (fate_of(s, i)) {
+    case FINE:
+        snprintf(prompt, 400, "a heron, %d", s->first + i);
+        break;
+    case ONCE:
+        snprintf(prompt, 400, "%s %s/limit_%d", death, s->dir, s->first + i);
+        break;
+    case POISON:
+        snprintf(prompt, 400, "%s always, %d", death, s->first + i);
+        break;
+    case VOID:
+        snprintf(prompt, 400, "%s always, %d", none, s->first + i);
+        break;
+    case REFUSED:
+        snprintf(prompt, 400, "bad input %d", s->first + i);
+        break;
+    }
+}
+
+/* True: this result has to be one without scores, and says why. */
+static bool fated(struct share *s, int i, const struct reward_result *d)
+{
+    static const struct {
+        int attempts;
+        const char *says;
+    } want[] = {[POISON] = {2, "2 scorers died of it"},
+                [VOID] = {3, "3 attempts failed"},
+                [REFUSED] = {1, "not my kind"}};
+    const enum fate f = fate_of(s, i);
+    const bool lost = pool_of(s) == ENDS && !d->valid && strstr(d->reason, NOBODY);
+    s->given_up += lost;
+    if (lost) return true;
+    if (f == FINE || f == ONCE) return false;
+    s->refused++;
+    EXPECT(!d->valid && d->attempts == want[f].attempts && strstr(d->reason, want[f].says),
+           "rank %d, clip %d: valid %d, %d attempts: %s", s->rank, i, d->valid, d->attempts,
+           d->reason);
+    return true;
+}
+
 static void prompt_of(const struct share *s, int i, char prompt[400])
 {
+    if (s->limits) {
+        fated_prompt(s, i, prompt);
+        return;
+    }
     const char *fault = fault_of(s, i);
     if (fault)
         snprintf(prompt, 400, "%s %s/once_%d", fault, s->dir, s->first + i);
@@ -126,10 +206,11 @@ static void check_result(struct share *s, const struct reward_result *d)
     if (!known) return;
     double want[3];
     want_scores(want, s, i);
-    const char *fault = fault_of(s, i);
+    const char *fault = s->limits ? NULL : fault_of(s, i);
     s->seen[i] = 1;
     s->got++;
-    if (!fault && hopeless(s, i)) {
+    if (s->limits && fated(s, i, d)) return;
+    if (!s->limits && !fault && hopeless(s, i)) {
         s->refused++;
         EXPECT(!d->valid && d->attempts > 0 && strstr(d->reason, "not my kind"), "clip %d: %s",
                (int)d->id, d->reason);
@@ -155,6 +236,7 @@ static bool submit_next(struct share *s)
     struct err e = {0};
     char prompt[400];
     struct reward_slot *slot = reward_acquire(s->r, s->end - log_seconds());
+    if (!slot && s->limits && pool_of(s) == ENDS && reward_state(s->r) == REWARD_DEAD) return false;
     EXPECT(slot, "rank %d: no slot for clip %d of %d", s->rank, s->submitted, s->n);
     if (!slot) return false;
     paint(slot->data, s, s->submitted);
@@ -347,6 +429,101 @@ static void storm(struct comm *world)
     free(s.seen);
 }
 
+/* ---- the run with the default limits ----------------------------------------------------------*/
+/* Only the pauses before a restart are shorter than the default, 1, 2, 4 ... 60 s. */
+static void open_limited(struct share *s, struct spawner *p, int workers, int slots)
+{
+    char *command = io_path("'%s' --scorer %s", self, s->tag);
+    const struct reward_config c = {.command = command,
+                                    .workers = workers,
+                                    .slots = slots,
+                                    .slot_bytes = BYTES,
+                                    .log_dir = s->dir,
+                                    .first_log = 100 + 4 * s->rank,
+                                    .rank = s->rank,
+                                    .ranks = RANKS,
+                                    .backoff_s = 0.05,
+                                    .backoff_max_s = 0.2};
+    s->r = fake_start(p, &c);
+    free(command);
+}
+
+static void score_limited(struct comm *world, struct share *s)
+{
+    bool fine = s->r;
+    while (fine && s->submitted < s->n) {
+        fine = submit_next(s);
+        poll_results(s);
+    }
+    if (s->r) {
+        enum reward_state state = REWARD_LATE;
+        while ((state = reward_flush(s->r, 0.1)) == REWARD_LATE && log_seconds() < s->end)
+            poll_results(s);
+        EXPECT((state == REWARD_DEAD) == (pool_of(s) == ENDS) && state != REWARD_LATE,
+               "rank %d: state %d", s->rank, (int)state);
+        reward_give_up(s->r, NOBODY);
+        poll_results(s);
+        EXPECT(s->got == s->submitted, "rank %d: %d results for %d clips", s->rank, s->got,
+               s->submitted);
+    }
+    comm_barrier(world, "all are scored");
+}
+
+static void check_limited(struct share *s)
+{
+    const enum pool p = pool_of(s);
+    const int lost = p != STAYS;
+    struct reward_stats t = reward_stats(s->r);
+    for (int i = 0; i < 100 && t.restarts + t.lost_workers < ends_of(p); i++) {
+        process_nap(0.05); /* a scorer that died last is still being buried */
+        t = reward_stats(s->r);
+    }
+    EXPECT(t.lost_workers == lost && t.restarts == ends_of(p) - lost,
+           "rank %d: %d lost, %d restarts for %d ends", s->rank, t.lost_workers, (int)t.restarts,
+           ends_of(p));
+    EXPECT(t.invalid == s->refused + s->given_up && t.scored == s->got - t.invalid && !t.queued &&
+               !t.in_flight,
+           "rank %d: %d scored, %d invalid of %d, %d by design, %d given up", s->rank,
+           (int)t.scored, (int)t.invalid, s->got, s->refused, s->given_up);
+    EXPECT(p == ENDS ? s->given_up > 0 && s->submitted < s->n : s->submitted == s->n,
+           "rank %d: %d of %d submitted, %d given up", s->rank, s->submitted, s->n, s->given_up);
+    if (test_verbose())
+        printf("    rank %d: %d clips, %d scored, %d invalid, %d given up, %d restarts, %d lost\n",
+               s->rank, s->got, (int)t.scored, s->refused, s->given_up, (int)t.restarts,
+               t.lost_workers);
+}
+
+static void limits(struct comm *world)
+{
+    struct share s = share_of(world);
+    struct spawner **p = &prepared[mpi ? 0 : s.rank];
+    const bool counts = mpi || s.rank == 0;
+    s.limits = true;
+    s.python = false;
+    s.n = PER_RANK;
+    s.first = PER_RANK * s.rank;
+    free(s.seen);
+    s.seen = calloc(PER_RANK, 1);
+    CHECK(s.seen, "out of memory");
+    const int workers = workers_of(pool_of(&s)), slots = 2 * workers + 2;
+    comm_barrier(world, "nobody has a folder open");
+    const int files = counts ? open_files() : 0;
+    comm_barrier(world, "files were counted");
+    open_limited(&s, *p, workers, slots);
+    score_limited(world, &s);
+    if (s.r) {
+        check_limited(&s);
+        if (pool_of(&s) != ENDS) all_slots_free(&s, slots);
+        reward_close(s.r);
+        EXPECT(processes(&s, *p) == 0, "rank %d: %d scorers are left", s.rank, processes(&s, *p));
+    }
+    comm_barrier(world, "all are closed");
+    if (counts) EXPECT(open_files() == files, "%d descriptors, %d before", open_files(), files);
+    comm_barrier(world, "files were counted again");
+    EXPECT(shared_memory() == 0, "rank %d: shared memory is left", s.rank);
+    free(s.seen);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 3 && !strcmp(argv[1], "--scorer")) fake_scorer(argv[2]);
@@ -360,8 +537,9 @@ int main(int argc, char **argv)
     for (int i = 0; i < (lists ? 0 : mpi ? 1 : RANKS); i++) prepared[i] = reward_prepare(&e);
     err_raise(&e);
     const struct test tests[] = {
+        {"default limits: poison is flagged, pools shrink and end", limits, {RANKS}, TEST_MPI},
         {"8 ranks, one clip in twenty goes wrong, all are scored right", storm, {RANKS}, TEST_MPI}};
-    const int rc = test_main(argc, argv, tests, 1);
+    const int rc = test_main(argc, argv, tests, 2);
     for (int i = 0; i < RANKS; i++) reward_release(prepared[i]);
     return rc;
 }

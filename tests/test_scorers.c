@@ -8,6 +8,7 @@
 #include "rl/reward.h"
 #include "tests/check.h"
 #include "tests/fake_scorer.h"
+#include "tests/process.h"
 
 static struct spawner *spawner;
 
@@ -77,42 +78,20 @@ static void run_python(const char *python, const char *which)
     free(cmd);
 }
 
-static const char *python_with(const char *modules)
-{
-    static const char *const list[] = {"build/venv/bin/python", "build/venv-test/bin/python",
-                                       "python3"};
-    for (int i = 0; i < 3; i++) {
-        char *cmd = io_path("%s -c 'import %s' >/dev/null 2>&1", list[i], modules);
-        const int rc = system(cmd);
-        free(cmd);
-        if (rc == 0) return list[i];
-    }
-    return NULL;
-}
-
 static void python_rules(struct comm *world)
 {
     (void)world;
-    const char *py = python_with("sys; sys.version_info >= (3, 9) or sys.exit(1)");
+    const char *py = process_python("sys; sys.version_info >= (3, 9) or sys.exit(1)");
     if (py)
         run_python(py, "");
     else
         test_skip("no python3 (3.9 or newer)");
 }
 
-static const char *python_model(void)
-{
-    const char *py = python_with("torch, transformers, safetensors, tokenizers");
-    if (!py)
-        test_skip("no python with torch, transformers, safetensors (python3 -m venv build/venv && "
-                  "build/venv/bin/pip install torch==2.13.0 transformers safetensors)");
-    return py;
-}
-
 static void videoalign_model(struct comm *world)
 {
     (void)world;
-    const char *py = python_model();
+    const char *py = process_python_torch();
     if (py) run_python(py, "Model");
 }
 
@@ -120,7 +99,7 @@ static void videoalign_model(struct comm *world)
 static void videoalign_bridge(struct comm *world)
 {
     (void)world;
-    const char *py = python_model();
+    const char *py = process_python_torch();
     if (!py) return;
     const char *dir = test_dir();
     char *make = io_path("%s tests/videoalign_tiny.py %s/tiny >%s/tiny.log 2>&1", py, dir, dir);

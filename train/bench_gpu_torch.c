@@ -14,6 +14,7 @@
 
 #include "core/io.h"
 #include "core/log.h"
+#include "core/program.h"
 #include "train/bench_gpu.h"
 
 enum { ANSWER = 1 << 16 };
@@ -28,17 +29,11 @@ struct gpu_torch {
 static char *find_script(const struct gpu_options *o)
 {
     if (o->script) return io_path("%s", o->script);
-    char exe[4096];
-    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    exe[n > 0 ? n : 0] = 0;
-    for (int up = 0; up < 3; up++) { /* build/CONFIG/osp */
-        char *slash = strrchr(exe, '/');
-        if (!slash) break;
-        *slash = 0;
-        char *path = io_path("%s/scripts/bench_torch.py", exe);
-        if (io_exists(path)) return path;
-        free(path);
-    }
+    char *tree = program_tree();
+    char *path = tree ? io_path("%s/scripts/bench_torch.py", tree) : NULL;
+    free(tree);
+    if (path && io_exists(path)) return path;
+    free(path);
     return io_path("scripts/bench_torch.py");
 }
 

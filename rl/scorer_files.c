@@ -1,0 +1,132 @@
+#include "rl/scorer_files.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fnmatch.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/io.h"
+#include "core/program.h"
+#include "rl/reward_spawn.h"
+
+/* ---- the command line -------------------------------------------------------------------------*/
+enum { WORDS = 256 };
+
+static bool ends_in(const char *word, const char *with)
+{
+    const size_t n = strlen(word), m = strlen(with);
+    return n >= m && strcmp(word + n - m, with) == 0;
+}
+
+/* Appends a word so that spawner_words reads it back: in '...', a ' of its own in "...". */
+static void add_word(FILE *f, const char *word)
+{
+    fputs("'", f);
+    for (; *word; word++) fputs(*word == '\'' ? "'\"'\"'" : (char[]){*word, 0}, f);
+    fputs("' ", f);
+}
+
+/* The words of the command, two of them with whole paths. */
+static char *join(char **word, int n, struct err *e)
+{
+    char *line = NULL;
+    size_t size;
+    FILE *f = open_memstream(&line, &size);
+    CHECK(f, "out of memory");
+    bool script = false; /* seen */
+    for (int i = 0; i < n && !e->code; i++) {
+        const bool program = i == 0 && strchr(word[i], '/');
+        const bool file = !script && i > 0 && ends_in(word[i], ".py");
+        char *path = program || file ? program_find("reward.command", word[i], e) : NULL;
+        script |= file;
+        add_word(f, path ? path : word[i]);
+        free(path);
+    }
+    CHECK(fclose(f) == 0, "out of memory");
+    return line;
+}
+
+char *scorer_command(const struct reward_settings *r, struct err *e)
+{
+    const char *asked = r->command ? r->command : "python3 scripts/videoalign_scorer.py";
+    char *text = strdup(asked), *word[WORDS];
+    CHECK(text, "out of memory");
+    const int n = spawner_words(text, word, WORDS);
+    /* what cannot be read is refused by reward_open, as it stands */
+    char *line = n > 0 ? join(word, n, e) : strdup(asked);
+    free(text);
+    if (!e->code) return line;
+    free(line);
+    return NULL;
+}
+
+/* ---- the folders ------------------------------------------------------------------------------*/
+static bool have(const char *key, const char *path, struct err *e)
+{
+    if (!path || access(path, R_OK) == 0) return true;
+    err_set(e, RC_NOINPUT, "%s: %s: %s", key, path, strerror(errno));
+    return false;
+}
+
+static bool have_in(const char *key, const char *dir, const char *file, struct err *e)
+{
+    char *path = io_path("%s/%s", dir, file);
+    const bool there = access(path, R_OK) == 0;
+    if (!there)
+        err_set(e, RC_NOINPUT, "%s: %s: %s (docs/reward.md says which folder each key names)", key,
+                path, strerror(errno));
+    free(path);
+    return there;
+}
+
+/* Some entry of dir has a name of this pattern and, inner given, is a folder with one like that. */
+static bool matches(const char *dir, const char *pattern, const char *inner)
+{
+    bool any = false;
+    DIR *d = opendir(dir);
+    for (struct dirent *entry; d && !any && (entry = readdir(d));) {
+        if (fnmatch(pattern, entry->d_name, 0) != 0) continue;
+        char *path = io_path("%s/%s", dir, entry->d_name);
+        any = !inner || matches(path, inner, NULL);
+        free(path);
+    }
+    if (d) closedir(d);
+    return any;
+}
+
+static bool have_weights(const struct reward_settings *r, struct err *e)
+{
+    if (!matches(r->model_dir, "*.safetensors", NULL))
+        err_set(e, RC_NOINPUT, "reward.model_dir: %s has no *.safetensors (docs/reward.md)",
+                r->model_dir);
+    else if (!matches(r->model_dir, "tokenizer.json", NULL) &&
+             !matches(r->model_dir, "vocab.json", NULL) &&
+             !matches(r->videoalign_dir, "checkpoint-*", "tokenizer"))
+        err_set(e, RC_NOINPUT, "reward.model_dir: %s has no tokenizer.json (docs/reward.md)",
+                r->model_dir);
+    else if (!matches(r->videoalign_dir, "checkpoint-*", NULL))
+        err_set(e, RC_NOINPUT, "reward.videoalign_dir: %s has no folder checkpoint-N",
+                r->videoalign_dir);
+    else if (!matches(r->videoalign_dir, "checkpoint-*", "*.safetensors"))
+        err_set(e, RC_NOINPUT,
+                "reward.videoalign_dir: %s/checkpoint-N has no *.safetensors; a model.pth is "
+                "converted once: python3 scripts/videoalign_convert.py FOLDER_OF_IT",
+                r->videoalign_dir);
+    return !e->code;
+}
+
+bool scorer_files(const struct reward_settings *r, struct err *e)
+{
+    const bool own = r->template_dir != NULL;
+    if (!have("reward.videoalign_dir", r->videoalign_dir, e) ||
+        !have("reward.model_dir", r->model_dir, e) || !have("reward.template", r->template_dir, e))
+        return false;
+    if (r->command) return true;
+    return have_in(own ? "reward.template" : "reward.videoalign_dir (reward.template is not given)",
+                   own ? r->template_dir : r->videoalign_dir, "prompt_template.py", e) &&
+           have_in("reward.videoalign_dir", r->videoalign_dir, "model_config.json", e) &&
+           have_in("reward.model_dir", r->model_dir, "config.json", e) && have_weights(r, e);
+}
