@@ -225,17 +225,11 @@ static void mistakes(struct comm *world)
 
 static const char *python(void)
 {
-    static const char *const list[] = {"build/venv/bin/python", "build/venv-test/bin/python",
-                                       "python3"};
-    for (int i = 0; i < 3; i++) {
-        char *cmd = io_path("%s -c 'import torch; torch.nn.attention' >/dev/null 2>&1", list[i]);
-        const int rc = system(cmd);
-        free(cmd);
-        if (rc == 0) return list[i];
-    }
-    test_skip("no python with torch (python3 -m venv build/venv && build/venv/bin/pip install "
-              "torch==2.13.0)");
-    return NULL;
+    const char *py = process_python("torch; torch.nn.attention");
+    if (!py)
+        test_skip("no python with torch (python3 -m venv build/venv && build/venv/bin/pip install "
+                  "torch==2.13.0)");
+    return py;
 }
 
 /* The comparison is fair: the same weights, inputs, outputs and gradients, to f32. */

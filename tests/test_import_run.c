@@ -9,6 +9,7 @@
 #include "model/lora.h"
 #include "tests/check.h"
 #include "tests/import_case.h"
+#include "tests/process.h"
 #include "train/merge.h"
 
 /* ---- the program -----------------------------------------------------------------------------*/
@@ -101,22 +102,17 @@ static void test_program(struct comm *world)
 /* Runs tests/peft_files.py; false and a skip where the modules are missing. */
 static bool python(const char *modules, const char *what, const char *folder)
 {
-    static const char *const list[] = {"build/venv/bin/python", "build/venv-test/bin/python",
-                                       "python3"};
-    for (int i = 0; i < 3; i++) {
-        char *probe = io_path("%s -c 'import %s' >/dev/null 2>&1", list[i], modules),
-             *cmd = io_path("%s tests/peft_files.py %s %s 2>&1", list[i], what, folder);
-        const bool fits = system(probe) == 0;
-        char said[1 << 14] = "";
-        if (fits) EXPECT(run(cmd, said) == 0, "%s: %s", cmd, said);
-        free(probe);
-        free(cmd);
-        if (fits) return true;
+    const char *py = process_python(modules);
+    if (!py) {
+        test_skip("no python with %s (python3 -m venv build/venv && build/venv/bin/pip install "
+                  "torch==2.13.0 numpy safetensors peft)",
+                  modules);
+        return false;
     }
-    test_skip("no python with %s (python3 -m venv build/venv && build/venv/bin/pip install "
-              "torch==2.13.0 numpy safetensors peft)",
-              modules);
-    return false;
+    char *cmd = io_path("%s tests/peft_files.py %s %s 2>&1", py, what, folder), said[1 << 14];
+    EXPECT(run(cmd, said) == 0, "%s: %s", cmd, said);
+    free(cmd);
+    return true;
 }
 
 static void expect_json(const char *file, const char *values, int least)
