@@ -91,13 +91,25 @@ struct ln_grad_args { /* dx =; dscale, dshift [B, C] S += (data NULL: not wanted
     struct tensor dx, dscale, dshift, dy, x, mean, rstd, scale;
     double one;
 };
+/* out = x + gate[b]*y, b the sample of out's row; out, x, y: [rows, C] T; gate [B, C] S, rows may
+ * be strided, data NULL: 1. map i32 [rows of out]: row r of out is row map[r] of the sum, 0 where
+ * map[r] < 0; data NULL: row r. Without a map out may be x. */
+struct gate_add_args {
+    struct tensor out, x, y, gate, map;
+};
+/* dx = dout in the order of x: its row r is row map[r] of dout, 0 where map[r] < 0; without a map
+ * (data NULL) dx is dout and dx.data is not looked at. dy = gate[b]*dx;
+ * dgate[b] += sum over rows of dx*y. dx, dy, y: [rows, C] T; dgate, gate: [B, C] S. */
+struct gate_add_grad_args {
+    struct tensor dy, dgate, dout, y, gate, dx, map;
+};
 /* Both of these give what the ops they stand for give one after the other, but read and write the
  * rows once. Scale and shift of the norm may be [1, C] beside a gate of B samples. */
-struct gate_add_ln_args { /* gate_add_fwd(ln.x, x, y, gate), then ln_fwd(ln) */
-    struct tensor x, y, gate;
-    struct ln_args ln; /* ln.x [rows, C] T: written; may be x */
+struct gate_add_ln_args { /* gate_add_fwd({ln.x, x, y, gate, map}), then ln_fwd(ln) */
+    struct tensor x, y, gate, map;
+    struct ln_args ln; /* ln.x [rows, C] T: written; without a map ln.x may be x, ln.out may be y */
 };
-/* ln.dx += the result of ln_bwd(ln), rounded to T; then gate_add_bwd(dy, dgate, ln.dx, y, gate).
+/* ln.dx += the result of ln_bwd(ln), rounded to T; then gate_add_bwd({dy, dgate, ln.dx, y, gate}).
  * So ln.dx brings the gradient that came past the norm, and holds that of the sum on return.
  * dy may be ln.dy. dy.data NULL: no second part (what was added had no gate: its gradient is
  * ln.dx). Column sums over all samples (dscale [1, C]) may differ in their last bits from ln_bwd's
@@ -201,12 +213,8 @@ struct dev_ops {
     void (*norm_rope_bwd)(struct dev *, const struct norm_rope_grad_args *);
     void (*ln_fwd)(struct dev *, const struct ln_args *);
     void (*ln_bwd)(struct dev *, const struct ln_grad_args *);
-    /* out = x + gate[b]*y; out may be x; gate [B,C] S strided, data NULL: 1 */
-    void (*gate_add_fwd)(struct dev *, struct tensor out, struct tensor x, struct tensor y,
-                         struct tensor gate);
-    /* dy = gate[b]*dout; dgate[b] += sum over rows of dout*y */
-    void (*gate_add_bwd)(struct dev *, struct tensor dy, struct tensor dgate, struct tensor dout,
-                         struct tensor y, struct tensor gate);
+    void (*gate_add_fwd)(struct dev *, const struct gate_add_args *);
+    void (*gate_add_bwd)(struct dev *, const struct gate_add_grad_args *);
     void (*gate_add_ln_fwd)(struct dev *, const struct gate_add_ln_args *);
     void (*gate_add_ln_bwd)(struct dev *, const struct gate_add_ln_grad_args *);
     void (*gelu_fwd)(struct dev *, struct tensor y, struct tensor x); /* tanh form; y may be x */

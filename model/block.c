@@ -214,7 +214,8 @@ static void add_and_norm(struct ctx *c, const struct block *b, const struct bloc
     if (add && norm)
         c->dev->ops->gate_add_ln_fwd(c->dev, &a);
     else if (add)
-        c->dev->ops->gate_add_fwd(c->dev, s->t[sum], x, y, gate);
+        c->dev->ops->gate_add_fwd(
+            c->dev, &(struct gate_add_args){.out = s->t[sum], .x = x, .y = y, .gate = gate});
     else if (norm)
         c->dev->ops->ln_fwd(c->dev, &a.ln);
 }
@@ -354,7 +355,9 @@ static void ffn_forward(struct ctx *c, const struct block *b, const struct block
     if (make(c, run, s, T_Y3, T, 2, DIMS(R, C))) /* 14 */
         linear_forward(c, &b->ffn_out, t[T_Y3], t[T_G], saved(c, run, s, LINEAR_FFN_OUT));
     if (y.data) /* 15 */
-        c->dev->ops->gate_add_fwd(c->dev, y, t[T_X2], t[T_Y3], mod(t[T_MOD], 5, C));
+        c->dev->ops->gate_add_fwd(
+            c->dev, &(struct gate_add_args){
+                        .out = y, .x = t[T_X2], .y = t[T_Y3], .gate = mod(t[T_MOD], 5, C)});
 }
 
 void block_forward(struct ctx *c, const struct block *b, const struct block_run *run,
@@ -421,8 +424,9 @@ static void ffn_backward(struct ctx *c, const struct block *b, const struct bloc
     const int64_t C = b->dim;
     struct tensor dy3 = arena_like(c->tmp, dx), dh = arena_like(c->tmp, t[T_H]);
     struct tensor df = arena_like(c->tmp, dx);
-    c->dev->ops->gate_add_bwd(c->dev, dy3, mod(dmod, 5, C), dx, t[T_Y3],
-                              mod(t[T_MOD], 5, C)); /* 15' */
+    const struct gate_add_grad_args g = {
+        .dy = dy3, .dgate = mod(dmod, 5, C), .dout = dx, .y = t[T_Y3], .gate = mod(t[T_MOD], 5, C)};
+    c->dev->ops->gate_add_bwd(c->dev, &g); /* 15' */
     linear_backward(
         c, &b->ffn_out,
         (struct linear_grad){.dx = dh, .aux = t[T_H], .saved = &s->linear[LINEAR_FFN_OUT]}, dy3,

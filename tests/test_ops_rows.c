@@ -122,13 +122,16 @@ static void ln_bwd_run(struct dev *d, const struct tensor *t, void *arg)
 static void gate_fwd_run(struct dev *d, const struct tensor *t, void *arg)
 {
     const struct rows_case *k = arg;
-    d->ops->gate_add_fwd(d, t[0], t[1], t[2], k->no_scale ? none : t[3]);
-    d->ops->gate_add_fwd(d, t[4], t[4], t[2], k->no_scale ? none : t[3]); /* out is x */
+    struct gate_add_args a = {.out = t[0], .x = t[1], .y = t[2], .gate = k->no_scale ? none : t[3]};
+    d->ops->gate_add_fwd(d, &a);
+    a.out = a.x = t[4]; /* out is x */
+    d->ops->gate_add_fwd(d, &a);
 }
 static void gate_bwd_run(struct dev *d, const struct tensor *t, void *arg)
 {
     (void)arg;
-    d->ops->gate_add_bwd(d, t[0], t[1], t[2], t[3], t[4]);
+    d->ops->gate_add_bwd(d, &(struct gate_add_grad_args){
+                                .dy = t[0], .dgate = t[1], .dout = t[2], .y = t[3], .gate = t[4]});
 }
 
 static void modulation_one(const struct target *t, int64_t B, int64_t n, int64_t C, int64_t gap,
