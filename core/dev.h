@@ -65,7 +65,8 @@ struct rope {
 };
 /* out = rope(x * rstd * w): RMS norm over the whole row, then rotation per head.
  * x, out, dy, dx: [rows, C] T; w, dw: [C] S; rstd: [rows] S;
- * pos: [rows, 3] i16 (negative: no rotation of this row), data NULL: no rotation at all.
+ * pos: [rows, 3] i16 (negative: no rotation of this row), data NULL: no rotation at all, and nobody
+ * looks at heads.
  * out may be x. */
 struct norm_rope_args {
     struct tensor out, rstd, x, w, pos;

@@ -61,18 +61,17 @@ static void norm_bwd_run(struct dev *d, const struct tensor *t, void *arg)
 static void norm_target(const struct target *t)
 {
     if (t->gemm && strcmp(t->gemm, "own") != 0) return;
-    const struct rows_case k[] = {{4, {1, 2, 2}, true, false, 0},
-                                  {5, {4, 0, 0}, true, false, 0},
-                                  {12, {22, 21, 21}, true, false, 0},
-                                  {1, {0}, false, false, 0},
-                                  {5, {0}, false, false, 0}};
+    const struct rows_case k[] = {
+        {4, {1, 2, 2}, true, false, 0},     {5, {4, 0, 0}, true, false, 0},
+        {12, {22, 21, 21}, true, false, 0}, {1, {0}, false, false, 0},
+        {5, {0}, false, false, 0},          {0, {0}, false, false, 0}};
     const int64_t rows[] = {1, 33, 70};
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 6; i++)
         for (int j = 0; j < 3; j++)
             for (int back = 0; back < 2; back++) {
                 struct rows_case a = k[i];
                 const int64_t hd = a.turn ? 2 * (a.pairs[0] + a.pairs[1] + a.pairs[2]) : 115;
-                const int64_t n = rows[j], C = a.heads * hd, gap = j * 8;
+                const int64_t n = rows[j], C = (a.heads ? a.heads : 2) * hd, gap = j * 8;
                 struct ops_case c;
                 case_begin(&c, t, "RMS norm %s%s [%lld,%lld]", a.turn ? "and rotation " : "",
                            back ? "backward" : "forward", (long long)n, (long long)C);

@@ -136,7 +136,7 @@ struct LnBackward {
     {
         const float old = add ? get(dx, r, c) : 0;
         put(dx, r, c, g); /* what is added is rounded first */
-        if (add) put(dx, r, c, old + get(dx, r, c));
+        if (add) put(dx, r, c, sum_rn(old, get(dx, r, c)));
     }
     DEVICE void operator()(Block &b, Shared &sh, int64_t r) const
     {

@@ -37,8 +37,10 @@ struct Turn { /* rotation per head; pos NULL: none */
 static inline Turn turn_of(struct tensor pos, const struct rope *rope, int64_t C, int heads)
 {
     Turn t = {};
-    t.half = C / heads / 2;
+    t.half = 1;
     if (!pos.data) return t;
+    CHECK(heads > 0, "rotation of %lld columns in %d heads", (long long)C, heads);
+    t.half = C / heads / 2;
     CHECK(pos.dtype == DT_I16 && rope && C % (2 * heads) == 0, "rotation: pos is i16, heads even");
     t.pos = (const int16_t *)pos.data;
     for (int axis = 0; axis < 3; axis++) {
@@ -47,6 +49,18 @@ static inline Turn turn_of(struct tensor pos, const struct rope *rope, int64_t C
         t.sin[axis] = view(rope->sin[axis]);
     }
     return t;
+}
+
+/* a + b rounded by itself: a compiler may join a product and a sum where both are in one kernel,
+ * and cannot where each is in its own; their bits would differ. */
+static DEVICE float sum_rn(float a, float b)
+{
+#ifdef CUDA_EMULATE
+    const volatile float x = a, y = b;
+    return x + y;
+#else
+    return __fadd_rn(a, b);
+#endif
 }
 
 struct RowMap { /* which row goes to row r; negative: none. NULL: row r */

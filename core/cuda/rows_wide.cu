@@ -263,7 +263,7 @@ template <int PACKS, bool GATED> struct LnBackwardOf {
                     float old[PACK];
                     load_pack(a.dx, r, c, old);
                     round_pack(a.dx, g[p]);
-                    for (int i = 0; i < PACK; i++) g[p][i] += old[i];
+                    for (int i = 0; i < PACK; i++) g[p][i] = sum_rn(g[p][i], old[i]);
                     round_pack(a.dx, g[p]);
                 }
                 store_pack(a.dx, r, c, g[p]);
