@@ -286,11 +286,13 @@ struct dev_ops {
     void (*dropout)(struct dev *, const struct dropout_args *);
 };
 
-struct dev_counters { /* kept by the null device; FLOPs with multiply-add = 2 */
+struct dev_counters { /* FLOPs (multiply-add = 2) and row_bytes are kept by the null device alone */
     double gemm_flops, attn_fwd_flops, attn_bwd_flops;
-    double row_bytes; /* read and written by the row ops */
-    size_t bytes_now, bytes_peak;
+    double row_bytes;             /* read and written by the row ops */
+    size_t bytes_now, bytes_peak; /* of dev_alloc, and own_bytes where the device says them */
+    size_t own_bytes;             /* taken by the device itself, for good (see dev_backend) */
 };
+struct dev_block;
 struct dev {
     const struct dev_ops *ops;
     enum dtype compute; /* T */
@@ -299,6 +301,8 @@ struct dev {
     bool own_attention; /* cuda: no library for it */
     bool deterministic; /* equal bits from run to run, whatever that costs (cuda; others always) */
     struct dev_counters count;
+    struct dev_block *blocks; /* of dev_alloc */
+    struct dev *stands_for;   /* null: whose own_bytes it counts; or NULL */
     void *impl;
 };
 
@@ -316,13 +320,16 @@ int dev_units(const char *name);
 /* Which rank of its host this process is, as the launcher says (before MPI_Init, too); 0 without
  * one. Ranks of a host take its GPUs in turn. */
 int dev_local_rank(void);
+/* What op g or a (the other is NULL) takes of d's own memory; 0: see dev_backend. */
+size_t dev_own_bytes(struct dev *d, const struct gemm_args *g, const struct attn_grad_args *a);
 /* Of its own memory, now; 0 for a device that computes in the host's. */
 size_t dev_free_bytes(struct dev *d);
 /* One line for the start banner: library, instruction set, threads. */
 void dev_describe(struct dev *d, char *out, size_t size);
 
-static inline void *dev_alloc(struct dev *d, size_t bytes) { return d->ops->alloc(d, bytes); }
-static inline void dev_free(struct dev *d, void *p) { d->ops->free(d, p); }
+void *dev_alloc(struct dev *d, size_t bytes);
+void dev_free(struct dev *d, void *p);
+void dev_own(struct dev *d, size_t bytes); /* a device has taken so much for itself in all */
 /* Stops unless quantum is a power of two. */
 void dev_check_quantum(double quantum);
 void dev_check_dropout(const struct dropout_args *a); /* shapes and range */
@@ -363,6 +370,9 @@ struct dev_backend {
     const struct dev_queues *queues;    /* NULL: see dev_queues_of */
     int (*units)(void);                 /* see dev_units; NULL: 1 */
     size_t (*free_bytes)(struct dev *); /* NULL: the device is the host */
+    /* What the device takes beside the arrays for an op, and keeps; g or a is NULL. NULL: not
+     * known, or nothing that matters. */
+    size_t (*own_bytes)(struct dev *, const struct gemm_args *g, const struct attn_grad_args *a);
 };
 extern const struct dev_backend dev_ref, dev_cpu, dev_null;
 /* One more device, before the first dev_names (for tests); one named cuda takes the place of the

@@ -84,10 +84,9 @@ struct block_rooms block_rooms_new(struct ctx *c, const struct block *b, int64_t
     const int64_t C = b->dim, F = b->ffn_dim;
     struct block_rooms r = {.narrow = arena_new(c->tmp, T, 2, DIMS(rows, C))};
     for (int k = 0; k < 2; k++) r.mod[k] = arena_new(c->tmp, S, 2, DIMS(c->samples, 6 * C));
-    if (forward_only)
-        r.wide = arena_new(c->tmp, T, 2, DIMS(rows, F > 3 * C ? F : 3 * C));
-    else
-        r.sum = arena_new(c->tmp, T, 2, DIMS(rows, C));
+    if (!forward_only) r.sum = arena_new(c->tmp, T, 2, DIMS(rows, C));
+    r.tail = arena_mark(c->tmp);
+    if (forward_only) r.wide = arena_new(c->tmp, T, 2, DIMS(rows, F > 3 * C ? F : 3 * C));
     return r;
 }
 

@@ -87,6 +87,7 @@ struct cond_grad {
  * there, and no sum. */
 struct block_rooms {
     struct tensor mod[2], sum, narrow, wide;
+    size_t tail; /* mark in tmp: the tail of the last block is below */
 };
 struct block_run {
     const struct stage *stage;

@@ -180,6 +180,7 @@ static struct tail blocks_forward(struct ctx *c, const struct dit *d, struct dit
         block_forget(&run->saved[i], &br);
         arena_release(c->tmp, inside);
     }
+    arena_release(c->tmp, rooms.tail);
     mesh_at(c->mesh, d->unit[d->head.unit].name);
     enter_stage(c, run, d->num_blocks, &streams, &tail);
     mesh_at(c->mesh, NULL);

@@ -16,6 +16,7 @@ struct session_shape {
     void (*body)(void *arg, struct ctx *c, struct dit *d);
     void *body_arg;
     bool lora_old; /* adapters with old weights */
+    bool batched;  /* sampling: the batch is both branches of guidance, of half as many videos */
 };
 struct session {
     const struct settings *set;

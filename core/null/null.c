@@ -22,8 +22,6 @@ static void *null_alloc(struct dev *d, size_t bytes)
     CHECK(b->p != MAP_FAILED, "cannot reserve %zu bytes of address space", bytes);
     b->next = d->impl;
     d->impl = b;
-    d->count.bytes_now += bytes;
-    if (d->count.bytes_now > d->count.bytes_peak) d->count.bytes_peak = d->count.bytes_now;
     return b->p;
 }
 
@@ -34,7 +32,6 @@ static void null_free(struct dev *d, void *p)
     CHECK(*at, "free of an address that was not allocated");
     struct block *b = *at;
     *at = b->next;
-    d->count.bytes_now -= b->bytes;
     munmap(b->p, b->bytes);
     free(b);
 }
@@ -85,6 +82,7 @@ static void null_gemm(struct dev *d, const struct gemm_args *g)
           (long long)n);
     d->count.gemm_flops += 2.0 * (double)m * (double)n * (double)ka;
     if (g->aux.data) same_shape(g->aux, g->c, "gemm aux");
+    if (d->stands_for) dev_own(d, dev_own_bytes(d->stands_for, g, NULL));
 }
 
 static double pairs(const struct seqs *s)
@@ -105,6 +103,7 @@ static void null_attn_bwd(struct dev *d, const struct attn_grad_args *a)
     same_shape(a->dq, a->q, "attention backward");
     same_shape(a->dk, a->k, "attention backward");
     d->count.attn_bwd_flops += 10 * pairs(a->seqs) * (double)tensor_width(a->q);
+    if (d->stands_for) dev_own(d, dev_own_bytes(d->stands_for, NULL, a));
 }
 
 static void null_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a)
