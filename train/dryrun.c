@@ -60,18 +60,16 @@ static void pass(struct ctx *c, struct dit *d, struct shape_plan *p, const struc
     free(run);
 }
 
-/* A step of sampling with guidance; returns what it holds outside the arenas. */
-static size_t sampling(struct ctx *c, const struct dit *d, const struct dryrun_in *in)
+/* A step of sampling with guidance. */
+static void sampling(struct ctx *c, const struct dit *d, const struct dryrun_in *in)
 {
     const struct model_config *m = &in->model;
     const int samples = in->batched ? in->batch / 2 : in->batch;
     const double sigma[] = {1, 0};
-    const size_t before = c->dev->count.bytes_now;
     struct rng_key noise[256] = {0};
     CHECK(samples <= 256, "sampling of %d videos at once", samples);
     struct sampler s;
     sampler_init(&s, c, d, samples, in->t, in->h, in->w, in->batched);
-    const size_t tables = c->dev->count.bytes_now - before;
     const struct tensor text =
         arena_new(c->keep, in->compute, 2, DIMS(samples * m->text_len, m->text_dim));
     const struct tensor null = arena_like(c->keep, text);
@@ -80,19 +78,18 @@ static size_t sampling(struct ctx *c, const struct dit *d, const struct dryrun_i
         &(struct sampler_job){
             .sigma = sigma, .steps = 1, .guidance = 2, .text = text, .null = null, .noise = noise});
     sampler_free(&s);
-    return tables;
 }
 
 /* What else runs in the same arenas: validation beside training, forward only, or the sampler
  * around the forward pass that was counted. */
 static void walk_beside(struct ctx *c, struct dit *d, struct shape_plan *p,
-                        const struct dryrun_in *in, struct dryrun_out *out)
+                        const struct dryrun_in *in)
 {
     arena_release(c->keep, 0);
     arena_release(c->tmp, 0);
     if (!in->train) {
         c->keep->peak = c->tmp->peak = 0;
-        out->other_bytes += sampling(c, d, in);
+        sampling(c, d, in);
         return;
     }
     struct dryrun_in forward = *in;
@@ -138,6 +135,7 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     struct arena keep, tmp;
     arena_init(&keep, dev, (size_t)1 << DRY_ARENA_SHIFT, "keep");
     arena_init(&tmp, dev, (size_t)1 << DRY_ARENA_SHIFT, "tmp");
+    const size_t before = dev->count.bytes_now;
     struct ctx c = {.dev = dev, .mesh = &mesh, .hooks = fsdp_hooks(f), .keep = &keep, .tmp = &tmp};
     if (in->body)
         in->body(in->body_arg, &c, d);
@@ -150,10 +148,12 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
         memcpy(out->comm[a], x->count, sizeof out->comm[a]);
         if (in->on_comm) in->on_comm(in->on_comm_arg, (enum axis)a, x->entry, x->num_entries);
     }
-    if (!in->body) walk_beside(&c, d, p, in, out);
+    if (!in->body) walk_beside(&c, d, p, in);
     out->keep_bytes = keep.peak;
     out->tmp_bytes = tmp.peak;
     out->device_bytes = dev->count.own_bytes;
+    out->other_bytes +=
+        dev->count.bytes_peak - before - out->device_bytes; /* tables of the walks */
     arena_free(&keep);
     arena_free(&tmp);
     plan_free(p);

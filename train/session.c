@@ -238,10 +238,16 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
                  1e-6 * (double)lora_num_elements(s->lora));
 }
 
+size_t session_bytes(const struct session *s)
+{
+    return s->dev->count.bytes_peak - s->keep.size - s->tmp.size + s->keep.peak + s->tmp.peak +
+           2 * (size_t)DRYRUN_SPARE;
+}
+
 void session_close(struct session *s)
 {
     log_info("memory of this rank: %.3f MB at most, %.3f MB planned",
-             1e-6 * (double)s->dev->count.bytes_peak, 1e-6 * (double)dryrun_bytes(&s->cost));
+             1e-6 * (double)session_bytes(s), 1e-6 * (double)dryrun_bytes(&s->cost));
     watchdog_mesh(s->watchdog, NULL);
     free(s->run);
     arena_free(&s->keep);
