@@ -136,6 +136,55 @@ static void refuse_holes(const struct dev_ops *ops, const char *name)
               i);
 }
 
+/* ---- memory -------------------------------------------------------------------------------- */
+
+struct dev_block {
+    void *p;
+    size_t bytes;
+    struct dev_block *next;
+};
+
+static void count_bytes(struct dev_counters *c, size_t more)
+{
+    c->bytes_now += more;
+    if (c->bytes_now > c->bytes_peak) c->bytes_peak = c->bytes_now;
+}
+
+void *dev_alloc(struct dev *d, size_t bytes)
+{
+    struct dev_block *b = malloc(sizeof *b);
+    CHECK(b, "out of memory");
+    *b = (struct dev_block){d->ops->alloc(d, bytes), bytes, d->blocks};
+    d->blocks = b;
+    count_bytes(&d->count, bytes);
+    return b->p;
+}
+
+void dev_free(struct dev *d, void *p)
+{
+    struct dev_block **at = &d->blocks;
+    while (*at && (*at)->p != p) at = &(*at)->next;
+    struct dev_block *b = *at;
+    CHECK(b, "free of an address that was not allocated");
+    *at = b->next;
+    d->count.bytes_now -= b->bytes;
+    d->ops->free(d, p);
+    free(b);
+}
+
+void dev_own(struct dev *d, size_t bytes)
+{
+    if (bytes <= d->count.own_bytes) return;
+    count_bytes(&d->count, bytes - d->count.own_bytes);
+    d->count.own_bytes = bytes;
+}
+
+size_t dev_own_bytes(struct dev *d, const struct gemm_args *g, const struct attn_grad_args *a)
+{
+    const struct dev_backend *b = find(d->ops->name);
+    return b && b->own_bytes ? b->own_bytes(d, g, a) : 0;
+}
+
 struct dev *dev_open(const char *name, enum dtype compute, int threads)
 {
     const struct dev_backend *b = find(name);
@@ -166,6 +215,10 @@ void dev_close(struct dev *d)
     if (!d) return;
     const struct dev_backend *b = find(d->ops->name);
     if (b && b->stop) b->stop(d);
+    for (struct dev_block *next; d->blocks; d->blocks = next) { /* not freed; the device is gone */
+        next = d->blocks->next;
+        free(d->blocks);
+    }
     free(d);
 }
 

@@ -65,7 +65,8 @@ struct rope {
 };
 /* out = rope(x * rstd * w): RMS norm over the whole row, then rotation per head.
  * x, out, dy, dx: [rows, C] T; w, dw: [C] S; rstd: [rows] S;
- * pos: [rows, 3] i16 (negative: no rotation of this row), data NULL: no rotation at all.
+ * pos: [rows, 3] i16 (negative: no rotation of this row), data NULL: no rotation at all, and nobody
+ * looks at heads.
  * out may be x. */
 struct norm_rope_args {
     struct tensor out, rstd, x, w, pos;
@@ -91,13 +92,25 @@ struct ln_grad_args { /* dx =; dscale, dshift [B, C] S += (data NULL: not wanted
     struct tensor dx, dscale, dshift, dy, x, mean, rstd, scale;
     double one;
 };
+/* out = x + gate[b]*y, b the sample of out's row; out, x, y: [rows, C] T; gate [B, C] S, rows may
+ * be strided, data NULL: 1. map i32 [rows of out]: row r of out is row map[r] of the sum, 0 where
+ * map[r] < 0; data NULL: row r. Without a map out may be x. */
+struct gate_add_args {
+    struct tensor out, x, y, gate, map;
+};
+/* dx = dout in the order of x: its row r is row map[r] of dout, 0 where map[r] < 0; without a map
+ * (data NULL) dx is dout and dx.data is not looked at. dy = gate[b]*dx;
+ * dgate[b] += sum over rows of dx*y. dx, dy, y: [rows, C] T; dgate, gate: [B, C] S. */
+struct gate_add_grad_args {
+    struct tensor dy, dgate, dout, y, gate, dx, map;
+};
 /* Both of these give what the ops they stand for give one after the other, but read and write the
  * rows once. Scale and shift of the norm may be [1, C] beside a gate of B samples. */
-struct gate_add_ln_args { /* gate_add_fwd(ln.x, x, y, gate), then ln_fwd(ln) */
-    struct tensor x, y, gate;
-    struct ln_args ln; /* ln.x [rows, C] T: written; may be x */
+struct gate_add_ln_args { /* gate_add_fwd({ln.x, x, y, gate, map}), then ln_fwd(ln) */
+    struct tensor x, y, gate, map;
+    struct ln_args ln; /* ln.x [rows, C] T: written; without a map ln.x may be x, ln.out may be y */
 };
-/* ln.dx += the result of ln_bwd(ln), rounded to T; then gate_add_bwd(dy, dgate, ln.dx, y, gate).
+/* ln.dx += the result of ln_bwd(ln), rounded to T; then gate_add_bwd({dy, dgate, ln.dx, y, gate}).
  * So ln.dx brings the gradient that came past the norm, and holds that of the sum on return.
  * dy may be ln.dy. dy.data NULL: no second part (what was added had no gate: its gradient is
  * ln.dx). Column sums over all samples (dscale [1, C]) may differ in their last bits from ln_bwd's
@@ -203,12 +216,8 @@ struct dev_ops {
     void (*norm_rope_bwd)(struct dev *, const struct norm_rope_grad_args *);
     void (*ln_fwd)(struct dev *, const struct ln_args *);
     void (*ln_bwd)(struct dev *, const struct ln_grad_args *);
-    /* out = x + gate[b]*y; out may be x; gate [B,C] S strided, data NULL: 1 */
-    void (*gate_add_fwd)(struct dev *, struct tensor out, struct tensor x, struct tensor y,
-                         struct tensor gate);
-    /* dy = gate[b]*dout; dgate[b] += sum over rows of dout*y */
-    void (*gate_add_bwd)(struct dev *, struct tensor dy, struct tensor dgate, struct tensor dout,
-                         struct tensor y, struct tensor gate);
+    void (*gate_add_fwd)(struct dev *, const struct gate_add_args *);
+    void (*gate_add_bwd)(struct dev *, const struct gate_add_grad_args *);
     void (*gate_add_ln_fwd)(struct dev *, const struct gate_add_ln_args *);
     void (*gate_add_ln_bwd)(struct dev *, const struct gate_add_ln_grad_args *);
     void (*gelu_fwd)(struct dev *, struct tensor y, struct tensor x); /* tanh form; y may be x */
@@ -282,11 +291,13 @@ struct dev_ops {
     void (*dropout)(struct dev *, const struct dropout_args *);
 };
 
-struct dev_counters { /* kept by the null device; FLOPs with multiply-add = 2 */
+struct dev_counters { /* FLOPs (multiply-add = 2) and row_bytes are kept by the null device alone */
     double gemm_flops, attn_fwd_flops, attn_bwd_flops;
-    double row_bytes; /* read and written by the row ops */
-    size_t bytes_now, bytes_peak;
+    double row_bytes;             /* read and written by the row ops */
+    size_t bytes_now, bytes_peak; /* of dev_alloc, and own_bytes where the device says them */
+    size_t own_bytes;             /* taken by the device itself, for good (see dev_backend) */
 };
+struct dev_block;
 struct dev {
     const struct dev_ops *ops;
     enum dtype compute; /* T */
@@ -295,6 +306,8 @@ struct dev {
     bool own_attention; /* cuda: no library for it */
     bool deterministic; /* equal bits from run to run, whatever that costs (cuda; others always) */
     struct dev_counters count;
+    struct dev_block *blocks; /* of dev_alloc */
+    struct dev *stands_for;   /* null: whose own_bytes it counts; or NULL */
     void *impl;
 };
 
@@ -312,13 +325,16 @@ int dev_units(const char *name);
 /* Which rank of its host this process is, as the launcher says (before MPI_Init, too); 0 without
  * one. Ranks of a host take its GPUs in turn. */
 int dev_local_rank(void);
+/* What op g or a (the other is NULL) takes of d's own memory; 0: see dev_backend. */
+size_t dev_own_bytes(struct dev *d, const struct gemm_args *g, const struct attn_grad_args *a);
 /* Of its own memory, now; 0 for a device that computes in the host's. */
 size_t dev_free_bytes(struct dev *d);
 /* One line for the start banner: library, instruction set, threads. */
 void dev_describe(struct dev *d, char *out, size_t size);
 
-static inline void *dev_alloc(struct dev *d, size_t bytes) { return d->ops->alloc(d, bytes); }
-static inline void dev_free(struct dev *d, void *p) { d->ops->free(d, p); }
+void *dev_alloc(struct dev *d, size_t bytes);
+void dev_free(struct dev *d, void *p);
+void dev_own(struct dev *d, size_t bytes); /* a device has taken so much for itself in all */
 /* Stops unless quantum is a power of two. */
 void dev_check_quantum(double quantum);
 void dev_check_dropout(const struct dropout_args *a); /* shapes and range */
@@ -359,6 +375,9 @@ struct dev_backend {
     const struct dev_queues *queues;    /* NULL: see dev_queues_of */
     int (*units)(void);                 /* see dev_units; NULL: 1 */
     size_t (*free_bytes)(struct dev *); /* NULL: the device is the host */
+    /* What the device takes beside the arrays for an op, and keeps; g or a is NULL. NULL: not
+     * known, or nothing that matters. */
+    size_t (*own_bytes)(struct dev *, const struct gemm_args *g, const struct attn_grad_args *a);
 };
 extern const struct dev_backend dev_ref, dev_cpu, dev_null;
 /* One more device, before the first dev_names (for tests); one named cuda takes the place of the

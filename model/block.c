@@ -1,9 +1,6 @@
 #include "model/block.h"
 
 #include <math.h>
-#include <stdio.h>
-
-#include "model/params.h"
 
 /* The least recompute policy under which a tensor is kept. */
 static const unsigned char kept_from[T_COUNT] = {
@@ -20,74 +17,18 @@ static const unsigned char kept_from[T_COUNT] = {
     [T_F] = RECOMPUTE_NONE,        [T_H] = RECOMPUTE_GEMM,       [T_G] = RECOMPUTE_NONE,
     [T_Y3] = RECOMPUTE_GEMM};
 
-/* Where a tensor lies in a pass without a backward pass. Read from step to step, what a step reads
- * is never in the room it writes, but for sums, which are in place. */
-enum room { OWN, NARROW /* [R, C] */, WIDE /* [R, the larger of 3C and F] */, OUTPUT /* y */ };
+/* Where a tensor lies in a pass without a backward pass; before one only the tail of the block is
+ * in rooms. Read from step to step, what a step reads is never in the room it writes, but for sums,
+ * which are in place, and for the norm of a sum in the place of what was added. */
+enum room { OWN, NARROW /* [R, C] */, WIDE /* [R, the larger of 3C and F] */, STREAM, MODULATION };
 static const unsigned char room_of[T_COUNT] = {
-    [T_A] = NARROW,  [T_QKV] = WIDE,  [T_O] = NARROW, [T_Y1] = WIDE,   /* 2, 3, 5, 6 */
-    [T_X1] = OUTPUT, [T_N3] = NARROW, [T_QC] = WIDE,  [T_OC] = NARROW, /* 7 to 10 */
-    [T_Y2] = WIDE,   [T_X2] = OUTPUT, [T_F] = NARROW, [T_G] = WIDE,    /* 11 to 13 */
-    [T_Y3] = NARROW};
+    [T_MOD] = MODULATION,                                                   /* 1 */
+    [T_A] = NARROW,       [T_QKV] = WIDE,  [T_O] = NARROW, [T_Y1] = WIDE,   /* 2, 3, 5, 6 */
+    [T_X1] = STREAM,      [T_N3] = NARROW, [T_QC] = WIDE,  [T_OC] = NARROW, /* 7 to 10 */
+    [T_Y2] = WIDE,        [T_X2] = STREAM, [T_F] = NARROW, [T_G] = WIDE,    /* 11 to 13 */
+    [T_Y3] = NARROW};                                                       /* 14 */
 
-static struct linear linear_of(struct param *w, struct param *b, int parts)
-{
-    return (struct linear){.w = w, .b = b, .parts = parts};
-}
-
-static void init_self(struct block *b, struct unit *u, const char *p, int64_t C)
-{
-    struct param *w = param_add_weight(u, p, "self_attn.q", C, C, 0);
-    param_add_weight(u, p, "self_attn.k", C, C, 0);
-    param_add_weight(u, p, "self_attn.v", C, C, 0);
-    struct param *bias = param_add_bias(u, p, "self_attn.q", C);
-    param_add_bias(u, p, "self_attn.k", C);
-    param_add_bias(u, p, "self_attn.v", C);
-    b->qkv = linear_of(w, bias, 3);
-    w = param_add_weight(u, p, "self_attn.o", C, C, 0);
-    b->o = linear_of(w, param_add_bias(u, p, "self_attn.o", C), 1);
-}
-
-static void init_cross(struct block *b, struct unit *u, const char *p, int64_t C)
-{
-    struct param *w = param_add_weight(u, p, "cross_attn.q", C, C, 0);
-    b->cross_q = linear_of(w, param_add_bias(u, p, "cross_attn.q", C), 1);
-    w = param_add_weight(u, p, "cross_attn.k", C, C, 0);
-    param_add_weight(u, p, "cross_attn.v", C, C, 0);
-    struct param *bias = param_add_bias(u, p, "cross_attn.k", C);
-    param_add_bias(u, p, "cross_attn.v", C);
-    b->cross_kv = linear_of(w, bias, 2);
-    w = param_add_weight(u, p, "cross_attn.o", C, C, 0);
-    b->cross_o = linear_of(w, param_add_bias(u, p, "cross_attn.o", C), 1);
-}
-
-static struct param *add_norm(struct unit *u, const char *p, const char *name, enum init_kind init,
-                              int64_t C)
-{
-    return param_add(u, p, name, P_FULL_PRECISION, init, 0, 1, DIMS(C));
-}
-
-void block_init(struct block *b, struct unit *u, int unit, const struct model_config *m, int i)
-{
-    const int64_t C = m->dim, F = m->ffn_dim;
-    char p[32];
-    snprintf(p, sizeof p, "blocks.%d.", i);
-    *b = (struct block){
-        .unit = unit, .dim = (int)C, .ffn_dim = (int)F, .heads = (int)m->num_heads, .eps = m->eps};
-    init_self(b, u, p, C);
-    init_cross(b, u, p, C);
-    struct param *w = param_add_weight(u, p, "ffn.0", F, C, 0);
-    b->ffn_in = linear_of(w, param_add_bias(u, p, "ffn.0", F), 1);
-    w = param_add_weight(u, p, "ffn.2", C, F, 0);
-    b->ffn_out = linear_of(w, param_add_bias(u, p, "ffn.2", C), 1);
-    b->modulation = param_add(u, p, "modulation", P_FULL_PRECISION, INIT_NORMAL,
-                              1 / sqrt((double)C), 3, DIMS(1, 6, C));
-    b->norm_q = add_norm(u, p, "self_attn.norm_q.weight", INIT_ONE, C);
-    b->norm_k = add_norm(u, p, "self_attn.norm_k.weight", INIT_ONE, C);
-    b->cross_norm_q = add_norm(u, p, "cross_attn.norm_q.weight", INIT_ONE, C);
-    b->cross_norm_k = add_norm(u, p, "cross_attn.norm_k.weight", INIT_ONE, C);
-    b->norm3_w = add_norm(u, p, "norm3.weight", INIT_ONE, C);
-    b->norm3_b = add_norm(u, p, "norm3.bias", INIT_ZERO, C);
-}
+static bool of_tail(enum block_tensor id) { return id == T_MOD || id == T_X2 || id == T_Y3; }
 
 struct linear *block_linear(struct block *b, enum block_linear id)
 {
@@ -113,7 +54,9 @@ static bool make(struct ctx *c, const struct block_run *run, struct block_saved 
                  enum block_tensor id, enum dtype d, int ndim, const int64_t *dim)
 {
     if (s->t[id].data) return false;
-    if (!run->forward_only || room_of[id] == OWN) {
+    const bool in_room =
+        run->forward_only ? room_of[id] != OWN : run->rooms && of_tail(id) && !kept(run, id);
+    if (!in_room) {
         s->t[id] = arena_new(kept(run, id) ? c->keep : c->tmp, d, ndim, dim);
         return true;
     }
@@ -134,12 +77,29 @@ static bool make_normed(struct ctx *c, const struct block_run *run, struct block
     return true;
 }
 
-static void make_rooms(struct ctx *c, const struct block *b, struct block_saved *s, struct tensor y)
+struct block_rooms block_rooms_new(struct ctx *c, const struct block *b, int64_t rows,
+                                   bool forward_only)
 {
-    const int64_t R = y.dim[0], C = b->dim, F = b->ffn_dim;
-    s->room[NARROW] = arena_like(c->tmp, y);
-    s->room[WIDE] = arena_new(c->tmp, y.dtype, 2, DIMS(R, F > 3 * C ? F : 3 * C));
-    s->room[OUTPUT] = y;
+    const enum dtype T = ctx_compute(c), S = ctx_state(c);
+    const int64_t C = b->dim, F = b->ffn_dim;
+    struct block_rooms r = {.narrow = arena_new(c->tmp, T, 2, DIMS(rows, C))};
+    for (int k = 0; k < 2; k++) r.mod[k] = arena_new(c->tmp, S, 2, DIMS(c->samples, 6 * C));
+    if (!forward_only) r.sum = arena_new(c->tmp, T, 2, DIMS(rows, C));
+    r.tail = arena_mark(c->tmp);
+    if (forward_only) r.wide = arena_new(c->tmp, T, 2, DIMS(rows, F > 3 * C ? F : 3 * C));
+    return r;
+}
+
+/* The modulation of the block before, of which the gate is still to be read, is in the other. */
+static void take_rooms(const struct block *b, const struct block_run *run, struct block_saved *s,
+                       struct tensor x)
+{
+    CHECK(run->rooms || !run->forward_only, "a forward pass alone without rooms");
+    if (!run->rooms) return;
+    s->room[MODULATION] = run->rooms->mod[b->unit % 2];
+    s->room[NARROW] = run->rooms->narrow;
+    s->room[WIDE] = run->rooms->wide;
+    s->room[STREAM] = run->forward_only ? x : run->rooms->sum;
 }
 
 /* h of an adapter is kept where the output it belongs to is. */
@@ -214,7 +174,8 @@ static void add_and_norm(struct ctx *c, const struct block *b, const struct bloc
     if (add && norm)
         c->dev->ops->gate_add_ln_fwd(c->dev, &a);
     else if (add)
-        c->dev->ops->gate_add_fwd(c->dev, s->t[sum], x, y, gate);
+        c->dev->ops->gate_add_fwd(
+            c->dev, &(struct gate_add_args){.out = s->t[sum], .x = x, .y = y, .gate = gate});
     else if (norm)
         c->dev->ops->ln_fwd(c->dev, &a.ln);
 }
@@ -275,7 +236,7 @@ static void attend_over_ranks(struct ctx *c, const struct block *b, const struct
 
 /* Steps 2 to 6: y1 = o(attention(LN(x)*(1+sc1)+sh1)) */
 static void self_forward(struct ctx *c, const struct block *b, const struct block_run *run,
-                         struct block_saved *s, struct tensor x)
+                         struct block_saved *s, struct tensor x, const struct tail *before)
 {
     const enum dtype T = ctx_compute(c), S = ctx_state(c);
     const int64_t R = x.dim[0], C = b->dim;
@@ -283,7 +244,7 @@ static void self_forward(struct ctx *c, const struct block *b, const struct bloc
     const struct self_attn attn = attention_of(b, run);
     struct ln_args a;
     if (make_norm(c, b, run, s, NORM_SELF, x, &a)) /* 2 */
-        c->dev->ops->ln_fwd(c->dev, &a);
+        tail_norm(c, before ? before : &(struct tail){0}, &a);
     if (make(c, run, s, T_QKV, T, 2, DIMS(R, 3 * C))) /* 3 */
         linear_forward(c, &b->qkv, t[T_QKV], t[T_A], saved(c, run, s, LINEAR_QKV));
     make(c, run, s, T_RSTD_Q, S, 1, DIMS(R));
@@ -335,7 +296,8 @@ static void cross_forward(struct ctx *c, const struct block *b, const struct blo
         linear_forward(c, &b->cross_o, t[T_Y2], t[T_OC], saved(c, run, s, LINEAR_CROSS_O));
 }
 
-/* Steps 12 to 15: x2 = x1 + y2, y = x2 + g2 * W2 gelu(W1 (LN(x2)*(1+sc2)+sh2)) */
+/* Steps 12 to 15: x2 = x1 + y2, y = x2 + g2 * W2 gelu(W1 (LN(x2)*(1+sc2)+sh2)); the sum of 15 is
+ * the tail's, but for a block by itself */
 static void ffn_forward(struct ctx *c, const struct block *b, const struct block_run *run,
                         struct block_saved *s, struct tensor y)
 {
@@ -353,21 +315,28 @@ static void ffn_forward(struct ctx *c, const struct block *b, const struct block
     }
     if (make(c, run, s, T_Y3, T, 2, DIMS(R, C))) /* 14 */
         linear_forward(c, &b->ffn_out, t[T_Y3], t[T_G], saved(c, run, s, LINEAR_FFN_OUT));
-    if (y.data) /* 15 */
-        c->dev->ops->gate_add_fwd(c->dev, y, t[T_X2], t[T_Y3], mod(t[T_MOD], 5, C));
+    const struct tail tail = block_tail(b, s);
+    if (y.data) tail_sum(c, &tail, y); /* 15 */
+}
+
+struct tail block_tail(const struct block *b, const struct block_saved *s)
+{
+    return (struct tail){
+        .x = s->t[T_X2], .y = s->t[T_Y3], .gate = mod(s->t[T_MOD], 5, (int64_t)b->dim)};
 }
 
 void block_forward(struct ctx *c, const struct block *b, const struct block_run *run,
-                   struct block_saved *s, struct tensor y, struct tensor x, const struct cond *cond)
+                   struct block_saved *s, struct tensor y, struct tensor x,
+                   const struct tail *before, const struct cond *cond)
 {
     const int64_t C = b->dim, B = cond->e0.dim[0];
     SHAPE(x, ctx_compute(c), 2, run->stage->layout->rows, C);
     SHAPE(cond->e0, ctx_state(c), 2, B, 6 * C);
+    take_rooms(b, run, s, x);
     if (make(c, run, s, T_MOD, ctx_state(c), 2, DIMS(B, 6 * C))) /* 1 */
         c->dev->ops->bcast_add(c->dev, s->t[T_MOD],
                                tensor_view(b->modulation->w, 2, DIMS(1, 6 * C)), cond->e0);
-    if (run->forward_only) make_rooms(c, b, s, y);
-    self_forward(c, b, run, s, x);
+    self_forward(c, b, run, s, x, before);
     cross_forward(c, b, run, s, x, cond);
     ffn_forward(c, b, run, s, y);
 }
@@ -412,17 +381,23 @@ static struct ln_grad_args norm_back(const struct block *b, const struct block_s
     return a;
 }
 
-/* 15' to 12': dx = dy on entry, d(x2) on return */
+/* 15' to 12': dx = dy on entry, or `after` has it; d(x2) on return */
 static void ffn_backward(struct ctx *c, const struct block *b, const struct block_saved *s,
-                         struct tensor dx, struct tensor dmod)
+                         struct tensor dx, struct tail_grad after, struct tensor dmod)
 {
     const size_t mark = arena_mark(c->tmp);
     const struct tensor *t = s->t;
     const int64_t C = b->dim;
     struct tensor dy3 = arena_like(c->tmp, dx), dh = arena_like(c->tmp, t[T_H]);
     struct tensor df = arena_like(c->tmp, dx);
-    c->dev->ops->gate_add_bwd(c->dev, dy3, mod(dmod, 5, C), dx, t[T_Y3],
-                              mod(t[T_MOD], 5, C)); /* 15' */
+    const struct gate_add_grad_args g = {.dy = dy3,
+                                         .dgate = mod(dmod, 5, C),
+                                         .dout = after.dout.data ? after.dout : dx,
+                                         .y = t[T_Y3],
+                                         .gate = mod(t[T_MOD], 5, C),
+                                         .dx = dx,
+                                         .map = after.map};
+    c->dev->ops->gate_add_bwd(c->dev, &g); /* 15' */
     linear_backward(
         c, &b->ffn_out,
         (struct linear_grad){.dx = dh, .aux = t[T_H], .saved = &s->linear[LINEAR_FFN_OUT]}, dy3,
@@ -545,13 +520,13 @@ static void self_backward(struct ctx *c, const struct block *b, const struct blo
 }
 
 void block_backward(struct ctx *c, const struct block *b, const struct block_run *run,
-                    const struct block_saved *s, struct tensor dx, struct tensor x,
-                    const struct cond *cond, struct cond_grad *dcond)
+                    const struct block_saved *s, struct tensor dx, struct tail_grad after,
+                    struct tensor x, const struct cond *cond, struct cond_grad *dcond)
 {
     const size_t mark = arena_mark(c->tmp);
     const int64_t C = b->dim, B = cond->e0.dim[0];
     struct tensor dmod = ctx_zeros(c, c->tmp, ctx_state(c), 2, DIMS(B, 6 * C));
-    ffn_backward(c, b, s, dx, dmod);
+    ffn_backward(c, b, s, dx, after, dmod);
     struct tensor dy1 = arena_like(c->tmp, dx);
     cross_backward(c, b, run, s, dx, dy1, cond, dcond, dmod);
     self_backward(c, b, run, s, dx, dy1, x, dmod);

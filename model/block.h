@@ -10,6 +10,7 @@
 #include "model/config.h"
 #include "model/ctx.h"
 #include "model/linear.h"
+#include "model/tail.h"
 
 struct block {
     int unit;
@@ -70,7 +71,7 @@ enum block_linear {
 struct block_saved {
     struct tensor t[T_COUNT];
     struct linear_saved linear[LINEAR_COUNT];
-    struct tensor room[4]; /* forward_only: what tensors share, by enum room */
+    struct tensor room[5]; /* what tensors share, by enum room */
 };
 /* Inputs that all blocks share, and what they collect (+=). */
 struct cond {
@@ -81,28 +82,42 @@ struct cond_grad {
     struct tensor text; /* [L, C] S; data NULL: not wanted */
     struct tensor e0;   /* [B, 6C] S */
 };
+/* Places that outlive a block, for what the next one still has to read: [rows, C] T each, but mod
+ * [B,6C] S, of blocks in turn. Without a backward pass wide [rows, the larger of 3C and F] T is
+ * there, and no sum. */
+struct block_rooms {
+    struct tensor mod[2], sum, narrow, wide;
+    size_t tail; /* mark in tmp: the tail of the last block is below */
+};
 struct block_run {
     const struct stage *stage;
     const struct rope *rope;
     bool full;
     enum recompute policy; /* which classes go to the keep arena */
     bool keep_any;         /* false: nothing is kept */
-    /* No backward pass follows: all large tensors of a block lie in y and in two buffers, each in
-     * turn, and norms of queries and keys are in place. */
+    /* No backward pass follows: all large tensors of a block lie in x, which is overwritten, and
+     * in two rooms, each in turn, and norms of queries and keys are in place. */
     bool forward_only;
+    const struct block_rooms *rooms; /* NULL: the tail lies in the arenas; not with forward_only */
 };
 /* Adds the parameters of block i to unit u and wires b to them. */
 void block_init(struct block *b, struct unit *u, int unit, const struct model_config *m, int i);
 struct linear *block_linear(struct block *b, enum block_linear id);
-/* y [R,C] (data NULL: recompute only; may be x) from x [R,C]. Tensors of s that have data are taken
- * as they are, the others are made, in keep or tmp. */
+/* For blocks of at most `rows` rows, in tmp. */
+struct block_rooms block_rooms_new(struct ctx *c, const struct block *b, int64_t rows,
+                                   bool forward_only);
+/* From x [R,C], which is made from `before` first (NULL: it is there), all but the last sum, which
+ * block_tail leaves to the next one, or y [R,C] (data NULL: not wanted). Tensors of s that have
+ * data are taken as they are, the others are made, in keep or tmp. */
 void block_forward(struct ctx *c, const struct block *b, const struct block_run *run,
                    struct block_saved *s, struct tensor y, struct tensor x,
-                   const struct cond *cond);
+                   const struct tail *before, const struct cond *cond);
+/* Of the forward pass just done; lies in keep and in the rooms. */
+struct tail block_tail(const struct block *b, const struct block_saved *s);
 /* Forgets what is not kept; call before the tmp arena is released. */
 void block_forget(struct block_saved *s, const struct block_run *run);
-/* dx [R,C] holds dy on entry and dx on return. s must be complete. */
+/* dx [R,C] holds dy on entry, unless `after` has it, and dx on return. s must be complete. */
 void block_backward(struct ctx *c, const struct block *b, const struct block_run *run,
-                    const struct block_saved *s, struct tensor dx, struct tensor x,
-                    const struct cond *cond, struct cond_grad *dcond);
+                    const struct block_saved *s, struct tensor dx, struct tail_grad after,
+                    struct tensor x, const struct cond *cond, struct cond_grad *dcond);
 #endif

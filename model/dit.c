@@ -101,86 +101,90 @@ static struct block_run block_run_of(const struct dit *d, const struct dit_run *
                               .forward_only = !run->train};
 }
 
-static struct tensor rows_new(struct arena *a, const struct stage *s, enum dtype t, int64_t C)
-{
-    return arena_new(a, t, 2, DIMS(s->layout->rows, C));
-}
+/* Where the inputs of blocks lie in a forward pass alone: a block works in place of its input, and
+ * rows that move go to the spare buffer whose turn it is. The model's input is one of the two,
+ * where it has room for the rows of all layouts. */
+struct streams {
+    struct tensor spare[2];
+    int next;
+};
 
-/* Moves x into the layout of stage `to`; without a move x itself. */
-static struct tensor enter_stage(struct ctx *c, const struct dit_run *run, int i, struct tensor x)
-{
-    const struct redist *r = run->plan->enter[i];
-    if (!r) return x;
-    struct tensor y = rows_new(c->keep, &run->plan->stage[run->plan->at[i]], x.dtype, x.dim[1]);
-    redist_forward(r, y, x);
-    return y;
-}
+static bool moves(const struct redist *r) { return r && r->moves; }
 
-/* Training: x[i], all that is always kept of block i, is its input after the move, so that the
- * exchange is not repeated in the recompute. */
-static void blocks_forward_train(struct ctx *c, const struct dit *d, struct dit_run *run,
-                                 const struct cond *cond)
+static struct streams streams_new(struct ctx *c, const struct dit_run *run)
 {
-    struct tensor h = run->embed.x;
-    const size_t base = arena_mark(c->tmp);
-    for (int i = 0; i < d->num_blocks; i++) {
-        const struct block_run br = block_run_of(d, run, i);
-        mesh_at(c->mesh, d->unit[d->block[i].unit].name);
-        run->x[i] = enter_stage(c, run, i, h);
-        arena_release(c->tmp, base);
-        h = arena_like(run->plan->enter[i + 1] ? c->tmp : c->keep, run->x[i]);
-        const size_t inside = arena_mark(c->tmp);
-        unit_enter(c->hooks, d->block[i].unit, PASS_FORWARD);
-        block_forward(c, &d->block[i], &br, &run->saved[i], h, run->x[i], cond);
-        unit_leave(c->hooks, d->block[i].unit, PASS_FORWARD);
-        block_forget(&run->saved[i], &br);
-        arena_release(c->tmp, inside);
-    }
-    mesh_at(c->mesh, d->unit[d->head.unit].name);
-    run->x[d->num_blocks] = enter_stage(c, run, d->num_blocks, h);
-    mesh_at(c->mesh, NULL);
-    arena_release(c->tmp, base);
-}
-
-/* The buffers between which rows move from layout to layout: the model's input is the first, where
- * it has room for the rows of all of them. */
-static void spare_buffers(struct ctx *c, const struct dit_run *run, struct tensor spare[2])
-{
+    struct streams s = {0};
     const struct tensor x = run->embed.x;
     const int64_t R = run->plan->max_rows;
-    bool moves = false;
-    for (int i = 0; i <= run->plan->num_layers; i++) moves |= run->plan->enter[i] != NULL;
-    if (!moves) return;
-    spare[0] = arena_new(c->keep, x.dtype, 2, DIMS(R, x.dim[1]));
-    spare[1] = x.dim[0] >= R ? x : arena_new(c->keep, x.dtype, 2, DIMS(R, x.dim[1]));
+    bool any = false;
+    for (int i = 0; i <= run->plan->num_layers; i++) any |= moves(run->plan->enter[i]);
+    if (!any) return s;
+    s.spare[0] = arena_new(c->keep, x.dtype, 2, DIMS(R, x.dim[1]));
+    s.spare[1] = x.dim[0] >= R ? x : arena_new(c->keep, x.dtype, 2, DIMS(R, x.dim[1]));
+    return s;
 }
 
-/* Inference: two buffers in turn, blocks work in place. */
-static void blocks_forward_only(struct ctx *c, const struct dit *d, struct dit_run *run,
-                                const struct cond *cond)
+/* A place for x[i], [rows of its stage, C]. Training: x[i], all that is always kept of block i, is
+ * its input after the move, so that an exchange is not repeated in the recompute. */
+static struct tensor place(struct ctx *c, const struct dit_run *run, int i, struct streams *s,
+                           const struct tail *tail)
 {
-    struct tensor x = run->embed.x, spare[2];
-    spare_buffers(c, run, spare);
-    int next = 0;
-    for (int i = 0; i <= d->num_blocks; i++) {
-        mesh_at(c->mesh, d->unit[i + 1].name); /* a block, at the end the head */
-        if (run->plan->enter[i]) {
-            struct tensor y = tensor_rows(spare[next], 0, run->plan->enter[i]->dst->rows);
-            redist_forward(run->plan->enter[i], y, x);
-            x = y;
-            next = !next;
-        }
-        run->x[i] = x;
-        if (i == d->num_blocks) break;
+    const bool moved = moves(run->plan->enter[i]);
+    const int64_t rows = run->plan->stage[run->plan->at[i]].layout->rows;
+    if (!moved && (!run->train || !tail->y.data)) return tail->x;
+    if (run->train) return arena_new(c->keep, tail->x.dtype, 2, DIMS(rows, tail->x.dim[1]));
+    s->next = !s->next;
+    return tensor_rows(s->spare[!s->next], 0, rows);
+}
+
+/* Gives x[i] its place. Rows that change places on this rank are left to the norm of x[i], as is
+ * the sum; what goes over ranks is added and sent here. */
+static void enter_stage(struct ctx *c, struct dit_run *run, int i, struct streams *s,
+                        struct tail *tail)
+{
+    const struct redist *r = run->plan->enter[i];
+    run->x[i] = place(c, run, i, s, tail);
+    if (!moves(r)) return;
+    if (tail->y.data && r->forward_map.data) {
+        tail->map = r->forward_map;
+        return;
+    }
+    const size_t mark = arena_mark(c->tmp);
+    const bool apart = run->train && tail->y.data; /* x of the tail may be kept */
+    *tail = tail_sum(c, tail, apart ? arena_like(c->tmp, tail->x) : tail->x);
+    redist_forward(r, run->x[i], tail->x);
+    *tail = (struct tail){.x = run->x[i]};
+    arena_release(c->tmp, mark);
+}
+
+/* Returns what is still to be added to x[num_blocks]; it lies in keep and in tmp. */
+static struct tail blocks_forward(struct ctx *c, const struct dit *d, struct dit_run *run,
+                                  const struct cond *cond)
+{
+    struct tail tail = {.x = run->embed.x};
+    struct streams streams = {0};
+    if (!run->train) streams = streams_new(c, run);
+    const struct block_rooms rooms =
+        block_rooms_new(c, &d->block[0], run->plan->max_rows, !run->train);
+    for (int i = 0; i < d->num_blocks; i++) {
+        struct block_run br = block_run_of(d, run, i);
+        br.rooms = &rooms;
+        mesh_at(c->mesh, d->unit[i + 1].name);
+        enter_stage(c, run, i, &streams, &tail);
         const size_t inside = arena_mark(c->tmp);
-        const struct block_run br = block_run_of(d, run, i);
         unit_enter(c->hooks, d->block[i].unit, PASS_FORWARD);
-        block_forward(c, &d->block[i], &br, &run->saved[i], x, x, cond);
+        block_forward(c, &d->block[i], &br, &run->saved[i], (struct tensor){0}, run->x[i], &tail,
+                      cond);
         unit_leave(c->hooks, d->block[i].unit, PASS_FORWARD);
+        tail = block_tail(&d->block[i], &run->saved[i]);
         block_forget(&run->saved[i], &br);
         arena_release(c->tmp, inside);
     }
+    arena_release(c->tmp, rooms.tail);
+    mesh_at(c->mesh, d->unit[d->head.unit].name);
+    enter_stage(c, run, d->num_blocks, &streams, &tail);
     mesh_at(c->mesh, NULL);
+    return tail;
 }
 
 void dit_forward(struct ctx *c, const struct dit *d, const struct shape_plan *p,
@@ -196,28 +200,30 @@ void dit_forward(struct ctx *c, const struct dit *d, const struct shape_plan *p,
     embed_forward(c, &d->embed, &run->embed, (struct embed_in){in.xt, in.text, in.t});
     unit_leave(c->hooks, d->embed.unit, PASS_FORWARD);
     const struct cond cond = {run->embed.ctx, run->embed.e0};
-    if (train)
-        blocks_forward_train(c, d, run, &cond);
-    else
-        blocks_forward_only(c, d, run, &cond);
     const size_t mark = arena_mark(c->tmp);
+    const struct tail tail = blocks_forward(c, d, run, &cond);
     struct tensor x = run->x[d->num_blocks];
     run->out = arena_new(c->keep, x.dtype, 2, DIMS(x.dim[0], 4 * m->out_dim));
     unit_enter(c->hooks, d->head.unit, PASS_FORWARD);
-    head_forward(c, &d->head, train ? c->keep : c->tmp, &run->head, run->out, x, run->embed.e);
+    head_forward(c, &d->head, train ? c->keep : c->tmp, &run->head, run->out, x, &tail,
+                 run->embed.e);
     unit_leave(c->hooks, d->head.unit, PASS_FORWARD);
     arena_release(c->tmp, mark);
     mesh_at(c->mesh, NULL);
 }
 
-/* dx of the stage of block i-1 from dx of the stage of block i, in the other buffer. */
+/* dx of the stage of block i-1 from dx of the stage of block i, in the other buffer. after (NULL:
+ * there is nobody): rows that change places on this rank are left to the block's first op. */
 static struct tensor leave_stage(const struct dit_run *run, int i, struct tensor dx,
-                                 struct tensor buffer)
+                                 struct tensor buffer, struct tail_grad *after)
 {
     const struct redist *r = run->plan->enter[i];
-    if (!r) return dx;
+    if (!moves(r)) return dx;
     struct tensor y = tensor_rows(buffer, 0, r->src->rows);
-    redist_backward(r, y, dx);
+    if (after && r->backward_map.data)
+        *after = (struct tail_grad){dx, r->backward_map};
+    else
+        redist_backward(r, y, dx);
     return y;
 }
 
@@ -235,7 +241,7 @@ static void input_backward(struct ctx *c, const struct dit *d, struct dit_run *r
                            const struct cond_grad *dcond, struct tensor dxt, struct tensor dtext)
 {
     mesh_at(c->mesh, d->unit[1].name);
-    dx = leave_stage(run, 0, dx, buffer);
+    dx = leave_stage(run, 0, dx, buffer, NULL);
     mesh_at(c->mesh, NULL);
     unit_enter(c->hooks, d->embed.unit, PASS_BACKWARD);
     embed_backward(c, &d->embed, &run->embed,
@@ -272,16 +278,17 @@ void dit_backward(struct ctx *c, const struct dit *d, struct dit_run *run, struc
     unit_leave(c->hooks, d->head.unit, PASS_BACKWARD);
     for (int i = d->num_blocks - 1; i >= 0; i--) {
         mesh_at(c->mesh, d->unit[i + 2].name); /* the exchange belongs to whom it led to */
-        dx = leave_stage(run, i + 1, dx, dx.data == buffer[0].data ? buffer[1] : buffer[0]);
+        struct tail_grad after = {0};
+        dx = leave_stage(run, i + 1, dx, dx.data == buffer[0].data ? buffer[1] : buffer[0], &after);
         mesh_at(c->mesh, d->unit[i + 1].name);
         const struct block_run br = block_run_of(d, run, i);
         const size_t inside = arena_mark(c->tmp);
         unit_enter(c->hooks, d->block[i].unit, PASS_BACKWARD);
         struct block_run again = br;
         again.keep_any = false; /* what is missing is made anew, in tmp */
-        block_forward(c, &d->block[i], &again, &run->saved[i], (struct tensor){0}, run->x[i],
+        block_forward(c, &d->block[i], &again, &run->saved[i], (struct tensor){0}, run->x[i], NULL,
                       &cond);
-        block_backward(c, &d->block[i], &br, &run->saved[i], dx, run->x[i], &cond, &dcond);
+        block_backward(c, &d->block[i], &br, &run->saved[i], dx, after, run->x[i], &cond, &dcond);
         unit_leave(c->hooks, d->block[i].unit, PASS_BACKWARD);
         arena_release(c->tmp, inside);
     }

@@ -21,7 +21,7 @@ static struct tensor row(struct tensor p, int k, int64_t C)
 }
 
 void head_forward(struct ctx *c, const struct head *h, struct arena *keep, struct head_saved *s,
-                  struct tensor out, struct tensor x, struct tensor e)
+                  struct tensor out, struct tensor x, const struct tail *before, struct tensor e)
 {
     const enum dtype T = ctx_compute(c), S = ctx_state(c);
     const int64_t R = x.dim[0], C = h->dim;
@@ -40,7 +40,7 @@ void head_forward(struct ctx *c, const struct head *h, struct arena *keep, struc
                         .shift = tensor_cols(s->mod, 0, C),
                         .one = 1,
                         .eps = h->eps};
-    c->dev->ops->ln_fwd(c->dev, &a);             /* 2 */
+    tail_norm(c, before, &a);                    /* 2 */
     linear_forward(c, &h->out, out, s->a, NULL); /* 3 */
 }
 

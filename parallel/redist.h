@@ -8,8 +8,10 @@
 #include "parallel/layout.h"
 struct redist {
     const struct layout *src, *dst;
-    bool moves;                              /* false: the two orders are equal, nothing to do */
-    struct tensor forward_map, backward_map; /* i32 on the device; one-rank path */
+    bool moves; /* false: the two orders are equal, nothing to do */
+    /* One-rank path, i32 on the device: row r of dst is row forward_map[r] of src, and back; data
+     * NULL where rows do not move or are exchanged. For ops that move rows on the way. */
+    struct tensor forward_map, backward_map;
     struct run *send, *recv; /* SSP path: rows of src to send, rows of dst to receive */
     int num_send, num_recv;
     struct comm *comm; /* SSP axis */

@@ -77,11 +77,26 @@ bool rl_ready(void)
     return made;
 }
 
+/* A run that ends well has used the memory that was planned for it; one that is resumed may have
+ * had little left to do. */
+static void expect_memory(const char *name, const char *said)
+{
+    static const char line[] = "memory of this rank: ";
+    double used = 0, planned = 0;
+    const char *at = strstr(said, line);
+    const int n = at ? sscanf(at + sizeof line - 1, "%lf MB at most, %lf", &used, &planned) : 0;
+    const bool less = strstr(said, "resumed from") && used < planned;
+    EXPECT(n == 2 && (less || fabs(planned / used - 1) < 0.05), "%s: %.3f MB used, %.3f MB planned",
+           name, used, planned);
+    printf("    %s: %.3f MB planned, %.3f MB used\n", name, planned, used);
+}
+
 bool rl_calm(const char *name, const char *algo, const struct process_opts *o)
 {
     char *said;
     const int rc = rl_run(name, algo, o, &said);
     EXPECT(rc == 0, "%s: exit code %d: %s", name, rc, said);
+    if (rc == 0) expect_memory(name, said);
     free(said);
     return rc == 0;
 }

@@ -267,13 +267,14 @@ static void run_block(struct golden_case *c)
     double *dy = golden_doubles(c, tensor_count(b.dx));
     dev_get_f64(b.fx.dev, dy, b.dx);
     unit_enter(ctx->hooks, unit, PASS_FORWARD);
-    block_forward(ctx, block, &b.run, &b.saved, b.y, b.x, &b.cond);
+    block_forward(ctx, block, &b.run, &b.saved, b.y, b.x, NULL, &b.cond);
     unit_leave(ctx->hooks, unit, PASS_FORWARD);
     check_rows(&b, "y", b.y, b.out, (struct bound){1e-12, 5e-6, 2e-2});
     check_loss(&b, dy);
     check_intermediates(&b);
     unit_enter(ctx->hooks, unit, PASS_BACKWARD);
-    block_backward(ctx, block, &b.run, &b.saved, b.dx, b.x, &b.cond, &b.dcond);
+    block_backward(ctx, block, &b.run, &b.saved, b.dx, (struct tail_grad){0}, b.x, &b.cond,
+                   &b.dcond);
     unit_leave(ctx->hooks, unit, PASS_BACKWARD);
     fsdp_finish_backward(b.fx.fsdp, true);
     check_rows(&b, "dx", b.dx, b.in, (struct bound){1e-12, 1e-5, 6e-2});

@@ -63,7 +63,8 @@ static void gate_ln_fwd_run(struct dev *d, const struct tensor *t, void *arg)
     for (int i = 0; i < 5; i++) own[i] = twin(d, t[i]);
     struct ln_args ln = {own[1], own[2], own[3], own[0], t[7], t[8], k->one, 1e-6};
     for (int i = 0; i < 4; i++) d->ops->fill(d, own[i], 7);
-    d->ops->gate_add_fwd(d, own[0], t[4], t[5], a.gate);
+    d->ops->gate_add_fwd(
+        d, &(struct gate_add_args){.out = own[0], .x = t[4], .y = t[5], .gate = a.gate});
     d->ops->ln_fwd(d, &ln);
     const char *const name[] = {"x1", "out", "mean", "rstd"};
     for (int i = 0; i < 4; i++) same_bits(d, name[i], t[i], own[i]);
@@ -73,6 +74,13 @@ static void gate_ln_fwd_run(struct dev *d, const struct tensor *t, void *arg)
     d->ops->gate_add_ln_fwd(d, &a);
     same_bits(d, "x1 in place of x", own[4], own[0]);
     same_bits(d, "out beside x1 in place", own[1], t[1]);
+    struct tensor y = twin(d, t[5]), x = twin(d, t[4]);
+    a.x = a.ln.x = x;
+    a.y = a.ln.out = y;
+    d->ops->gate_add_ln_fwd(d, &a);
+    same_bits(d, "x1 and out in place of x and y", x, own[0]);
+    same_bits(d, "out in place of y", y, t[1]);
+    drop(d, (struct tensor[]){x, y}, 2);
     drop(d, own, 5);
 }
 
@@ -97,7 +105,9 @@ static void gate_ln_bwd_run(struct dev *d, const struct tensor *t, void *arg)
     if (k->same_sums) same_bits(d, "dscale", t[1], own[1]);
     if (k->same_sums) same_bits(d, "dshift", t[2], own[2]);
     if (!k->no_gate) {
-        d->ops->gate_add_bwd(d, own[3], own[4], own[0], t[10], t[11]);
+        const struct gate_add_grad_args g = {
+            .dy = own[3], .dgate = own[4], .dout = own[0], .y = t[10], .gate = t[11]};
+        d->ops->gate_add_bwd(d, &g);
         same_bits(d, "dy", t[3], own[3]);
         same_bits(d, "dgate", t[4], own[4]);
         d->ops->fill(d, own[0], 0.5);
@@ -166,6 +176,92 @@ static void gate_ln_target(const struct target *t)
     gate_ln_one(t, 2, 11, 48, 8, 3, false, false); /* packs of eight for the norm only */
     gate_ln_one(t, 2, 21, 80, 8, 0, false, true);
     gate_ln_one(t, 1, 9, 513, 3, 0, true, true);
+}
+
+/* ---- rows that move on the way -----------------------------------------------------------------
+ */
+
+/* t: out x1 normed mean rstd dx dy dgate, x y gate scale shift dout map y of the way back */
+static void moved_run(struct dev *d, const struct tensor *t, void *arg)
+{
+    (void)arg;
+    struct tensor here = twin(d, t[8]), dgate = twin(d, t[7]), own[6];
+    for (int i = 0; i < 6; i++) own[i] = twin(d, t[i + 1]); /* x1 normed mean rstd dx dy */
+    const struct gate_add_args sum = {t[0], t[8], t[9], t[10], t[14]};
+    d->ops->gate_add_fwd(d, &sum);
+    const struct gate_add_ln_args f = {
+        t[8], t[9], t[10], t[14], {t[2], t[3], t[4], t[1], t[11], t[12], 1, 1e-6}};
+    d->ops->gate_add_ln_fwd(d, &f);
+    const struct gate_add_grad_args g = {t[6], t[7], t[13], t[15], t[10], t[5], t[14]};
+    d->ops->gate_add_bwd(d, &g);
+    same_bits(d, "sum of the fused norm", t[1], t[0]);
+    /* a gate that is the same for all samples does not care where a row lies */
+    const struct gate_add_args still = {
+        .out = here, .x = t[8], .y = t[9], .gate = tensor_rows(t[10], 0, 1)};
+    struct gate_add_args one = sum;
+    one.gate = still.gate;
+    one.out = own[1];
+    d->ops->gate_add_fwd(d, &still);
+    d->ops->rows_gather(d, own[0], here, t[14]);
+    d->ops->gate_add_fwd(d, &one);
+    same_bits(d, "sum, then the rows moved", own[1], own[0]);
+    const struct ln_args ln = {own[1], own[2], own[3], t[0], t[11], t[12], 1, 1e-6};
+    d->ops->ln_fwd(d, &ln);
+    for (int i = 1; i < 4; i++) same_bits(d, "norm of the moved sum", own[i], t[i + 1]);
+    d->ops->rows_gather(d, own[4], t[13], t[14]);
+    const struct gate_add_grad_args back = {
+        .dy = own[5], .dgate = dgate, .dout = own[4], .y = t[15], .gate = t[10]};
+    d->ops->gate_add_bwd(d, &back);
+    same_bits(d, "dx", t[5], own[4]);
+    same_bits(d, "dy", t[6], own[5]);
+    same_bits(d, "dgate", t[7], dgate);
+    drop(d, own, 6);
+    drop(d, (struct tensor[]){here, dgate}, 2);
+}
+
+/* B samples of n rows from some of B * from rows */
+static void moved_one(const struct target *t, int64_t B, int64_t n, int64_t from, int64_t C,
+                      int64_t gap)
+{
+    struct ops_case c;
+    case_begin(&c, t, "gate by a row map [%lld,%lld,%lld] of %lld", (long long)B, (long long)n,
+               (long long)C, (long long)from);
+    VAR("out", K_T, OUT, gap, -1, 1, B * n, C);
+    VAR("x1", K_T, OUT, 0, -1, 1, B * n, C);
+    VAR("normed", K_T, OUT, gap, -1, 1, B * n, C);
+    VAR("mean", K_S, OUT, 0, -1, 1, B * n);
+    VAR("rstd", K_S, OUT, 0, -1, 1, B * n);
+    VAR("dx", K_T, OUT, gap, -1, 1, B * n, C);
+    VAR("dy", K_T, OUT, 0, -1, 1, B * n, C);
+    VAR("dgate", K_S, OUT, gap, -1, 1, B, C);
+    VAR("x", K_T, IN, gap, -1, 3, B * from, C);
+    VAR("y", K_T, IN, 0, -1, 1, B * from, C);
+    VAR("gate", K_S, IN, gap, -1, 1, B, C);
+    VAR("scale", K_S, IN, gap, -1, 1, B, C);
+    VAR("shift", K_S, IN, gap, -1, 1, B, C);
+    VAR("dout", K_T, IN, gap, -1, 1, B * from, C);
+    const int map = VAR("map", K_I32, IN, 0, -1, (double)(B * from), B * n);
+    c.var[map].value[0] = (double)(B * from - 1);
+    c.var[map].value[B * n - 1] = -1;
+    VAR("y of the way back", K_T, IN, 0, -1, 1, B * n, C);
+    const bool narrow = t->compute == DT_BF16; /* x1 is rounded before its norm is taken */
+    for (int i = 2; i < 5 && narrow; i++) c.var[i].tol = 1e-2;
+    case_check(&c, moved_run, NULL);
+}
+
+static void moved_target(const struct target *t)
+{
+    if (t->gemm && strcmp(t->gemm, "own") != 0) return;
+    moved_one(t, 1, 9, 9, 40, 0);
+    moved_one(t, 3, 37, 41, 40, 8);   /* fewer rows than before: padding goes */
+    moved_one(t, 2, 70, 50, 1027, 0); /* more: padding comes */
+    moved_one(t, 2, 11, 11, 48, 3);
+}
+
+static void test_moved(struct comm *w)
+{
+    (void)w;
+    each_target(moved_target);
 }
 
 /* ---- in place, and without what is not wanted ---------------------------------------------------
@@ -259,13 +355,26 @@ static void test_passes(struct comm *w)
     struct tensor x = dev_tensor(d, DT_BF16, 2, DIMS(64, 48));
     const double pass = (double)tensor_bytes(x);
     struct tensor v = dev_tensor(d, DT_F32, 2, DIMS(2, 48)), s = dev_tensor(d, DT_F32, 1, DIMS(64));
-    const struct gate_add_ln_args f = {x, x, v, {x, s, s, x, v, v, 1, 1e-6}};
+    const struct gate_add_ln_args f = {x, x, v, none, {x, s, s, x, v, v, 1, 1e-6}};
     const struct gate_add_ln_grad_args g = {{x, v, v, x, x, s, s, v, 1}, x, v, x, v};
     struct gate_add_ln_grad_args plain = g;
     plain.dy.data = NULL;
     double *count = &d->count.row_bytes;
     d->ops->gate_add_ln_fwd(d, &f);
     EXPECT(*count == 4 * pass, "forward: %g passes", *count / pass);
+    *count = 0;
+    struct tensor map = dev_tensor(d, DT_I32, 1, DIMS(64));
+    struct gate_add_ln_args m = f;
+    m.map = map;
+    m.x.dim[0] = m.y.dim[0] = 80;
+    d->ops->gate_add_ln_fwd(d, &m);
+    EXPECT(*count == 4 * pass, "forward by a row map: %g passes", *count / pass);
+    *count = 0;
+    d->ops->gate_add_fwd(d, &(struct gate_add_args){x, m.x, m.y, v, map});
+    EXPECT(*count == 3 * pass, "gate by a row map: %g passes", *count / pass);
+    *count = 0;
+    d->ops->gate_add_bwd(d, &(struct gate_add_grad_args){x, v, m.x, x, v, x, map});
+    EXPECT(*count == 4 * pass, "gate backward by a row map: %g passes", *count / pass);
     *count = 0;
     d->ops->gate_add_ln_bwd(d, &g);
     EXPECT(*count == 6 * pass, "backward: %g passes", *count / pass);
@@ -280,7 +389,7 @@ static void test_passes(struct comm *w)
     *count = 0;
     d->ops->sumsq(d, s, (struct tensor[]){s, v}, 2);
     EXPECT(*count == (64 + 96) * 4, "sum of squares: %g bytes", *count);
-    drop(d, (struct tensor[]){x, v, s}, 3);
+    drop(d, (struct tensor[]){x, v, s, map}, 4);
     dev_close(d);
 }
 
@@ -385,6 +494,7 @@ int main(int argc, char **argv)
     const struct test t[] = {
         {.name = "gate, sum and norm in one: the bits of the ops they stand for",
          .run = test_gate_ln},
+        {.name = "gates by a row map: the bits of rows moved by themselves", .run = test_moved},
         {.name = "in place, and without what is not wanted: the same bits", .run = test_in_place},
         {.name = "optimizer and sum of squares over a list: as one by one", .run = test_lists},
         {.name = "passes over memory, as the dry run counts them", .run = test_passes},

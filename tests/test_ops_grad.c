@@ -177,7 +177,7 @@ static void test_ln(struct comm *w)
 /* t: y gate x out dout dy dgate */
 static void gate_forward(struct probe *p)
 {
-    p->d->ops->gate_add_fwd(p->d, p->t[3], p->t[2], p->t[0], p->t[1]);
+    p->d->ops->gate_add_fwd(p->d, &(struct gate_add_args){p->t[3], p->t[2], p->t[0], p->t[1], {0}});
 }
 static void gelu_forward(struct probe *p) { p->d->ops->gelu_fwd(p->d, p->t[3], p->t[0]); }
 static void silu_forward(struct probe *p) { p->d->ops->silu_fwd(p->d, p->t[3], p->t[0]); }
@@ -194,7 +194,9 @@ static void test_small(struct comm *w)
     zeros(&p, 2, DIMS(6, 7));
     zeros(&p, 2, DIMS(2, 7));
     p.forward = gate_forward;
-    p.d->ops->gate_add_bwd(p.d, p.t[5], p.t[6], p.t[4], p.t[0], p.t[1]);
+    p.d->ops->gate_add_bwd(
+        p.d, &(struct gate_add_grad_args){
+                 .dy = p.t[5], .dgate = p.t[6], .dout = p.t[4], .y = p.t[0], .gate = p.t[1]});
     judge(&p, "gate", "y", p.t[0], p.t[5]);
     judge(&p, "gate", "gate", p.t[1], p.t[6]);
     p.forward = gelu_forward;

@@ -61,18 +61,17 @@ static void norm_bwd_run(struct dev *d, const struct tensor *t, void *arg)
 static void norm_target(const struct target *t)
 {
     if (t->gemm && strcmp(t->gemm, "own") != 0) return;
-    const struct rows_case k[] = {{4, {1, 2, 2}, true, false, 0},
-                                  {5, {4, 0, 0}, true, false, 0},
-                                  {12, {22, 21, 21}, true, false, 0},
-                                  {1, {0}, false, false, 0},
-                                  {5, {0}, false, false, 0}};
+    const struct rows_case k[] = {
+        {4, {1, 2, 2}, true, false, 0},     {5, {4, 0, 0}, true, false, 0},
+        {12, {22, 21, 21}, true, false, 0}, {1, {0}, false, false, 0},
+        {5, {0}, false, false, 0},          {0, {0}, false, false, 0}};
     const int64_t rows[] = {1, 33, 70};
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 6; i++)
         for (int j = 0; j < 3; j++)
             for (int back = 0; back < 2; back++) {
                 struct rows_case a = k[i];
                 const int64_t hd = a.turn ? 2 * (a.pairs[0] + a.pairs[1] + a.pairs[2]) : 115;
-                const int64_t n = rows[j], C = a.heads * hd, gap = j * 8;
+                const int64_t n = rows[j], C = (a.heads ? a.heads : 2) * hd, gap = j * 8;
                 struct ops_case c;
                 case_begin(&c, t, "RMS norm %s%s [%lld,%lld]", a.turn ? "and rotation " : "",
                            back ? "backward" : "forward", (long long)n, (long long)C);
@@ -122,13 +121,16 @@ static void ln_bwd_run(struct dev *d, const struct tensor *t, void *arg)
 static void gate_fwd_run(struct dev *d, const struct tensor *t, void *arg)
 {
     const struct rows_case *k = arg;
-    d->ops->gate_add_fwd(d, t[0], t[1], t[2], k->no_scale ? none : t[3]);
-    d->ops->gate_add_fwd(d, t[4], t[4], t[2], k->no_scale ? none : t[3]); /* out is x */
+    struct gate_add_args a = {.out = t[0], .x = t[1], .y = t[2], .gate = k->no_scale ? none : t[3]};
+    d->ops->gate_add_fwd(d, &a);
+    a.out = a.x = t[4]; /* out is x */
+    d->ops->gate_add_fwd(d, &a);
 }
 static void gate_bwd_run(struct dev *d, const struct tensor *t, void *arg)
 {
     (void)arg;
-    d->ops->gate_add_bwd(d, t[0], t[1], t[2], t[3], t[4]);
+    d->ops->gate_add_bwd(d, &(struct gate_add_grad_args){
+                                .dy = t[0], .dgate = t[1], .dout = t[2], .y = t[3], .gate = t[4]});
 }
 
 static void modulation_one(const struct target *t, int64_t B, int64_t n, int64_t C, int64_t gap,

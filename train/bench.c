@@ -151,12 +151,12 @@ static void run_block(struct block_bench *k)
     const clock_t c0 = clock();
     const double t0 = log_seconds();
     unit_enter(c->hooks, 1, PASS_FORWARD);
-    block_forward(c, b, &run, &saved, k->y, k->x, &cond);
+    block_forward(c, b, &run, &saved, k->y, k->x, NULL, &cond);
     unit_leave(c->hooks, 1, PASS_FORWARD);
     const double t1 = log_seconds();
     k->dev->ops->copy(k->dev, k->dx.data, k->dy.data, tensor_bytes(k->dy));
     unit_enter(c->hooks, 1, PASS_BACKWARD);
-    block_backward(c, b, &run, &saved, k->dx, k->x, &cond, &dcond);
+    block_backward(c, b, &run, &saved, k->dx, (struct tail_grad){0}, k->x, &cond, &dcond);
     unit_leave(c->hooks, 1, PASS_BACKWARD);
     k->dev->ops->sync(k->dev);
     k->forward_s = t1 - t0;

@@ -295,7 +295,7 @@ static void block(struct gpu_model_work *w)
     fsdp_zero_grads(w->fsdp);
     const size_t inside = arena_mark(&w->tmp);
     unit_enter(c->hooks, b->unit, PASS_FORWARD);
-    block_forward(c, b, &run, &saved, w->y, w->x, &cond);
+    block_forward(c, b, &run, &saved, w->y, w->x, NULL, &cond);
     unit_leave(c->hooks, b->unit, PASS_FORWARD);
     block_forget(&saved, &run);
     arena_release(&w->tmp, inside);
@@ -303,8 +303,8 @@ static void block(struct gpu_model_work *w)
     unit_enter(c->hooks, b->unit, PASS_BACKWARD);
     struct block_run again = run;
     again.keep_any = false;
-    block_forward(c, b, &again, &saved, (struct tensor){0}, w->x, &cond);
-    block_backward(c, b, &run, &saved, w->dx, w->x, &cond, &w->dcond);
+    block_forward(c, b, &again, &saved, (struct tensor){0}, w->x, NULL, &cond);
+    block_backward(c, b, &run, &saved, w->dx, (struct tail_grad){0}, w->x, &cond, &w->dcond);
     unit_leave(c->hooks, b->unit, PASS_BACKWARD);
 }
 

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/dit.h"
+#include "model/sampler.h"
 
 static struct dryrun_phase phase_of(const struct dev_counters *c, const struct dev_counters *before)
 {
@@ -40,14 +40,12 @@ static void pass(struct ctx *c, struct dit *d, struct shape_plan *p, const struc
     double t[1024] = {0};
     CHECK(in->batch <= 1024, "micro-batch of %d", in->batch);
     /* what the trainer holds beside the model: latents, noisy rows, target, text */
-    struct tensor z =
-        arena_new(c->keep, S, 5, DIMS(in->batch, m->in_dim, in->t, 2 * in->h, 2 * in->w));
+    arena_new(c->keep, S, 5, DIMS(in->batch, m->in_dim, in->t, 2 * in->h, 2 * in->w));
     struct tensor xt = arena_new(c->keep, T, 2, DIMS(first->layout->rows, 4 * m->in_dim));
     struct tensor target = arena_new(c->keep, S, 2, DIMS(last->layout->rows, 4 * m->out_dim));
     struct tensor text =
         arena_new(c->keep, T, 2, DIMS((int64_t)in->batch * m->text_len, m->text_dim));
-    struct tensor text_s = arena_new(c->keep, S, 2, text.dim);
-    (void)text_s;
+    arena_new(c->keep, S, 2, text.dim);
     const struct dev_counters start = c->dev->count;
     dit_forward(c, d, p, (struct dit_input){xt, text, t}, in->train, run);
     const struct dev_counters mid = c->dev->count;
@@ -58,22 +56,53 @@ static void pass(struct ctx *c, struct dit *d, struct shape_plan *p, const struc
         c->dev->ops->flow_loss(c->dev, sum, dout, run->out, target, last->pos, 1);
         dit_backward(c, d, run, dout, (struct tensor){0}, (struct tensor){0});
         out->backward = phase_of(&c->dev->count, &mid);
-    } else { /* sampling: two velocities, the state, model input, and the latent at the end */
-        arena_like(c->keep, run->out);
-        arena_like(c->keep, run->out);
-        arena_new(c->keep, S, 2, xt.dim);
-        arena_new(c->keep, S, 2, xt.dim);
-        arena_like(c->keep, text);
-        arena_like(c->keep, text);
-        arena_like(c->keep, z);
     }
     free(run);
+}
+
+/* A step of sampling with guidance. */
+static void sampling(struct ctx *c, const struct dit *d, const struct dryrun_in *in)
+{
+    const struct model_config *m = &in->model;
+    const int samples = in->batched ? in->batch / 2 : in->batch;
+    const double sigma[] = {1, 0};
+    struct rng_key noise[256] = {0};
+    CHECK(samples <= 256, "sampling of %d videos at once", samples);
+    struct sampler s;
+    sampler_init(&s, c, d, samples, in->t, in->h, in->w, in->batched);
+    const struct tensor text =
+        arena_new(c->keep, in->compute, 2, DIMS(samples * m->text_len, m->text_dim));
+    const struct tensor null = arena_like(c->keep, text);
+    sampler_run(
+        &s,
+        &(struct sampler_job){
+            .sigma = sigma, .steps = 1, .guidance = 2, .text = text, .null = null, .noise = noise});
+    sampler_free(&s);
+}
+
+/* What else runs in the same arenas: validation beside training, forward only, or the sampler
+ * around the forward pass that was counted. */
+static void walk_beside(struct ctx *c, struct dit *d, struct shape_plan *p,
+                        const struct dryrun_in *in)
+{
+    arena_release(c->keep, 0);
+    arena_release(c->tmp, 0);
+    if (!in->train) {
+        c->keep->peak = c->tmp->peak = 0;
+        sampling(c, d, in);
+        return;
+    }
+    struct dryrun_in forward = *in;
+    struct dryrun_out unused;
+    forward.train = false;
+    pass(c, d, p, &forward, &unused);
 }
 
 void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
 {
     memset(out, 0, sizeof *out);
     struct dev *dev = dev_open("null", in->compute, 1);
+    if (in->device) dev->stands_for = dev_open(in->device, in->compute, in->threads);
     struct comm *world = comm_null(in->ranks, in->rank, dev);
     struct mesh mesh;
     mesh_init(&mesh, world, in->degrees);
@@ -102,10 +131,11 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     out->lora_bytes = lora ? lora_bytes(lora) : 0;
     out->other_bytes = dev->count.bytes_now - out->lora_bytes - out->master_bytes -
                        out->wire_bytes - out->grad_bytes - out->moment_bytes - out->ema_bytes -
-                       out->slot_bytes;
+                       out->slot_bytes + 2 * (size_t)DRYRUN_SPARE;
     struct arena keep, tmp;
     arena_init(&keep, dev, (size_t)1 << DRY_ARENA_SHIFT, "keep");
     arena_init(&tmp, dev, (size_t)1 << DRY_ARENA_SHIFT, "tmp");
+    const size_t before = dev->count.bytes_now;
     struct ctx c = {.dev = dev, .mesh = &mesh, .hooks = fsdp_hooks(f), .keep = &keep, .tmp = &tmp};
     if (in->body)
         in->body(in->body_arg, &c, d);
@@ -118,16 +148,12 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
         memcpy(out->comm[a], x->count, sizeof out->comm[a]);
         if (in->on_comm) in->on_comm(in->on_comm_arg, (enum axis)a, x->entry, x->num_entries);
     }
-    if (in->train && !in->body) { /* validation runs forward only, in the same arenas */
-        struct dryrun_in forward = *in;
-        struct dryrun_out unused;
-        forward.train = false;
-        arena_release(&keep, 0);
-        arena_release(&tmp, 0);
-        pass(&c, d, p, &forward, &unused);
-    }
+    if (!in->body) walk_beside(&c, d, p, in);
     out->keep_bytes = keep.peak;
     out->tmp_bytes = tmp.peak;
+    out->device_bytes = dev->count.own_bytes;
+    out->other_bytes +=
+        dev->count.bytes_peak - before - out->device_bytes; /* tables of the walks */
     arena_free(&keep);
     arena_free(&tmp);
     plan_free(p);
@@ -136,13 +162,15 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     dit_free(d, dev);
     mesh_free(&mesh);
     comm_free(world);
+    dev_close(dev->stands_for);
     dev_close(dev);
 }
 
 size_t dryrun_bytes(const struct dryrun_out *o)
 {
     return o->master_bytes + o->moment_bytes + o->ema_bytes + o->grad_bytes + o->wire_bytes +
-           o->slot_bytes + o->lora_bytes + o->other_bytes + o->keep_bytes + o->tmp_bytes;
+           o->slot_bytes + o->lora_bytes + o->other_bytes + o->keep_bytes + o->tmp_bytes +
+           o->device_bytes;
 }
 
 void dryrun_model_flops(const struct dryrun_in *in, struct dryrun_phase *forward,

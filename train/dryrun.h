@@ -13,11 +13,16 @@ struct dryrun_in {
     bool by_block; /* policy, instead of the two above */
     enum recompute policy[MAX_BLOCKS];
     int ranks, rank;
+    /* The device whose own memory is counted, with the threads of a rank (0: see dev_open); NULL:
+     * none is. */
+    const char *device;
+    int threads;
     struct mesh_degrees degrees;
     struct fsdp_opts fsdp;
     const struct lora_config *lora; /* NULL or rank 0: none */
     int batch, t, h, w;             /* micro-batch of this rank; token grid */
-    bool train;
+    bool train;                     /* false: sampling with guidance */
+    bool batched; /* sampling: the batch is both branches of half as many videos */
     /* called once an axis with the counts of the pass by place (valid during the call); or NULL */
     void (*on_comm)(void *arg, enum axis a, const struct comm_entry *entry, int n);
     void *on_comm_arg;
@@ -32,13 +37,17 @@ struct dryrun_phase {
 struct dryrun_out {
     int64_t params, params_here; /* of the model; masters on this rank */
     size_t keep_bytes, tmp_bytes;
-    size_t master_bytes, moment_bytes, ema_bytes, grad_bytes, wire_bytes, slot_bytes, other_bytes;
+    size_t master_bytes, moment_bytes, ema_bytes, grad_bytes, wire_bytes, slot_bytes;
+    size_t other_bytes;                    /* positions, row maps, rotary tables, spare room */
     size_t lora_bytes;                     /* all states of the adapters */
+    size_t device_bytes;                   /* what the device takes for itself */
     struct dryrun_phase forward, backward; /* one micro-batch; backward includes recompute */
     struct comm_count comm[AXIS_COUNT][COMM_KINDS];
     int64_t rows;                  /* token rows on this rank per micro-batch, first stage */
     int64_t rows_least, rows_most; /* over its stages */
 };
+/* What an arena of a run has beyond its peak in the dry run; counted in other_bytes. */
+enum { DRYRUN_SPARE = 1 << 16 };
 void dryrun(const struct dryrun_in *in, struct dryrun_out *out);
 size_t dryrun_bytes(const struct dryrun_out *o); /* everything a rank holds on its device */
 /* Forward and backward FLOPs without any recompute, of the whole micro-batch over all ranks of a

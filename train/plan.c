@@ -26,7 +26,7 @@ struct amount {
     const char *name;
     double value;
 };
-enum { MEMORY_KINDS = 11 };
+enum { MEMORY_KINDS = 12 };
 
 static void memory_of(const struct dryrun_out *o, struct amount m[MEMORY_KINDS])
 {
@@ -40,6 +40,7 @@ static void memory_of(const struct dryrun_out *o, struct amount m[MEMORY_KINDS])
                                              {"adapters", (double)o->lora_bytes},
                                              {"activations kept", (double)o->keep_bytes},
                                              {"temporaries", (double)o->tmp_bytes},
+                                             {"device's own", (double)o->device_bytes},
                                              {"total", (double)dryrun_bytes(o)}};
     memcpy(m, all, sizeof all);
 }
@@ -123,7 +124,7 @@ void plan_print_memory(FILE *out, const struct dryrun_out *o)
     const bool large = m[MEMORY_KINDS - 1].value > 1e9;
     fprintf(out, "\nmemory of the largest rank, %s\n", large ? "GB" : "MB");
     for (int i = 0; i < MEMORY_KINDS; i++)
-        if (m[i].value > 0 || strcmp(m[i].name, "adapters"))
+        if (m[i].value > 0 || (strcmp(m[i].name, "adapters") && strcmp(m[i].name, "device's own")))
             fprintf(out, "  %-18s %10.3f\n", m[i].name, (large ? 1e-9 : 1e-6) * m[i].value);
     const double gb = 1e-9 * m[MEMORY_KINDS - 1].value, share = gb / plan_chip.memory_gb;
     fprintf(out, "  %.0f %% of %.0f GB (%s)%s\n", 100 * share, plan_chip.memory_gb, plan_chip.name,

@@ -392,7 +392,7 @@ static void open_model(struct sampling *s, struct comm *world)
     c->lora = s->lora.config;
     const int B = (int)c->sample.batch_size * (batched(s) ? 2 : 1);
     const struct session_shape shape = {
-        .batch = B, .t = z[1], .h = z[2], .w = z[3], .channels = z[0]};
+        .batch = B, .t = z[1], .h = z[2], .w = z[3], .channels = z[0], .batched = batched(s)};
     session_open(s->ses, c, world, shape, false);
     if (lora) adapter_require_targets(lora, &s->lora, s->ses->lora, &c->lora, "leave lora out");
     c->lora = (struct lora_config){0}; /* the texts are those of s->lora */

@@ -81,7 +81,9 @@ struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
                            .t = (int)shape.t,
                            .h = (int)shape.h / 2,
                            .w = (int)shape.w / 2,
-                           .train = train};
+                           .train = train,
+                           .batched = shape.batched};
+    if (s->device == DEVICE_CPU) in.device = "cpu"; /* a GPU is not there to be asked */
     in.recompute = session_recompute(s, &in.recompute_blocks);
     in.fsdp = (struct fsdp_opts){.prefetch = (int)s->explicit_prefetching_num_blocks,
                                  .keep_after_forward = s->reshard_after_forward == 2,
@@ -182,7 +184,10 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     *s = (struct session){.set = set, .world = world, .shape = shape};
     check_shape(set, shape);
     struct dryrun_in in = session_dryrun(set, world->size, world->rank, shape, train);
-    s->dev = dev_open(session_device(world, set), in.compute, threads_of(world));
+    in.device = session_device(world, set);
+    in.threads = threads_of(world);
+    s->dev = dev_open(in.device, in.compute, in.threads);
+    if (strcmp(in.device, "cuda") == 0) in.device = NULL; /* says nothing, and is opened once */
     if (train && set->recompute == RECOMPUTE_AUTO)
         fit_recompute(s, &in);
     else
@@ -206,8 +211,8 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     s->fsdp = fsdp_new(s->dev, &s->mesh, s->dit->unit, s->dit->num_units, in.fsdp);
     s->plan =
         plan_shape(s->dev, &s->mesh, &in.model, in.batch, in.t, in.h, in.w, (int)in.model.text_len);
-    arena_init(&s->keep, s->dev, s->cost.keep_bytes + ((size_t)1 << 16), "keep");
-    arena_init(&s->tmp, s->dev, s->cost.tmp_bytes + ((size_t)1 << 16), "tmp");
+    arena_init(&s->keep, s->dev, s->cost.keep_bytes + DRYRUN_SPARE, "keep");
+    arena_init(&s->tmp, s->dev, s->cost.tmp_bytes + DRYRUN_SPARE, "tmp");
     s->ctx = (struct ctx){.dev = s->dev,
                           .mesh = &s->mesh,
                           .hooks = fsdp_hooks(s->fsdp),
@@ -233,8 +238,16 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
                  1e-6 * (double)lora_num_elements(s->lora));
 }
 
+size_t session_bytes(const struct session *s)
+{
+    return s->dev->count.bytes_peak - s->keep.size - s->tmp.size + s->keep.peak + s->tmp.peak +
+           2 * (size_t)DRYRUN_SPARE;
+}
+
 void session_close(struct session *s)
 {
+    log_info("memory of this rank: %.3f MB at most, %.3f MB planned",
+             1e-6 * (double)session_bytes(s), 1e-6 * (double)dryrun_bytes(&s->cost));
     watchdog_mesh(s->watchdog, NULL);
     free(s->run);
     arena_free(&s->keep);

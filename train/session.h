@@ -16,6 +16,7 @@ struct session_shape {
     void (*body)(void *arg, struct ctx *c, struct dit *d);
     void *body_arg;
     bool lora_old; /* adapters with old weights */
+    bool batched;  /* sampling: the batch is both branches of guidance, of half as many videos */
 };
 struct session {
     const struct settings *set;
@@ -48,6 +49,9 @@ struct dryrun_in session_dryrun(const struct settings *s, int ranks, int rank,
                                 struct session_shape shape, bool train);
 void session_open(struct session *s, const struct settings *set, struct comm *world,
                   struct session_shape shape, bool train);
+/* What the device has handed out at most, the arenas counted as far as they were filled. (They are
+ * as large as the dry run says: by their sizes a plan that asks for too much would look right.) */
+size_t session_bytes(const struct session *s);
 void session_close(struct session *s);
 /* Collective: the device by name. "auto" is cuda when every rank of the world can have a GPU of its
  * own, else cpu (ref for fp64); the reason is logged when only some could. */

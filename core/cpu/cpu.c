@@ -156,14 +156,24 @@ void cpu_free(struct dev *d, void *p)
 
 void *cpu_scratch(size_t bytes) { return get_memory(bytes, 64); }
 
-void *cpu_pack(struct cpu *c, size_t bytes)
+void *cpu_pack(struct dev *d, size_t bytes)
 {
+    struct cpu *c = cpu_of(d);
     if (bytes > c->pack_bytes) {
         free(c->pack);
         c->pack = cpu_scratch(bytes);
         c->pack_bytes = bytes;
+        dev_own(d, bytes);
     }
     return c->pack;
+}
+
+static size_t own_bytes(struct dev *d, const struct gemm_args *g, const struct attn_grad_args *a)
+{
+    const struct cpu *c = cpu_of(d);
+    if (g) return cpu_gemm_bytes(d, g);
+    const bool mx = c->mx && a->q.dtype == DT_BF16;
+    return mx ? c->mx->attn_bwd_bytes(a) : c->k->attn_bwd_bytes(a);
 }
 
 enum { COPY_TASK = 1 << 20 };
@@ -257,5 +267,9 @@ void par_run(struct dev *d, int64_t tasks, size_t scratch,
     par_work(&p);
 }
 
-const struct dev_backend dev_cpu = {
-    .name = "cpu", .ops = ops, .start = start, .stop = stop, .describe = describe};
+const struct dev_backend dev_cpu = {.name = "cpu",
+                                    .ops = ops,
+                                    .start = start,
+                                    .stop = stop,
+                                    .describe = describe,
+                                    .own_bytes = own_bytes};

@@ -46,15 +46,22 @@ struct kernels {
     void (*gemm_finish)(const struct gemm_args *g, const struct gemm_part *p, float *acc,
                         int64_t ld);
     void (*colsum)(struct dev *d, struct tensor sum, struct tensor x); /* sum [C] += */
+    /* what they ask of cpu_pack */
+    size_t (*gemm_bytes)(const struct gemm_args *g);
+    size_t (*attn_bwd_bytes)(const struct attn_grad_args *a);
 };
 extern const struct kernels cpu_kernels_plain, cpu_kernels_avx2, cpu_kernels_avx512;
 
 /* bf16 on matrix units (mx.inc). */
+struct cpu;
 struct mx_kernels {
     const char *name;
     void (*attn_fwd)(struct dev *d, const struct attn_args *a);
     void (*attn_bwd)(struct dev *d, const struct attn_grad_args *a);
     void (*gemm)(struct dev *d, const struct gemm_args *g); /* all but the bias gradient */
+    /* what they ask of cpu_pack */
+    size_t (*gemm_bytes)(const struct cpu *c, const struct gemm_args *g);
+    size_t (*attn_bwd_bytes)(const struct attn_grad_args *a);
 };
 extern const struct mx_kernels cpu_mx_amx, cpu_mx_emulated;
 bool cpu_has_amx(void); /* and the kernel of the operating system lets this process use it */
@@ -78,11 +85,12 @@ void par_run(struct dev *d, int64_t tasks, size_t scratch,
              void (*f)(void *arg, int64_t task, void *scratch), void *arg);
 void *cpu_scratch(size_t bytes); /* 64-byte aligned; free() */
 /* Memory that the device keeps from call to call: fresh pages cost as much as filling them. */
-void *cpu_pack(struct cpu *c, size_t bytes);
+void *cpu_pack(struct dev *d, size_t bytes);
 
 /* gemm.c, gemm_dnnl.c */
 void cpu_gemm(struct dev *d, const struct gemm_args *g);
-struct dnnl_cache *dnnl_cache_open(void); /* NULL: not in this build */
+size_t cpu_gemm_bytes(struct dev *d, const struct gemm_args *g); /* what it asks of cpu_pack */
+struct dnnl_cache *dnnl_cache_open(void);                        /* NULL: not in this build */
 void dnnl_cache_close(struct dnnl_cache *c);
 bool dnnl_has_fast_bf16(void);
 bool dnnl_gemm_part(struct dnnl_cache *c, const struct gemm_part *p);

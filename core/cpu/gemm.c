@@ -130,6 +130,22 @@ static enum gemm_engine choose(const struct cpu *cpu, const struct gemm_job *j)
     return e == GEMM_DNNL && (j->g->alpha != 1 || !j->k) ? GEMM_OWN : e;
 }
 
+size_t cpu_gemm_bytes(struct dev *d, const struct gemm_args *g)
+{
+    const struct cpu *cpu = cpu_of(d);
+    const struct gemm_job j = {
+        .g = g, .m = g->c.dim[0], .n = g->c.dim[1], .k = g->a.dim[g->trans_a ? 0 : 1]};
+    if (!j.m || !j.n) return 0;
+    switch (choose(cpu, &j)) {
+    case GEMM_MX:
+        return cpu->mx->gemm_bytes(cpu, g);
+    case GEMM_OWN:
+        return cpu->k->gemm_bytes(g);
+    default:
+        return 0; /* libraries do not say */
+    }
+}
+
 void cpu_gemm(struct dev *d, const struct gemm_args *g)
 {
     struct cpu *cpu = cpu_of(d);

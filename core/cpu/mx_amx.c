@@ -104,8 +104,12 @@ static ALWAYS_INLINE void turn_tile(uint16_t *out, const uint16_t *x, int64_t ld
 #include "core/cpu/mx_attention_bwd.inc"
 #include "core/cpu/mx_gemm.inc"
 
-const struct mx_kernels cpu_mx_amx = {
-    .name = "AMX", .attn_fwd = mx_attn_fwd, .attn_bwd = mx_attn_bwd, .gemm = mx_gemm};
+const struct mx_kernels cpu_mx_amx = {.name = "AMX",
+                                      .attn_fwd = mx_attn_fwd,
+                                      .attn_bwd = mx_attn_bwd,
+                                      .gemm = mx_gemm,
+                                      .gemm_bytes = mx_gemm_bytes,
+                                      .attn_bwd_bytes = mx_attn_bwd_bytes};
 
 bool cpu_has_amx(void)
 {

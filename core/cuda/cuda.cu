@@ -285,7 +285,8 @@ static const struct dev_backend backend = {.name = "cuda",
                                            .describe = describe,
                                            .queues = &queues,
                                            .units = units,
-                                           .free_bytes = free_bytes};
+                                           .free_bytes = free_bytes,
+                                           .own_bytes = NULL};
 
 extern "C" __attribute__((visibility("default"))) dev_cuda_entry osp_cuda_backend;
 const struct dev_backend *osp_cuda_backend(size_t sizes, struct err *why)

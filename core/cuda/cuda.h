@@ -216,10 +216,8 @@ void cuda_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a);
 void cuda_norm_rope_bwd(struct dev *d, const struct norm_rope_grad_args *a);
 void cuda_ln_fwd(struct dev *d, const struct ln_args *a);
 void cuda_ln_bwd(struct dev *d, const struct ln_grad_args *a);
-void cuda_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct tensor y,
-                       struct tensor gate);
-void cuda_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate, struct tensor dout,
-                       struct tensor y, struct tensor gate);
+void cuda_gate_add_fwd(struct dev *d, const struct gate_add_args *a);
+void cuda_gate_add_bwd(struct dev *d, const struct gate_add_grad_args *a);
 void cuda_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a);
 void cuda_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a);
 

@@ -136,7 +136,7 @@ struct LnBackward {
     {
         const float old = add ? get(dx, r, c) : 0;
         put(dx, r, c, g); /* what is added is rounded first */
-        if (add) put(dx, r, c, old + get(dx, r, c));
+        if (add) put(dx, r, c, sum_rn(old, get(dx, r, c)));
     }
     DEVICE void operator()(Block &b, Shared &sh, int64_t r) const
     {
@@ -174,21 +174,25 @@ struct ProductTerm { /* b.p NULL: 1 */
 
 struct GateForward { /* out may be x */
     View out, x, y, gate;
+    RowMap map;
     int64_t per;
     DEVICE void operator()(int64_t i) const
     {
-        const int64_t r = i / x.width, c = i % x.width;
+        const int64_t r = i / x.width, c = i % x.width, from = map[r];
         const float g = gate.p ? get(gate, r / per, c) : 1;
-        put(out, r, c, get(x, r, c) + g * get(y, r, c));
+        put(out, r, c, from < 0 ? 0 : get(x, from, c) + g * get(y, from, c));
     }
 };
 struct GateBackward {
-    View dy, dout, gate;
+    View dy, dout, gate, dx; /* dx.p NULL: none */
+    RowMap map;
     int64_t per;
     DEVICE void operator()(int64_t i) const
     {
-        const int64_t r = i / dout.width, c = i % dout.width;
-        put(dy, r, c, get(gate, r / per, c) * get(dout, r, c));
+        const int64_t r = i / dout.width, c = i % dout.width, from = map[r];
+        const float g = from < 0 ? 0 : get(dout, from, c);
+        if (dx.p) put(dx, r, c, g);
+        put(dy, r, c, get(gate, r / per, c) * g);
     }
 };
 
@@ -267,31 +271,34 @@ static void ln_bwd(struct dev *d, const struct ln_grad_args *a, bool add)
 
 void cuda_ln_bwd(struct dev *d, const struct ln_grad_args *a) { ln_bwd(d, a, false); }
 
-void cuda_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct tensor y,
-                       struct tensor gate)
+void cuda_gate_add_fwd(struct dev *d, const struct gate_add_args *a)
 {
-    if (wide_gate_add_fwd(d, out, x, y, gate)) return;
-    cuda_expect_float(x, "gate");
-    cuda_expect_float(y, "gate");
-    const int64_t per = gate.data ? x.dim[0] / gate.dim[0] : 1;
-    each(d, tensor_count(x), GateForward{view(out), view(x), view(y), view(gate), per});
+    if (wide_gate_add_fwd(d, a)) return;
+    cuda_expect_float(a->x, "gate");
+    cuda_expect_float(a->y, "gate");
+    const int64_t per = a->gate.data ? a->out.dim[0] / a->gate.dim[0] : 1;
+    each(d, tensor_count(a->out),
+         GateForward{view(a->out), view(a->x), view(a->y), view(a->gate), row_map(a->map), per});
 }
 
-void cuda_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate, struct tensor dout,
-                       struct tensor y, struct tensor gate)
+void cuda_gate_add_bwd(struct dev *d, const struct gate_add_grad_args *a)
 {
-    if (wide_gate_add_bwd(d, dy, dgate, dout, y, gate)) return;
-    cuda_expect_float(dout, "gate");
-    cuda_expect_float(y, "gate");
-    const int64_t C = dout.dim[1], batch = gate.dim[0], per = dout.dim[0] / batch;
-    each(d, tensor_count(dout), GateBackward{view(dy), view(dout), view(gate), per});
-    column_sums(d, batch * C, per, ProductTerm{view(dout), view(y), per}, AddTo{view(dgate), C});
+    if (wide_gate_add_bwd(d, a)) return;
+    cuda_expect_float(a->dout, "gate");
+    cuda_expect_float(a->y, "gate");
+    const int64_t C = a->dy.dim[1], batch = a->gate.dim[0], per = a->dy.dim[0] / batch;
+    const View dx = a->map.data ? view(a->dx) : View{};
+    each(d, tensor_count(a->dy),
+         GateBackward{view(a->dy), view(a->dout), view(a->gate), dx, row_map(a->map), per});
+    column_sums(d, batch * C, per, ProductTerm{dx.p ? dx : view(a->dout), view(a->y), per},
+                AddTo{view(a->dgate), C});
 }
 
 void cuda_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a)
 {
     if (wide_gate_add_ln_fwd(d, a)) return;
-    cuda_gate_add_fwd(d, a->ln.x, a->x, a->y, a->gate);
+    const struct gate_add_args sum = {a->ln.x, a->x, a->y, a->gate, a->map};
+    cuda_gate_add_fwd(d, &sum);
     cuda_ln_fwd(d, &a->ln);
 }
 
@@ -299,5 +306,6 @@ void cuda_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a)
 {
     if (wide_gate_add_ln_bwd(d, a)) return;
     ln_bwd(d, &a->ln, true);
-    if (a->dy.data) cuda_gate_add_bwd(d, a->dy, a->dgate, a->ln.dx, a->y, a->gate);
+    const struct gate_add_grad_args gated = {a->dy, a->dgate, a->ln.dx, a->y, a->gate, {}, {}};
+    if (a->dy.data) cuda_gate_add_bwd(d, &gated);
 }

@@ -3,151 +3,10 @@
  * A gradient that sums down the columns comes out of the kernel that has the rows anyway: a block
  * takes CHUNK rows of one sample and each lane adds up the columns it owns; then one thread a
  * column adds the chunks, in order. */
-#include "core/cuda/rows.h"
-
-#include <initializer_list>
+#include "core/cuda/packs.h"
 
 namespace
 {
-
-constexpr int PACK = 8, MOST_PACKS = 4;
-#ifdef CUDA_EMULATE
-constexpr int64_t CHUNK = 8; /* the tests are small */
-#else
-constexpr int64_t CHUNK = 64;
-#endif
-
-/* ---- packs ----------------------------------------------------------------------------------- */
-
-DEVICE void load_pack(const View &v, int64_t row, int64_t col, float (&x)[PACK])
-{
-    const int64_t at = row * v.ld + col;
-    if (v.type == DT_BF16) {
-        const Quad q = *(const Quad *)((const uint16_t *)v.p + at);
-        UNROLL
-        for (int i = 0; i < PACK; i++) x[i] = bf16_to_float((uint16_t)(q.w[i / 2] >> i % 2 * 16));
-        return;
-    }
-    const Quad *q = (const Quad *)((const float *)v.p + at);
-    const Quad low = q[0], high = q[1];
-    memcpy(x, &low, 16);
-    memcpy(x + 4, &high, 16);
-}
-DEVICE void store_pack(const View &v, int64_t row, int64_t col, const float (&x)[PACK])
-{
-    const int64_t at = row * v.ld + col;
-    Quad low, high;
-    if (v.type == DT_BF16) {
-        UNROLL
-        for (int i = 0; i < PACK / 2; i++)
-            low.w[i] = bf16_of_float(x[2 * i]) | (uint32_t)bf16_of_float(x[2 * i + 1]) << 16;
-        *(Quad *)((uint16_t *)v.p + at) = low;
-        return;
-    }
-    memcpy(&low, x, 16);
-    memcpy(&high, x + 4, 16);
-    Quad *q = (Quad *)((float *)v.p + at);
-    q[0] = low;
-    q[1] = high;
-}
-/* x as it is when it has been stored in v. */
-DEVICE void round_pack(const View &v, float (&x)[PACK])
-{
-    if (v.type != DT_BF16) return;
-    for (int i = 0; i < PACK; i++) x[i] = bf16_to_float(bf16_of_float(x[i]));
-}
-
-/* The packs of a row that belong to this lane: number p, from column c. */
-#define EACH_PACK(p, c)             \
-    UNROLL                          \
-    for (int p = 0; p < PACKS; p++) \
-        if (const int c = (p * b.lanes + b.lane) * PACK; c < width)
-
-View flat(struct tensor t) /* one dimension: a row */
-{
-    View v = view(t);
-    if (t.ndim == 1) v.ld = v.width = t.dim[0];
-    return v;
-}
-bool whole_packs(struct tensor t)
-{
-    if (!t.data) return true;
-    const View v = flat(t);
-    return (t.dtype == DT_F32 || t.dtype == DT_BF16) && v.width % PACK == 0 && v.ld % PACK == 0 &&
-           (uintptr_t)t.data % 16 == 0;
-}
-/* Packs a lane keeps for rows of this width; 0: too many */
-int packs_of(int64_t width)
-{
-    const int64_t all = MAX_LANES * PACK, n = (width + all - 1) / all;
-    return n <= MOST_PACKS ? (int)n : 0;
-}
-template <template <int> class Kernel, class Args>
-void by_packs(struct dev *d, int64_t n, int64_t width, const Args &a)
-{
-    switch (packs_of(width)) {
-    case 1:
-        blocks(d, n, Kernel<1>{a});
-        break;
-    case 2:
-        blocks(d, n, Kernel<2>{a});
-        break;
-    case 3:
-        blocks(d, n, Kernel<3>{a});
-        break;
-    default:
-        blocks(d, n, Kernel<4>{a});
-    }
-}
-
-/* ---- sums down the columns ------------------------------------------------------------------- */
-
-struct Chunks { /* rows of a sample in chunks; per chunk `kinds` rows of sums */
-    int64_t per, chunks, width;
-    int kinds;
-    float *part;
-    DEVICE int64_t sample(int64_t item) const { return item / chunks; }
-    DEVICE int64_t first(int64_t item) const { return item / chunks * per + item % chunks * CHUNK; }
-    DEVICE int64_t end(int64_t item) const
-    {
-        const int64_t left = per - item % chunks * CHUNK;
-        return first(item) + (left < CHUNK ? left : CHUNK);
-    }
-    DEVICE View sums(int64_t item, int kind) const
-    {
-        return View{part + (item * kinds + kind) * width, DT_F32, width, width};
-    }
-};
-Chunks chunks_of(struct dev *d, int64_t batch, int64_t per, int64_t width, int kinds)
-{
-    Chunks c = {per, (per + CHUNK - 1) / CHUNK, width, kinds, NULL};
-    c.part = (float *)cuda_scratch(d, (size_t)(batch * c.chunks * kinds * width) * sizeof(float));
-    return c;
-}
-
-struct AddChunks {
-    Chunks c;
-    View out;
-    int kind;
-    DEVICE void operator()(int64_t i) const
-    {
-        const int64_t sample = i / c.width, col = i % c.width;
-        double s = 0;
-        for (int64_t k = 0; k < c.chunks; k++)
-            s += (double)c.part[((sample * c.chunks + k) * c.kinds + kind) * c.width + col];
-        put_f64(out, sample, col, get_f64(out, sample, col) + s);
-    }
-};
-/* To each sample's row of out, or the sums of all samples to its only row. */
-void add_chunks(struct dev *d, Chunks c, int64_t batch, struct tensor out, int kind)
-{
-    if (!out.data) return;
-    if (out.ndim > 1 && out.dim[0] == 1) {
-        c.chunks *= batch;
-        batch = 1;
-    }
-    each(d, batch * c.width, AddChunks{c, flat(out), kind});
-}
 
 /* ---- RMS norm and rotation ------------------------------------------------------------------- */
 
@@ -241,15 +100,28 @@ template <int PACKS> struct NormBackward {
 
 /* ---- gate, layer norm and modulation --------------------------------------------------------- */
 
-/* out = x + gate * y */
-DEVICE void gate_pack(const View &x, const View &y, const View &gate, int64_t r, int64_t sample,
-                      int64_t c, float (&out)[PACK])
+/* The row of a map that has none for this place: zeros. */
+DEVICE void load_or_zero(const View &v, int64_t from, int64_t col, float (&x)[PACK])
 {
+    for (int k = 0; k < PACK; k++) x[k] = 0;
+    if (from >= 0) load_pack(v, from, col, x);
+}
+
+struct GateArgs {
+    View x, y, gate;
+    RowMap map;
+    int64_t per; /* rows of a sample, of the rows that are written */
+};
+/* Columns of row r of x + gate * y in the order of the map. */
+DEVICE void gate_pack(const GateArgs &a, int64_t r, int64_t c, float (&out)[PACK])
+{
+    const int64_t from = a.map[r];
     float f[PACK], g[PACK];
-    load_pack(x, r, c, out);
-    load_pack(y, r, c, f);
+    load_or_zero(a.x, from, c, out);
+    if (from < 0) return;
+    load_pack(a.y, from, c, f);
     for (int k = 0; k < PACK; k++) g[k] = 1;
-    if (gate.p) load_pack(gate, sample, c, g);
+    if (a.gate.p) load_pack(a.gate, r / a.per, c, g);
     for (int k = 0; k < PACK; k++) out[k] += g[k] * f[k];
 }
 
@@ -306,8 +178,7 @@ template <int PACKS> struct LnForward {
 
 /* What is added to, x, may be ln.x, which is written. */
 struct GateLnForwardArgs {
-    View x, y, gate;
-    int64_t per; /* rows of a sample of the gate */
+    GateArgs gate;
     LnForwardArgs ln;
 };
 template <int PACKS> struct GateLnForward {
@@ -317,11 +188,11 @@ template <int PACKS> struct GateLnForward {
     GateLnForwardArgs a;
     DEVICE void operator()(Block &b, Shared &sh, int64_t r) const
     {
-        const int width = (int)a.x.width;
+        const int width = (int)a.ln.x.width;
         float x[PACKS][PACK];
         EACH_PACK(p, c)
         {
-            gate_pack(a.x, a.y, a.gate, r, r / a.per, c, x[p]);
+            gate_pack(a.gate, r, c, x[p]);
             round_pack(a.ln.x, x[p]);
             store_pack(a.ln.x, r, c, x[p]);
         }
@@ -392,7 +263,7 @@ template <int PACKS, bool GATED> struct LnBackwardOf {
                     float old[PACK];
                     load_pack(a.dx, r, c, old);
                     round_pack(a.dx, g[p]);
-                    for (int i = 0; i < PACK; i++) g[p][i] += old[i];
+                    for (int i = 0; i < PACK; i++) g[p][i] = sum_rn(g[p][i], old[i]);
                     round_pack(a.dx, g[p]);
                 }
                 store_pack(a.dx, r, c, g[p]);
@@ -413,20 +284,21 @@ template <int PACKS> using GateLnBackward = LnBackwardOf<PACKS, true>;
 /* ---- gates ----------------------------------------------------------------------------------- */
 
 struct GateForward { /* out may be x; i: pack */
-    View out, x, y, gate;
-    int64_t per;
+    View out;
+    GateArgs a;
     DEVICE void operator()(int64_t i) const
     {
-        const int64_t packs = x.width / PACK, r = i / packs, c = i % packs * PACK;
+        const int64_t packs = out.width / PACK, r = i / packs, c = i % packs * PACK;
         float sum[PACK];
-        gate_pack(x, y, gate, r, r / per, c, sum);
+        gate_pack(a, r, c, sum);
         store_pack(out, r, c, sum);
     }
 };
 
 struct GateBackwardArgs {
-    View dy, dout, y, gate;
-    Chunks chunks; /* sums of dout * y */
+    View dy, dout, y, gate, dx; /* dx.p NULL: none */
+    RowMap map;
+    Chunks chunks; /* sums of dx * y */
 };
 template <int PACKS> struct GateBackward {
     struct Shared {
@@ -440,7 +312,8 @@ template <int PACKS> struct GateBackward {
         for (int64_t r = a.chunks.first(item); r < a.chunks.end(item); r++) EACH_PACK(p, c)
             {
                 float g[PACK], y[PACK];
-                load_pack(a.dout, r, c, g);
+                load_or_zero(a.dout, a.map[r], c, g);
+                if (a.dx.p) store_pack(a.dx, r, c, g);
                 load_pack(a.y, r, c, y); /* dy may be y */
                 for (int i = 0; i < PACK; i++) {
                     dgate[p][i] += g[i] * y[i];
@@ -451,13 +324,6 @@ template <int PACKS> struct GateBackward {
         EACH_PACK(p, c) store_pack(a.chunks.sums(item, 0), 0, c, dgate[p]);
     }
 };
-
-bool fits(int64_t width, std::initializer_list<struct tensor> all)
-{
-    bool fit = packs_of(width) > 0;
-    for (const struct tensor &t : all) fit = fit && whole_packs(t);
-    return fit;
-}
 
 } // namespace
 
@@ -501,15 +367,21 @@ bool wide_ln_fwd(struct dev *d, const struct ln_args *a)
     return true;
 }
 
+static GateArgs gate_args(struct tensor out, struct tensor x, struct tensor y, struct tensor gate,
+                          struct tensor map)
+{
+    const int64_t per = gate.data ? out.dim[0] / gate.dim[0] : 1;
+    return GateArgs{view(x), view(y), view(gate), row_map(map), per};
+}
+
 bool wide_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a)
 {
     const struct ln_args *ln = &a->ln;
-    const int64_t C = a->x.dim[1], rows = a->x.dim[0];
+    const int64_t C = ln->x.dim[1];
     if (!fits(C, {a->x, a->y, a->gate, ln->x, ln->out, ln->scale, ln->shift})) return false;
-    const int64_t per = a->gate.data ? rows / a->gate.dim[0] : 1;
     by_packs<GateLnForward>(
-        d, rows, C,
-        GateLnForwardArgs{view(a->x), view(a->y), view(a->gate), per, ln_forward_args(ln)});
+        d, ln->x.dim[0], C,
+        GateLnForwardArgs{gate_args(ln->x, a->x, a->y, a->gate, a->map), ln_forward_args(ln)});
     return true;
 }
 
@@ -567,23 +439,23 @@ bool wide_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a)
     return true;
 }
 
-bool wide_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct tensor y,
-                       struct tensor gate)
+bool wide_gate_add_fwd(struct dev *d, const struct gate_add_args *a)
 {
-    if (!fits(x.dim[1], {out, x, y, gate})) return false;
-    const int64_t per = gate.data ? x.dim[0] / gate.dim[0] : 1;
-    each(d, tensor_count(x) / PACK, GateForward{view(out), view(x), view(y), view(gate), per});
+    if (!fits(a->x.dim[1], {a->out, a->x, a->y, a->gate})) return false;
+    each(d, tensor_count(a->out) / PACK,
+         GateForward{view(a->out), gate_args(a->out, a->x, a->y, a->gate, a->map)});
     return true;
 }
 
-bool wide_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate, struct tensor dout,
-                       struct tensor y, struct tensor gate)
+bool wide_gate_add_bwd(struct dev *d, const struct gate_add_grad_args *a)
 {
-    const int64_t C = dout.dim[1], batch = gate.dim[0];
-    if (!fits(C, {dy, dout, y, gate})) return false;
-    const Chunks c = chunks_of(d, batch, dout.dim[0] / batch, C, 1);
+    const int64_t C = a->dy.dim[1], batch = a->gate.dim[0];
+    const struct tensor dx = a->map.data ? a->dx : tensor{};
+    if (!fits(C, {a->dy, a->dout, a->y, a->gate, dx})) return false;
+    const Chunks c = chunks_of(d, batch, a->dy.dim[0] / batch, C, 1);
     by_packs<GateBackward>(d, batch * c.chunks, C,
-                           GateBackwardArgs{view(dy), view(dout), view(y), view(gate), c});
-    add_chunks(d, c, batch, dgate, 0);
+                           GateBackwardArgs{view(a->dy), view(a->dout), view(a->y), view(a->gate),
+                                            view(dx), row_map(a->map), c});
+    add_chunks(d, c, batch, a->dgate, 0);
     return true;
 }

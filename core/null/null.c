@@ -22,8 +22,6 @@ static void *null_alloc(struct dev *d, size_t bytes)
     CHECK(b->p != MAP_FAILED, "cannot reserve %zu bytes of address space", bytes);
     b->next = d->impl;
     d->impl = b;
-    d->count.bytes_now += bytes;
-    if (d->count.bytes_now > d->count.bytes_peak) d->count.bytes_peak = d->count.bytes_now;
     return b->p;
 }
 
@@ -34,7 +32,6 @@ static void null_free(struct dev *d, void *p)
     CHECK(*at, "free of an address that was not allocated");
     struct block *b = *at;
     *at = b->next;
-    d->count.bytes_now -= b->bytes;
     munmap(b->p, b->bytes);
     free(b);
 }
@@ -85,6 +82,7 @@ static void null_gemm(struct dev *d, const struct gemm_args *g)
           (long long)n);
     d->count.gemm_flops += 2.0 * (double)m * (double)n * (double)ka;
     if (g->aux.data) same_shape(g->aux, g->c, "gemm aux");
+    if (d->stands_for) dev_own(d, dev_own_bytes(d->stands_for, g, NULL));
 }
 
 static double pairs(const struct seqs *s)
@@ -105,6 +103,7 @@ static void null_attn_bwd(struct dev *d, const struct attn_grad_args *a)
     same_shape(a->dq, a->q, "attention backward");
     same_shape(a->dk, a->k, "attention backward");
     d->count.attn_bwd_flops += 10 * pairs(a->seqs) * (double)tensor_width(a->q);
+    if (d->stands_for) dev_own(d, dev_own_bytes(d->stands_for, NULL, a));
 }
 
 static void null_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a)
@@ -135,31 +134,34 @@ static void null_ln_bwd(struct dev *d, const struct ln_grad_args *a)
     touch(d, a->dy);
     touch(d, a->dx);
 }
-static void null_gate_add_fwd(struct dev *d, struct tensor out, struct tensor x, struct tensor y,
-                              struct tensor gate)
+/* x as the rows that go to `to`, which may be more or fewer. */
+static struct tensor mapped(struct tensor x, struct tensor to, struct tensor map, const char *what)
 {
-    (void)gate;
-    same_shape(out, x, "gate");
-    touch(d, out);
-    touch(d, x);
-    touch(d, y);
+    CHECK(!map.data || (map.dtype == DT_I32 && map.dim[0] == to.dim[0]), "%s: row map", what);
+    if (map.data) x.dim[0] = to.dim[0];
+    same_shape(to, x, what);
+    return x;
 }
-static void null_gate_add_bwd(struct dev *d, struct tensor dy, struct tensor dgate,
-                              struct tensor dout, struct tensor y, struct tensor gate)
+static void null_gate_add_fwd(struct dev *d, const struct gate_add_args *a)
 {
-    (void)dgate;
-    (void)gate;
-    same_shape(dy, dout, "gate backward");
-    touch(d, dy);
-    touch(d, dout);
-    touch(d, y);
+    touch(d, a->out);
+    touch(d, mapped(a->x, a->out, a->map, "gate"));
+    touch(d, mapped(a->y, a->out, a->map, "gate"));
+}
+static void null_gate_add_bwd(struct dev *d, const struct gate_add_grad_args *a)
+{
+    same_shape(a->dy, a->y, "gate backward");
+    touch(d, a->dy);
+    touch(d, mapped(a->dout, a->dy, a->map, "gate backward"));
+    touch(d, a->y);
+    if (!a->map.data) return;
+    same_shape(a->dy, a->dx, "gate backward");
+    touch(d, a->dx);
 }
 static void null_gate_add_ln_fwd(struct dev *d, const struct gate_add_ln_args *a)
 {
-    same_shape(a->ln.x, a->x, "gate and layer norm");
-    same_shape(a->ln.x, a->y, "gate and layer norm");
-    touch(d, a->x);
-    touch(d, a->y);
+    touch(d, mapped(a->x, a->ln.x, a->map, "gate and layer norm"));
+    touch(d, mapped(a->y, a->ln.x, a->map, "gate and layer norm"));
     null_ln_fwd(d, &a->ln);
 }
 static void null_gate_add_ln_bwd(struct dev *d, const struct gate_add_ln_grad_args *a)
