@@ -193,11 +193,53 @@ static void test_missing(struct comm *world)
     }
 }
 
+/* ---- the published file -----------------------------------------------------------------------*/
+/* configs/rl/osp_14b.yaml as its header says, on 8 ranks (2 data ranks of 4 SSP ranks); the base is
+ * tiny, and the clips have its size. */
+static void test_published(struct comm *world)
+{
+    (void)world;
+    if (!ready()) return;
+    const char *dir = test_dir();
+    char *base = io_path("model_config.pretrained_model_dir_or_checkpoint=%s/base", dir),
+         *prompts = io_path("rl_config.prompt_file=%s/prompts.txt", dir),
+         *out = io_path("output_dir=%s/published", dir), *log = io_path("%s/published.log", dir);
+    const struct process_opts o = {
+        .verb = "rl",
+        .ranks = 8,
+        .sets = {base, prompts, out, align, qwen, template, "rl_config.height=null",
+                 "rl_config.width=null", "rl_config.num_frames=null", "num_epochs=1",
+                 "rl_config.num_batches_per_epoch=1", "reward.device=cpu"},
+        .env = {path}};
+    const int rc = process_run("configs/rl/osp_14b.yaml", log, &o, NULL);
+    char *said = process_log(log);
+    EXPECT(rc == 0 && strstr(said, "iter_000000001"), "exit code %d: %s", rc, said);
+    double sum = 0;
+    for (int d = 0; d < 3; d++) {
+        char *key = io_path("reward/%s/mean", dims[d]);
+        sum += rl_metric("published", 1, key);
+        free(key);
+    }
+    EXPECT(fabs(rl_metric("published", 1, "reward/mean") - sum) <= 1e-9 * (1 + fabs(sum)),
+           "the sum of the rewards is not %.12g", sum);
+    EXPECT(rl_metric("published", 1, "reward/invalid_share") == 0, "clips without a score");
+    EXPECT(rl_metric("published", 1, "update/grad_norm") > 0, "nothing to learn from");
+    EXPECT(rl_metric("published", 1, "update/first_log_ratio") <= 1e-5, "not on policy");
+    free(said);
+    free(log);
+    free(out);
+    free(prompts);
+    free(base);
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "the whole job with VideoAlign", .run = test_job, .flags = TEST_SLOW},
         {.name = "its scores are those of VideoAlign alone", .run = test_alone, .flags = TEST_SLOW},
+        {.name = "the published 14B file on 8 ranks, with a tiny base",
+         .run = test_published,
+         .flags = TEST_SLOW},
         {.name = "a missing file is named at once", .run = test_missing, .flags = TEST_SLOW},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
