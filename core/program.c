@@ -10,8 +10,10 @@
 /* Where the folder with scripts/ is, seen from the folder of the executable. Whoever installs the
  * program elsewhere than its scripts adds a line. */
 static const char *const layouts[] = {
-    "../..",   /* build/CONFIG/osp */
-    "../../.." /* build/CONFIG/tests/test_x */
+    "../..",    /* build/CONFIG/osp */
+    "../../..", /* build/CONFIG/tests/test_x */
+    "..",       /* bin/osp beside scripts/ */
+    "."         /* osp and scripts/ in one folder */
 };
 
 char *program_tree(void)

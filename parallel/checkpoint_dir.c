@@ -176,6 +176,22 @@ static void remove_checkpoint(const char *path)
     free(old);
 }
 
+static bool is_kept(const char *path)
+{
+    char *file = io_path("%s/keep", path);
+    const bool yes = io_exists(file);
+    free(file);
+    return yes;
+}
+
+void ckpt_keep(const char *path, const char *why, struct err *e)
+{
+    if (is_kept(path)) return;
+    char *file = io_path("%s/keep", path);
+    io_write_file(file, why, strlen(why), e);
+    free(file);
+}
+
 void ckpt_rotate(const struct ckpt_place *place, int64_t newest)
 {
     if (place->keep_last < 1) return;
@@ -183,7 +199,8 @@ void ckpt_rotate(const struct ckpt_place *place, int64_t newest)
     char *skipped;
     struct ckpt_entry *list = ckpt_list(place->dir, &n, &skipped);
     for (int i = 0; i < n; i++) {
-        const bool marked = place->keep_every > 0 && list[i].step % place->keep_every == 0;
+        const bool marked = (place->keep_every > 0 && list[i].step % place->keep_every == 0) ||
+                            is_kept(list[i].path);
         if (list[i].step > newest) continue; /* of another attempt: neither counted nor removed */
         if (kept < place->keep_last || marked)
             kept++;

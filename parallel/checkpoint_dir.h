@@ -16,7 +16,8 @@ uint32_t ckpt_manifest_crc(json_t *manifest);
 /* Parses and checks the structure of a manifest; NULL with the reason in e. */
 json_t *ckpt_manifest(const char *folder, struct err *e);
 struct ckpt_store ckpt_store_fsdp(struct fsdp *f);
-/* Removes old checkpoints, newest `keep_last` and every step that keep_every divides stay. */
+/* Removes old checkpoints; the newest `keep_last`, every step that keep_every divides, and those
+ * with a file `keep` (ckpt_keep) stay. */
 void ckpt_rotate(const struct ckpt_place *place, int64_t newest);
 void ckpt_remove_leftovers(const char *dir);
 #endif

@@ -50,6 +50,19 @@ static void require_files(struct rl_run *r)
     err_raise(&e);
 }
 
+/* More of the base's own training must not remove what these adapters are worth nothing without. */
+static void keep_base(const struct rl_run *r, const char *path)
+{
+    struct err e = {0};
+    char *why = io_path("the base of adapters in %s\n", r->set->output_dir);
+    if (r->world->rank == 0) ckpt_keep(path, why, &e);
+    if (e.code)
+        log_warn("%s cannot be marked as the base of these adapters; do not let its run rotate it "
+                 "away: %s",
+                 path, e.msg);
+    free(why);
+}
+
 static struct ckpt *open_base(struct rl_run *r, struct settings *s)
 {
     struct err e = {0};
@@ -64,6 +77,7 @@ static struct ckpt *open_base(struct rl_run *r, struct settings *s)
     stored_model_read(&r->model, k, &e);
     err_raise(&e);
     r->base = adapter_base_of(k, kind);
+    keep_base(r, ckpt_path(k));
     dry_take_base(r->l, &r->model);
     return k;
 }

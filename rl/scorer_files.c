@@ -29,6 +29,19 @@ static void add_word(FILE *f, const char *word)
     fputs("' ", f);
 }
 
+/* Is word i a script? "must": the script of a Python, which cannot run without it; anything else
+ * that looks like one (in a container, in a line for sh) is only looked for. */
+static bool is_script(char **word, int i, bool *must)
+{
+    const char *slash = strrchr(word[0], '/'), *name = slash ? slash + 1 : word[0];
+    *must = strncmp(name, "python", 6) == 0;
+    for (int k = 1; k < i; k++) {
+        *must &= word[k][0] == '-';
+        if (strcmp(word[k], "-c") == 0 || strcmp(word[k], "-m") == 0) return false;
+    }
+    return i > 0 && ends_in(word[i], ".py") && !strpbrk(word[i], " \t\n");
+}
+
 /* The words of the command, two of them with whole paths. */
 static char *join(char **word, int n, struct err *e)
 {
@@ -38,9 +51,12 @@ static char *join(char **word, int n, struct err *e)
     CHECK(f, "out of memory");
     bool script = false; /* seen */
     for (int i = 0; i < n && !e->code; i++) {
+        bool must = true;
+        struct err unfound = {0};
         const bool program = i == 0 && strchr(word[i], '/');
-        const bool file = !script && i > 0 && ends_in(word[i], ".py");
-        char *path = program || file ? program_find("reward.command", word[i], e) : NULL;
+        const bool file = !script && !program && is_script(word, i, &must);
+        char *path =
+            program || file ? program_find("reward.command", word[i], must ? e : &unfound) : NULL;
         script |= file;
         add_word(f, path ? path : word[i]);
         free(path);

@@ -20,12 +20,17 @@ rl="$seconds_rl s by the clock"; rl_end="max_seconds=$seconds_rl num_epochs=1000
 [ -z "${EPOCHS_RL:-}" ] || { rl="$EPOCHS_RL epochs"; rl_end="num_epochs=$EPOCHS_RL"; }
 start=$(date +%s)
 say() { printf '\n== %s\n' "$*"; }
-rm -rf "$run" "$run-rl" "$run-still"
+for folder in "$run" "$run-rl" "$run-still"; do # only what an earlier demo has made is removed
+    if [ -e "$folder" ] && [ "$run" != runs/demo ] && [ "$run" != runs/ci-demo ] && [ ! -e "$folder/made-by-demo" ]; then
+        echo "$folder exists and is not of an earlier demo; name another folder: RUN=DIR"; exit 73; fi
+    rm -rf "$folder"
+done
+mkdir -p "$run"; touch "$run/made-by-demo"
 
 say "1 data: mp4 clips and captions -> HDF5 data set"
 ./osp data configs/data/clips.yaml
 
-say "2 train: SFT on $ranks ranks for $sft (run it again and it resumes)"
+say "2 train: SFT on $ranks ranks for $sft (the same command line goes on where it stopped)"
 mpirun -n "$ranks" ./osp train configs/train/tiny.yaml output_dir="$run" $sft_end
 
 say "3 sample: 3 captions x 3 seeds, guidance 3, EMA weights"
@@ -34,6 +39,7 @@ mpirun -n "$ranks" ./osp sample configs/sample/tiny.yaml checkpoint="$run" outpu
 
 post_train() { # into the folder $1, with keys
     local to=$1; shift
+    mkdir -p "$to"; touch "$to/made-by-demo"
     mpirun -n "$ranks" ./osp rl configs/rl/tiny.yaml output_dir="$to" \
         model_config.pretrained_model_dir_or_checkpoint="$run" "$@"
 }
@@ -47,7 +53,7 @@ fi
 say "5 sample with the adapters: the same captions and noise"
 mpirun -n "$ranks" ./osp sample configs/sample/tiny.yaml checkpoint="$run" lora="$run-rl" \
     output_dir="$run-rl/samples" samples_per_prompt=3 same_noise=true > "$run-rl/sample.log"
-tail -n 1 "$run-rl/sample.log"
+grep "videos in" "$run-rl/sample.log" | tail -n 1
 
 say "6 inspect and report"
 ./osp inspect "$run" > "$run/inspect.txt"; head -n 8 "$run/inspect.txt"

@@ -291,11 +291,14 @@ static void test_rotation(struct comm *world)
         ckpt_write(world, &place, s, meta, &e);
         json_decref(meta);
         ckpt_snapshot_free(s);
+        char *path = io_path("%s/iter_%09d", dir, step);
+        if (step == 2) ckpt_keep(path, "a base\n", &e);
+        free(path);
         EXPECT(!e.code, "%s", e.msg);
     }
     for (int step = 1; step <= 7; step++) {
         char *path = io_path("%s/iter_%09d", dir, step);
-        const bool want = step >= 6 || step == 3;
+        const bool want = step >= 6 || step == 3 || step == 2;
         EXPECT(io_exists(path) == want, "step %d %s", step, want ? "is gone" : "is still there");
         free(path);
     }
@@ -491,7 +494,8 @@ int main(int argc, char **argv)
         {.name = "killed at every file operation of a save", .run = test_kill, .flags = TEST_SLOW},
         {.name = "every file operation of a save fails once", .run = test_fail, .flags = TEST_SLOW},
         {.name = "bit flips and truncation are noticed", .run = test_damage},
-        {.name = "rotation keeps the last two and every third", .run = test_rotation},
+        {.name = "rotation keeps the last two, every third and what is a base",
+         .run = test_rotation},
         {.name = "an earlier step in a used folder; nothing valid", .run = test_attempts},
         {.name = "wrong model, missing folder, full disk", .run = test_errors},
         {.name = "a folder without a valid manifest: why each was rejected",

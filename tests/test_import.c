@@ -441,6 +441,15 @@ static void test_bases(struct comm *world)
     expect_stop("holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
     p.out = "wrong-out/checkpoints/iter_000000000";
     expect_stop("holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
+    char *foreign = io_path("%s/web", test_dir());
+    io_mkdir(foreign, &e);
+    free(foreign);
+    foreign = io_path("%s/web/manifest.json", test_dir());
+    io_write_file(foreign, "{\"name\": \"web\"}", 15, &e);
+    free(foreign);
+    err_raise(&e);
+    p.out = "web/out"; /* not ours */
+    import_pair(&p);
     p.out = "base/checkpoints/a/b"; /* rotation would meet it */
     expect_stop("base/checkpoints holds the checkpoints of a run", RC_CANTCREAT, import_pair, &p);
     p.out = "wrong-out/checkpoints/iter_000000000/a/";

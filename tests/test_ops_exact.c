@@ -327,6 +327,15 @@ static void bad_target(const struct target *t)
             expect_stop("power of two", RC_SOFTWARE, bad_quantum,
                         &(struct bad){&w, kind, quantum[i]});
         double v[4 * C] = {1}, sum[B * NFT_SUMS];
+        const int last = kind ? 4 : 1; /* the divergence, and after it what rounding leaves */
+        v[3] = (double)INFINITY;
+        dev_put_f64(w.d, tensor_rows(w.row[5], PER + 1, 1), v);
+        sums_of(&w, kind, 0, B * PER, B, 0x1p-24, sum);
+        const double *s1 = sum + width_of(kind);
+        EXPECT(isinf(s1[last] + s1[last + 1]), "%s: a divergence of %g and %g", t->name, s1[last],
+               s1[last + 1]);
+        v[3] = 0;
+        dev_put_f64(w.d, tensor_rows(w.row[5], PER + 1, 1), v);
         const double odd[] = {(double)INFINITY, (double)NAN};
         for (int i = 0; i < 2; i++) {
             v[3] = odd[i];

@@ -70,6 +70,7 @@ static void test_commands(struct comm *world)
     char *script = io_path("python3|-u|%s/scripts/simple_scorer.py|it's|a \"b\"|no/such.py", root),
          *sleeper = io_path("%s/scripts/env.sh|x", root),
          *align = io_path("python3|%s/scripts/videoalign_scorer.py", root),
+         *nice = io_path("nice|python3|%s/scripts/simple_scorer.py", root),
          *gone = io_path("reward.command: scripts/gone.py is neither %s/scripts/gone.py nor "
                          "%s/scripts/gone.py; give its whole path",
                          test_dir(), root);
@@ -81,11 +82,17 @@ static void test_commands(struct comm *world)
     expect_command("python3 'scripts/gone.py'", gone);
     expect_command(NULL, align);
     expect_command("python3 -c 'import a; a.b/c' x/y", "python3|-c|import a; a.b/c|x/y");
+    expect_command("sh -c 'cd x && exec python3 y.py'", "sh|-c|cd x && exec python3 y.py");
+    expect_command("docker run -i img python3 /opt/serve.py",
+                   "docker|run|-i|img|python3|/opt/serve.py");
+    expect_command("python3 -m pkg.serve.py", "python3|-m|pkg.serve.py");
+    expect_command("nice python3 scripts/simple_scorer.py", nice);
     expect_command("/no/such/program", "reward.command: /no/such/program does not exist");
     in(root);
     free(script);
     free(sleeper);
     free(align);
+    free(nice);
     free(gone);
 }
 

@@ -46,15 +46,16 @@ static bool in_use(const char *dir)
 static bool of_checkpoints(const char *dir, bool around)
 {
     int n;
+    struct err e = {0};
     const char *name = strrchr(dir, '/');
-    char *manifest = io_path("%s/manifest.json", dir), *skipped = NULL;
-    struct ckpt_entry *list = ckpt_list(dir, &n, &skipped);
-    const bool rotates = !around || strcmp(name ? name + 1 : dir, "checkpoints") == 0;
-    const bool yes = (n > 0 && rotates) || io_exists(manifest);
-    ckpt_list_free(list, n);
+    json_t *manifest = ckpt_manifest(dir, &e); /* not any file of that name */
+    const bool is_one = manifest != NULL;
+    json_decref(manifest);
+    if (is_one || (around && strcmp(name ? name + 1 : dir, "checkpoints") != 0)) return is_one;
+    char *skipped;
+    ckpt_list_free(ckpt_list(dir, &n, &skipped), n);
     free(skipped);
-    free(manifest);
-    return yes;
+    return n > 0;
 }
 
 /* The folder that holds `path`, or would; NULL above the root. The caller frees it. */

@@ -113,7 +113,8 @@ static void sums_task(void *arg, int64_t task, void *scratch)
         if (padding(a->pos, r)) continue;
         double s[NFT_SUMS] = {0};
         a->row(a->args, r, b, s);
-        s[a->n - 1] = s[a->n - 2] - rounded(s[a->n - 2], a->quantum);
+        const double whole = rounded(s[a->n - 2], a->quantum);
+        s[a->n - 1] = isfinite(whole) ? s[a->n - 2] - whole : 0;
         for (int64_t i = 0; i < a->n; i++)
             part[i] += rounded(s[i], i < a->n - 1 ? a->quantum : a->quantum * DEV_FINE);
     }

@@ -74,7 +74,8 @@ template <class Row> struct RowParts {
         double s[Row::SUMS] = {0};
         const int last = Row::SUMS - 1;
         if (pos[3 * (first + k)] >= 0) row(first + k, s);
-        s[last] = s[last - 1] - rounded(s[last - 1], quantum);
+        const double whole = rounded(s[last - 1], quantum);
+        s[last] = isfinite(whole) ? s[last - 1] - whole : 0;
         for (int i = 0; i <= last; i++)
             part[i * per + k] = rounded(s[i], i < last ? quantum : quantum * DEV_FINE);
     }
