@@ -53,7 +53,8 @@ static bool of_checkpoints(const char *dir, bool around)
     json_decref(manifest);
     if (is_one || (around && strcmp(name ? name + 1 : dir, "checkpoints") != 0)) return is_one;
     char *skipped;
-    ckpt_list_free(ckpt_list(dir, &n, &skipped), n);
+    struct ckpt_entry *list = ckpt_list(dir, &n, &skipped);
+    ckpt_list_free(list, n);
     free(skipped);
     return n > 0;
 }
