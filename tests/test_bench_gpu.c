@@ -348,7 +348,9 @@ int main(int argc, char **argv)
     const struct test tests[] = {
         {.name = "FLOPs and bytes of the full size are those worked out by hand", .run = counts},
         {.name = "tiny shapes are measured on the CPU and the judge", .run = tiny},
-        {.name = "what does not fit into the budget is skipped and named", .run = budget},
+        {.name = "what does not fit into the budget is skipped and named",
+         .run = budget,
+         .flags = TEST_SLOW},
         {.name = "mistakes are named", .run = mistakes},
         {.name = "the clock waits for the device", .run = clock_waits},
         {.name = "PyTorch computes the same outputs and gradients",

@@ -439,7 +439,7 @@ static void test_quantum(struct comm *world)
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
-        {.name = "the gradient is that of the objective", .run = test_gradient},
+        {.name = "the gradient is that of the objective", .run = test_gradient, .flags = TEST_SLOW},
         {.name = "on ranks the gradient is that of the objective that they compute",
          .run = test_layouts,
          .ranks = {2, 4}},
