@@ -142,8 +142,11 @@ struct ckpt_entry *ckpt_list(const char *dir, int *n, char **skipped)
         char *path = io_path("%s/%s", dir, f->d_name);
         struct err e = {0};
         json_t *m = ckpt_manifest(path, &e);
-        if (!m) {
-            add_line(skipped, e.msg);
+        if (!m) { /* samples/, tb/ ... beside a run's checkpoints are not meant to be any */
+            char *manifest = io_path("%s/manifest.json", path);
+            if (strncmp(f->d_name, "iter_", 5) == 0 || io_exists(manifest))
+                add_line(skipped, e.msg);
+            free(manifest);
             free(path);
             continue;
         }

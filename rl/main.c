@@ -51,8 +51,9 @@ static void require_files(struct rl_run *r)
 }
 
 /* More of the base's own training must not remove what these adapters are worth nothing without. */
-static void keep_base(const struct rl_run *r, const char *path)
+static void keep_base(const struct rl_run *r)
 {
+    const char *path = r->base.path;
     struct err e = {0};
     char *why = io_path("the base of adapters in %s\n", r->set->output_dir);
     if (r->world->rank == 0) ckpt_keep(path, why, &e);
@@ -77,7 +78,6 @@ static struct ckpt *open_base(struct rl_run *r, struct settings *s)
     stored_model_read(&r->model, k, &e);
     err_raise(&e);
     r->base = adapter_base_of(k, kind);
-    keep_base(r, ckpt_path(k));
     dry_take_base(r->l, &r->model);
     return k;
 }
@@ -199,6 +199,9 @@ static int epochs(struct rl_run *r)
     const struct settings *s = r->set;
     enum why why = GO_ON;
     r->since = log_seconds();
+    if (r->state.epoch >= s->rl.num_epochs)
+        log_info("epoch %lld: num_epochs %lld is done; raise it to train on",
+                 (long long)r->state.epoch, (long long)s->rl.num_epochs);
     evaluate(r, due(s->rl.eval_epochs, r->state.epoch));
     while (r->state.epoch < s->rl.num_epochs && (why = must_stop(r)) == GO_ON) {
         run_epoch(r);
@@ -227,6 +230,7 @@ static int work(struct rl_run *r)
 {
     struct err e = {0};
     const bool resumed = run_resume(r);
+    keep_base(r);
     save_config(r);
     r->metrics =
         metrics_open(r->set->output_dir, r->world->rank, resumed ? r->state.epoch : -1, &e);

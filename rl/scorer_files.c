@@ -2,7 +2,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fnmatch.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,39 +97,64 @@ static bool have_in(const char *key, const char *dir, const char *file, struct e
     return there;
 }
 
-/* Some entry of dir has a name of this pattern and, inner given, is a folder with one like that. */
-static bool matches(const char *dir, const char *pattern, const char *inner)
+/* Some entry of dir has a name that ends so. */
+static bool any_ends_in(const char *dir, const char *with)
 {
     bool any = false;
     DIR *d = opendir(dir);
-    for (struct dirent *entry; d && !any && (entry = readdir(d));) {
-        if (fnmatch(pattern, entry->d_name, 0) != 0) continue;
-        char *path = io_path("%s/%s", dir, entry->d_name);
-        any = !inner || matches(path, inner, NULL);
-        free(path);
-    }
+    for (struct dirent *entry; d && !any && (entry = readdir(d));)
+        any = ends_in(entry->d_name, with);
     if (d) closedir(d);
     return any;
 }
 
+static bool holds(const char *dir, const char *file)
+{
+    char *path = io_path("%s/%s", dir, file);
+    const bool yes = io_exists(path);
+    free(path);
+    return yes;
+}
+
+/* checkpoint-N of the highest N, which the scorer takes; malloc'ed; NULL: there is none. */
+static char *newest_checkpoint(const char *dir)
+{
+    int64_t newest = -1;
+    DIR *d = opendir(dir);
+    for (struct dirent *entry; d && (entry = readdir(d));) {
+        long long n;
+        int end = 0;
+        if (sscanf(entry->d_name, "checkpoint-%lld%n", &n, &end) == 1 && !entry->d_name[end] &&
+            n > newest)
+            newest = n;
+    }
+    if (d) closedir(d);
+    return newest < 0 ? NULL : io_path("%s/checkpoint-%lld", dir, (long long)newest);
+}
+
+/* As weight_files of scripts/videoalign_rules.py. */
 static bool have_weights(const struct reward_settings *r, struct err *e)
 {
-    if (!matches(r->model_dir, "*.safetensors", NULL))
+    char *checkpoint = newest_checkpoint(r->videoalign_dir);
+    if (!any_ends_in(r->model_dir, ".safetensors"))
         err_set(e, RC_NOINPUT, "reward.model_dir: %s has no *.safetensors (docs/reward.md)",
                 r->model_dir);
-    else if (!matches(r->model_dir, "tokenizer.json", NULL) &&
-             !matches(r->model_dir, "vocab.json", NULL) &&
-             !matches(r->videoalign_dir, "checkpoint-*", "tokenizer"))
+    else if (!holds(r->model_dir, "tokenizer.json") && !holds(r->model_dir, "vocab.json") &&
+             !(checkpoint && holds(checkpoint, "tokenizer")))
         err_set(e, RC_NOINPUT, "reward.model_dir: %s has no tokenizer.json (docs/reward.md)",
                 r->model_dir);
-    else if (!matches(r->videoalign_dir, "checkpoint-*", NULL))
+    else if (!checkpoint)
         err_set(e, RC_NOINPUT, "reward.videoalign_dir: %s has no folder checkpoint-N",
                 r->videoalign_dir);
-    else if (!matches(r->videoalign_dir, "checkpoint-*", "*.safetensors"))
+    else if (!holds(checkpoint, "model.safetensors") &&
+             !(holds(checkpoint, "adapter_model.safetensors") &&
+               holds(checkpoint, "non_lora_state_dict.safetensors")))
         err_set(e, RC_NOINPUT,
-                "reward.videoalign_dir: %s/checkpoint-N has no *.safetensors; a model.pth is "
-                "converted once: python3 scripts/videoalign_convert.py FOLDER_OF_IT",
-                r->videoalign_dir);
+                "reward.videoalign_dir: %s has neither model.safetensors nor "
+                "adapter_model.safetensors with non_lora_state_dict.safetensors; a model.pth is "
+                "converted once: python3 scripts/videoalign_convert.py %s",
+                checkpoint, checkpoint);
+    free(checkpoint);
     return !e->code;
 }
 

@@ -94,6 +94,16 @@ void expect_true(bool ok, const char *file, int line, const char *expr, const ch
     fail_line("    %s:%d expected %s: %s\n", file, line, expr, msg);
 }
 
+double norm_error(const double *got, const double *want, int64_t n)
+{
+    double diff = 0, size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        diff += (got[i] - want[i]) * (got[i] - want[i]);
+        size += want[i] * want[i];
+    }
+    return sqrt(diff / size);
+}
+
 double max_error(const double *got, const double *want, int64_t n, int64_t *worst)
 {
     double top = 0, diff = 0;

@@ -44,6 +44,8 @@ void expect_true(bool ok, const char *file, int line, const char *expr, const ch
 /* max|a-b| / max|b| <= tol over n doubles; prints tensor, index, got, want and how many are off.
  * A NaN on either side fails. */
 bool expect_close(const char *what, const double *got, const double *want, int64_t n, double tol);
+/* |got - want| / |want|, by norm; NaN where both are 0, and wherever there is one. */
+double norm_error(const double *got, const double *want, int64_t n);
 double max_error(const double *got, const double *want, int64_t n, int64_t *worst);
 /* Runs f(arg) expecting CHECK or err_stop with this text inside the message. */
 void expect_stop(const char *text, int code, void (*f)(void *), void *arg);

@@ -99,17 +99,6 @@ static double *output(struct comm *world, const struct fixture_opts *o, const ch
     return v;
 }
 
-/* ||a - b|| / ||b|| */
-static double distance(const double *a, const double *b, int64_t n)
-{
-    double diff = 0, size = 0;
-    for (int64_t i = 0; i < n; i++) {
-        diff += (a[i] - b[i]) * (a[i] - b[i]);
-        size += b[i] * b[i];
-    }
-    return sqrt(diff / size);
-}
-
 /* A rounding to bf16 is 2^-9 / sqrt(3) = 1.1e-3 of a value in the mean square; along the way
  * through four blocks, ten products each, they add up as squares: 1.1e-3 * sqrt(40) = 7e-3 of the
  * output. Beside and folded are rounded at different places: sqrt(2) of that. */
@@ -124,8 +113,8 @@ static void compare(struct comm *world, struct mesh_degrees degrees)
     int64_t n;
     double *a = output(world, &beside, "base", &n), *b = output(world, &folded, "merged", &n),
            *base = output(world, &folded, "base", &n), *want = output(world, &exact, "merged", &n);
-    const double gap = distance(a, b, n), ea = distance(a, want, n), eb = distance(b, want, n),
-                 effect = distance(base, want, n);
+    const double gap = norm_error(a, b, n), ea = norm_error(a, want, n),
+                 eb = norm_error(b, want, n), effect = norm_error(base, want, n);
     if (world->rank == 0 && test_verbose())
         printf("    ssp %d x sp %d, fsdp %d: beside to folded %.2e; to f32: beside %.2e, folded "
                "%.2e, the base %.2f\n",

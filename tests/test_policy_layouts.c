@@ -90,16 +90,6 @@ static struct outcome run(struct comm *world, const struct policy_case_opts *o, 
     return r;
 }
 
-static double distance(const double *a, const double *b, int64_t n)
-{
-    double diff = 0, size = 0;
-    for (int64_t i = 0; i < n; i++) {
-        diff += (a[i] - b[i]) * (a[i] - b[i]);
-        size += b[i] * b[i];
-    }
-    return sqrt(diff / size);
-}
-
 /* ---- cases ------------------------------------------------------------------------------------*/
 struct shape {
     const char *name;
@@ -178,9 +168,9 @@ static void compare(struct comm *world, struct policy_case_opts o, const char *n
     for (int i = 0; i < (W == 2 ? 3 : 6); i += test_fast() ? 2 : 1) {
         o.degrees = layout[i];
         struct outcome own = run(world, &o, true, NULL), given = run(world, &o, false, &want);
-        const double grad = distance(own.grad, want.grad, want.num_grad),
-                     sums = distance(own.sums, want.sums, want.num_sums),
-                     states = distance(own.states, want.states, want.num_states);
+        const double grad = norm_error(own.grad, want.grad, want.num_grad),
+                     sums = norm_error(own.sums, want.sums, want.num_sums),
+                     states = norm_error(own.states, want.states, want.num_states);
         EXPECT(grad < most->grad && fabs(own.loss / want.loss - 1) < most->grad,
                "%s: ssp %d x sp %d of %d: gradient %.2g, loss %.12g, not %.12g", name,
                o.degrees.ssp, o.degrees.sp, W, grad, own.loss, want.loss);

@@ -375,6 +375,8 @@ static void test_result(struct comm *world)
     char *osp = process_program();
     const char *dir = test_dir();
     expect_command(io_path("%s inspect %s/result --verify 2>&1", osp, dir), 0, "rank 4, alpha 8");
+    expect_command(io_path("cat %s/base/checkpoints/iter_000000024/keep", dir), 0,
+                   "the base of adapters in ");
     expect_command(
         io_path("%s plan %s/result.yaml ranks=2 2>&1", osp, dir), 0,
         "8 samples in 2 groups; a data rank makes 1 batches of 4, 4 updates of 2 samples, "

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/io.h"
@@ -191,6 +192,14 @@ static void test_missing(struct comm *world)
         free(file);
         free(said);
     }
+    /* the newest is meant, whatever an older one has */
+    char *newer = io_path("%s/tiny/align/checkpoint-11", test_dir()), *said;
+    EXPECT(mkdir(newer, 0777) == 0, "%s", newer);
+    const int rc = rl_run("missing", "mix_grpo", &o, &said);
+    EXPECT(rc == RC_NOINPUT && strstr(said, "checkpoint-11 has neither"), "%d: %s", rc, said);
+    EXPECT(rmdir(newer) == 0, "%s", newer);
+    free(newer);
+    free(said);
 }
 
 /* ---- the published file -----------------------------------------------------------------------*/

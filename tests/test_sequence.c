@@ -128,17 +128,6 @@ static struct outcome run_alone(struct comm *world, struct fixture_opts o, int g
     return r;
 }
 
-/* |a - b| / |b|, by norm. */
-static double distance(const double *a, const double *b, int64_t n)
-{
-    double diff = 0, size = 0;
-    for (int64_t i = 0; i < n; i++) {
-        diff += (a[i] - b[i]) * (a[i] - b[i]);
-        size += b[i] * b[i];
-    }
-    return size > 0 ? sqrt(diff / size) : sqrt(diff);
-}
-
 /* The worst distance over the parameters, each by its own norm, but not below `floor` of the norm
  * of all: what is exactly 0 in theory (key biases) is rounding on both sides. */
 static double worst_gradient(const struct model_config *m, const struct outcome *a,
@@ -176,7 +165,7 @@ static void compare(struct comm *world, const struct fixture_opts *o, const stru
     const struct mesh_degrees *d = &o->degrees;
     const struct outcome got = run_case(world, *o, global);
     const int dp = world->size / (d->ssp * d->sp), me = world->rank / (d->ssp * d->sp);
-    const double v = distance(got.v, want->v + me * (want->num_v / dp), got.num_v);
+    const double v = norm_error(got.v, want->v + me * (want->num_v / dp), got.num_v);
     const double floor = o->compute == DT_F64 ? 1e-6 : o->compute == DT_F32 ? 1e-3 : 0.05;
     const double g = worst_gradient(&o->model, &got, want, floor);
     const double norm = fabs(got.norm / want->norm - 1), loss = fabs(got.loss / want->loss - 1);

@@ -205,6 +205,11 @@ void adapter_info_read(struct adapter_info *i, const struct ckpt *c, struct err 
     const struct reader r = {c, e};
     const json_t *meta = ckpt_meta(c), *l = json_object_get(meta, "lora"),
                  *b = json_object_get(meta, "base"), *targets = json_object_get(l, "targets");
+    if (!l && ckpt_has(c, STATE_MASTER))
+        err_set(e, RC_DATA,
+                "%s: no adapter checkpoint, or a damaged one: it holds a model (the base comes "
+                "first, then the folder of osp rl)",
+                ckpt_path(c));
     *i = (struct adapter_info){
         .config = {.rank = integer(&r, l, "rank"), .alpha = number(&r, l, "alpha")}};
     for (size_t k = 0; k < json_array_size(targets) && k < CFG_MAX_ITEMS; k++) {

@@ -138,6 +138,9 @@ static int train_loop(struct trainer *t, const struct loaded_settings *l, struct
         log_info("the time budget (max_seconds %g) was spent before this start", s->max_seconds);
         return RC_OK;
     }
+    if (t->state.step >= steps)
+        log_info("step %lld: training_iteration %lld is done; raise it to train on",
+                 (long long)t->state.step, (long long)steps);
     bool preempted = launch_stop(t->ses->world); /* during the start */
     if (!preempted && t->state.step == 0 && s->validation.interval > 0) preempted = !validate(t, m);
     while (!preempted && !clock && t->state.step < steps) {
