@@ -1,5 +1,6 @@
 /* osp: distributed training of sparse video diffusion transformers. The verb table. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/err.h"
@@ -10,6 +11,20 @@
 static int plan(int argc, char **argv)
 {
     return verb_rl_owns(argc, argv) ? verb_rl_plan(argc, argv) : verb_plan(argc, argv);
+}
+
+/* Files of osp rl are shown with the values of their algorithm. */
+static int show_config(int argc, char **argv)
+{
+    const bool named = argc > 0 && strcmp(argv[0], "rl") == 0;
+    if (!named && !verb_rl_owns(argc, argv)) return verb_print_config(argc, argv);
+    char flag[] = "--print-config", **args = calloc((size_t)argc + 1, sizeof *args);
+    CHECK(args, "out of memory");
+    if (argc) memcpy(args, argv, (size_t)argc * sizeof *args);
+    args[argc] = flag;
+    const int rc = verb_rl(argc + 1 - named, args + named);
+    free(args);
+    return rc;
 }
 
 static const struct {
@@ -32,7 +47,7 @@ static const struct {
     {"plan", plan, "plan CONFIG [ranks=N] [key=value ...]",
      "memory, FLOPs and communication of a step, or of an epoch of rl"},
     {"report", verb_report, "report RUN", "one self-contained HTML page of a run"},
-    {"print-config", verb_print_config, "print-config CONFIG [key=value ...]",
+    {"print-config", show_config, "print-config [VERB] CONFIG [key=value ...]",
      "effective values with origins"},
     {"bench", verb_bench, "bench [comm|gpu]",
      "speed of a block; of its communication; of a GPU beside PyTorch"},

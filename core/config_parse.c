@@ -344,13 +344,12 @@ static const char *leaf(const char *key)
     return dot ? dot + 1 : key;
 }
 
-const char *cfg_suggest(const struct cfg_field *schema, int n, const char *key, char *buf,
-                        size_t size)
+/* A typo of a whole key or of a section. */
+static const char *near_key(const struct cfg_field *schema, int n, const char *key, int most,
+                            char *buf, size_t size)
 {
-    const int len = (int)strlen(leaf(key));
-    int best = len / 3 > 2 ? len / 3 : 2; /* beyond this it is another word, not a typo */
     const char *found = NULL;
-    if (len <= best) best = len - 1;
+    int best = most;
     for (int i = 0; i < n; i++) {
         if (schema[i].type == CFG_REFUSED) continue;
         const int d = distance(key, schema[i].key);
@@ -365,8 +364,34 @@ const char *cfg_suggest(const struct cfg_field *schema, int n, const char *key, 
             found = buf;
         }
     }
-    for (int i = 0; !found && i < n; i++) /* right word, wrong section */
-        if (schema[i].type != CFG_REFUSED && strcmp(leaf(key), leaf(schema[i].key)) == 0)
-            found = schema[i].key;
     return found;
+}
+
+/* The right word, or the beginning of one in the right section, or a typo of one in another. */
+static const char *near_word(const struct cfg_field *schema, int n, const char *key, int most)
+{
+    const char *word = leaf(key), *begun = NULL, *typo = NULL;
+    const size_t section = (size_t)(word - key), len = strlen(word);
+    int nearest = most > 2 ? 3 : most; /* beyond */
+    for (int i = 0; i < n; i++) {
+        const char *other = leaf(schema[i].key);
+        if (schema[i].type == CFG_REFUSED) continue;
+        if (strcmp(word, other) == 0) return schema[i].key;
+        if (!begun && len > 2 && strncmp(key, schema[i].key, section) == 0 &&
+            (size_t)(other - schema[i].key) == section && strncmp(word, other, len) == 0)
+            begun = schema[i].key;
+        const int d = distance(word, other);
+        if (d < nearest) nearest = d, typo = schema[i].key;
+    }
+    return begun ? begun : typo;
+}
+
+const char *cfg_suggest(const struct cfg_field *schema, int n, const char *key, char *buf,
+                        size_t size)
+{
+    const int len = (int)strlen(leaf(key));
+    int most = len / 3 > 2 ? len / 3 : 2; /* beyond this it is another word, not a typo */
+    if (len <= most) most = len - 1;
+    const char *found = near_key(schema, n, key, most, buf, size);
+    return found ? found : near_word(schema, n, key, most);
 }

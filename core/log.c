@@ -44,12 +44,13 @@ static void emit(int fd, const char *prefix, const char *end, const char *fmt, v
 void log_line(enum log_level level, const char *fmt, ...)
 {
     if (level < threshold || (my_rank > 0 && level < LOG_WARN)) return;
-    const char *prefix = level == LOG_WARN ? "warning: " : "";
+    const bool warning = level >= LOG_WARN_ALL;
+    const char *prefix = warning ? "warning: " : "";
     if (atomic_exchange(&progress_open, false))
-        prefix = level == LOG_WARN ? "\nwarning: " : "\n"; /* whoever is first ends it */
+        prefix = warning ? "\nwarning: " : "\n"; /* whoever is first ends it */
     va_list ap;
     va_start(ap, fmt);
-    emit(level == LOG_WARN ? STDERR_FILENO : STDOUT_FILENO, prefix, "\n", fmt, ap);
+    emit(warning ? STDERR_FILENO : STDOUT_FILENO, prefix, "\n", fmt, ap);
     va_end(ap);
 }
 

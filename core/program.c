@@ -51,8 +51,11 @@ char *program_find(const char *key, const char *path, struct err *e)
     char here[4096];
     if (!getcwd(here, sizeof here))
         snprintf(here, sizeof here, "(a working directory that is gone)");
-    err_set(e, RC_NOINPUT, "%s: %s is neither %s/%s nor %s; give its whole path", key, path, here,
-            path, file ? file : "beside the program, which has no folder scripts/");
+    if (tree && strcmp(tree, here) == 0)
+        err_set(e, RC_NOINPUT, "%s: %s does not exist; give its whole path", key, file);
+    else
+        err_set(e, RC_NOINPUT, "%s: %s is neither %s/%s nor %s; give its whole path", key, path,
+                here, path, file ? file : "beside the program, which has no folder scripts/");
     free(file);
     free(tree);
     return NULL;

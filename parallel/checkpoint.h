@@ -86,8 +86,10 @@ int64_t ckpt_step(const struct ckpt *c);
 uint32_t ckpt_identity(const struct ckpt *c); /* checksum of its manifest, so of all its content */
 bool ckpt_has(const struct ckpt *c, enum state_kind kind);
 /* Stops with RC_CONFIG and every difference between the members of `now` and those of the meta's
- * object `key`: what a checkpoint and a run must share to be the same run. */
-void ckpt_require_same(const struct ckpt *c, const char *key, json_t *now);
+ * object `key`: what a checkpoint and a run must share to be the same run. word: writes the word
+ * that a number stands for in the member of this name, or nothing. */
+void ckpt_require_same(const struct ckpt *c, const char *key, json_t *now,
+                       void (*word)(const char *name, int64_t value, char *out, size_t size));
 /* Collective: a start from c (resume: PATH) or from nothing (NULL, resume: never) must not go on in
  * a folder of later checkpoints, or of any: two runs would be mixed. Stops with RC_CONFIG. how: the
  * value of `resume`; unit: what steps are called. */

@@ -159,10 +159,13 @@ struct ckpt *ckpt_open(struct comm *world, const char *path, bool check)
     if (folder && skipped && world->rank == 0) log_warn("not a checkpoint: %s", skipped);
     if (!folder && skipped) err_stop(RC_DATA, "%s: no valid checkpoint here:\n%s", path, skipped);
     free(skipped);
+    bool there = world->rank == 0 && io_exists(path);
+    comm_broadcast_bytes(world, &there, sizeof there, 0, "folder");
     if (!folder)
         err_stop(RC_NOINPUT,
-                 "%s: no checkpoint here (expected a folder with manifest.json, or a run "
-                 "folder with checkpoints/)",
+                 there ? "%s: no checkpoint here (expected a folder with manifest.json, "
+                         "or a run folder with checkpoints/); has it been trained yet?"
+                       : "%s: no such folder; train first, or name the folder of a run",
                  path);
     struct err e = {0};
     json_t *m = world->rank == 0 ? ckpt_manifest(folder, &e) : NULL;

@@ -4,7 +4,20 @@
 
 #include "parallel/checkpoint.h"
 
-void ckpt_require_same(const struct ckpt *c, const char *key, json_t *now)
+typedef void word_of(const char *name, int64_t value, char *out, size_t size);
+
+static void show(const char *name, const json_t *v, word_of *word, char *out, size_t size)
+{
+    *out = 0;
+    if (json_is_integer(v)) word(name, json_integer_value(v), out, size);
+    if (*out) return;
+    char *text = v ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT) : strdup("nothing");
+    CHECK(text, "out of memory");
+    snprintf(out, size, "%s", text);
+    free(text);
+}
+
+void ckpt_require_same(const struct ckpt *c, const char *key, json_t *now, word_of *word)
 {
     json_t *then = json_object_get(ckpt_meta(c), key), *v;
     char text[2048] = "";
@@ -13,13 +26,12 @@ void ckpt_require_same(const struct ckpt *c, const char *key, json_t *now)
     {
         json_t *w = json_object_get(then, name);
         if (w && json_equal(v, w)) continue;
-        char *a = w ? json_dumps(w, JSON_ENCODE_ANY | JSON_COMPACT) : strdup("nothing");
-        char *b = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        char a[256], b[256];
+        show(name, w, word, a, sizeof a);
+        show(name, v, word, b, sizeof b);
         const size_t used = strlen(text);
         snprintf(text + used, sizeof text - used, "\n  %s: %s in the checkpoint, %s now", name, a,
                  b);
-        free(a);
-        free(b);
     }
     if (text[0])
         err_stop(RC_CONFIG, "%s does not belong to this configuration; use another output_dir:%s",

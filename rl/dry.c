@@ -72,61 +72,66 @@ static void tell_kept(const struct loaded_settings *l, const struct settings *as
             snprintf(kept + used, sizeof kept - used, "%s%s", used ? ", " : "", f[i].key);
     }
     if (*kept)
-        log_warn("%s sets %s: not what rl.algo=%s alone would set (docs/rl.md has the table)",
-                 l->path, kept, algo_name(l->s.rl.algo));
+        log_warn_all("%s sets %s: not what rl.algo=%s alone would set (docs/rl.md has the table)",
+                     l->path, kept, algo_name(l->s.rl.algo));
 }
 
 void dry_resolve(struct loaded_settings *l)
 {
     const struct settings asked = l->s;
     struct err e = {0};
-    if (!algo_resolve(&l->s.rl, &e)) err_raise(&e);
+    algo_resolve(&l->s.rl, &e);
+    if (asked.rl.sde_steps > l->s.rl.steps && asked.rl.window_size < 0) /* where the size is from */
+        settings_stop(l, RC_CONFIG, "rl_config.sde_steps", "%lld of %lld steps",
+                      (long long)asked.rl.sde_steps, (long long)l->s.rl.steps);
+    settings_raise(l, &e);
     const struct rl_config *c = &l->s.rl;
     const bool steps = asked.rl.sde_steps >= 0, window = c->algo != ALGO_NFT;
     if (steps && (!window || c->window_size != c->sde_steps))
-        log_warn("rl_config.sde_steps: %lld has no effect: %s%s", (long long)c->sde_steps,
-                 asked.rl.window_size >= 0 ? "window.size is given"
-                                           : "rl.algo decides, and mix_grpo alone reads it",
-                 window ? "" : " (nft has no stochastic steps)");
+        log_warn_all("rl_config.sde_steps: %lld has no effect: %s%s", (long long)c->sde_steps,
+                     asked.rl.window_size >= 0 ? "window.size is given"
+                                               : "rl.algo decides, and mix_grpo alone reads it",
+                     window ? "" : " (nft has no stochastic steps)");
     if (c->kl_beta > 0 && c->algo == ALGO_NFT) {
-        log_warn("rl_config.kl_beta: %g has no effect: nft weighs the divergence by nft.kl, %g",
-                 c->kl_beta, c->nft.kl);
+        log_warn_all("rl_config.kl_beta: %g has no effect: nft weighs the divergence by nft.kl, %g",
+                     c->kl_beta, c->nft.kl);
         l->s.rl.kl_beta = 0;
     }
     tell_kept(l, &asked);
     settings_changed(l, &asked, "rl.algo");
 }
 
-void dry_require_batches(const struct settings *s)
+const struct err *dry_check_batches(const struct settings *s, struct err *e)
 {
     const struct rl_config *c = &s->rl;
     const int64_t step = c->train_batch * s->gradient_accumulation_steps, B = c->sample_batch;
     const bool whole = step % B == 0 && c->batches % (step / B) == 0, part = B % step == 0;
     if (!whole && !part)
-        err_stop(
-            RC_CONFIG,
-            "rl_config.train_batch_size %lld x gradient_accumulation_steps %lld = %lld samples "
+        err_set(
+            e, RC_CONFIG,
+            "rl_config.train_batch_size: %lld x gradient_accumulation_steps %lld = %lld samples "
             "of a data rank per optimizer step: it must divide sample_batch_size %lld, or be "
             "a multiple of it that divides the %lld samples of an epoch",
             (long long)c->train_batch, (long long)s->gradient_accumulation_steps, (long long)step,
             (long long)B, (long long)(B * c->batches));
+    return e;
 }
 
-static void require_size(const char *key, int64_t asked, int64_t stored)
+static void require_size(const struct loaded_settings *l, const char *key, int64_t asked,
+                         int64_t stored)
 {
     if (asked && asked != stored)
-        err_stop(RC_CONFIG,
-                 "rl_config.%s: %lld, but the base was trained with %lld; leave the key "
-                 "out",
-                 key, (long long)asked, (long long)stored);
+        settings_stop(l, RC_CONFIG, key,
+                      "%lld, but the base was trained with %lld; leave the key out",
+                      (long long)asked, (long long)stored);
 }
 
 void dry_take_base(struct loaded_settings *l, const struct stored_model *m)
 {
     struct settings *s = &l->s;
-    require_size("num_frames", s->rl.frames, m->frames);
-    require_size("height", s->rl.height, m->height);
-    require_size("width", s->rl.width, m->width);
+    require_size(l, "rl_config.num_frames", s->rl.frames, m->frames);
+    require_size(l, "rl_config.height", s->rl.height, m->height);
+    require_size(l, "rl_config.width", s->rl.width, m->width);
     const struct settings asked = *s;
     s->model = m->config;
     s->model.pretrained = asked.model.pretrained;

@@ -10,8 +10,9 @@
 void dry_resolve(struct loaded_settings *l);
 /* Model and size of the clips are the base's; stops with RC_CONFIG when others were asked for. */
 void dry_take_base(struct loaded_settings *l, const struct stored_model *m);
-/* Updates take whole shares of rollout batches (updates.c), or it stops with RC_CONFIG. */
-void dry_require_batches(const struct settings *s);
+/* Updates take whole shares of rollout batches (updates.c), or e says what does not fit. Returns e.
+ */
+const struct err *dry_check_batches(const struct settings *s, struct err *e);
 
 struct dry { /* every kind of pass that a run makes, once */
     const struct rl_config *cfg;

@@ -8,22 +8,24 @@ bool groups_check(const struct groups_config *c, struct err *e)
                     prompts = (long long)c->num_prompts;
     if (members < 1 || c->batch < 1 || c->batches < 1 || c->dp < 1) {
         err_set(e, RC_CONFIG,
-                "num_image_per_prompt, sample_batch_size and num_batches_per_epoch must be 1 or "
-                "more");
+                "rl_config.num_image_per_prompt, sample_batch_size and num_batches_per_epoch must "
+                "be 1 or more");
         return false;
     }
     if (all % members) {
         err_set(e, RC_CONFIG,
-                "sample_batch_size is %lld, which makes %lld samples on %lld data ranks: no whole "
-                "groups of num_image_per_prompt = %lld; change one of the two",
-                (long long)c->batch, all, (long long)c->dp, members);
+                "rl_config.num_image_per_prompt: %lld, but a rollout batch has %lld samples "
+                "(sample_batch_size %lld on %lld data ranks): no whole groups; change one of the "
+                "two",
+                members, all, (long long)c->batch, (long long)c->dp);
         return false;
     }
     if (prompts < all / members) {
-        err_set(e, RC_CONFIG,
-                "prompt_file has %lld prompts and a rollout batch takes %lld different ones; add "
-                "prompts, lower sample_batch_size or raise num_image_per_prompt",
-                prompts, all / members);
+        err_set(
+            e, RC_CONFIG,
+            "rl_config.prompt_file: it has %lld prompts and a rollout batch takes %lld "
+            "different ones; add prompts, lower sample_batch_size or raise num_image_per_prompt",
+            prompts, all / members);
         return false;
     }
     return true;

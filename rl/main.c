@@ -35,19 +35,17 @@ static void fill_prompt(void *arg, int64_t prompt, float *rows)
     r->text_codec->encode(rows, m->text_len, m->text_dim, prompt < 0 ? negative : p->text[prompt]);
 }
 
-static void require_file(const char *key, const char *path)
-{
-    if (path && access(path, R_OK) != 0)
-        err_stop(RC_NOINPUT, "%s: %s: %s", key, path, strerror(errno));
-}
+static const char base_key[] = "model_config.pretrained_model_dir_or_checkpoint";
 
-/* What is read late is looked for early. */
+/* What is read late is looked for early, before anything is written. */
 static void require_files(struct rl_run *r)
 {
     struct err e = {0};
-    require_file("model_config.pretrained_model_dir_or_checkpoint", r->set->model.pretrained);
+    settings_push(r->l, base_key);
+    ckpt_close(ckpt_open(r->world, r->set->model.pretrained, false));
+    err_pop();
     if (scorer_files(&r->set->reward, &e)) r->scorer = scorer_command(&r->set->reward, &e);
-    err_raise(&e);
+    settings_raise(r->l, &e);
 }
 
 /* More of the base's own training must not remove what these adapters are worth nothing without. */
@@ -67,16 +65,16 @@ static void keep_base(const struct rl_run *r)
 static struct ckpt *open_base(struct rl_run *r, struct settings *s)
 {
     struct err e = {0};
+    settings_push(r->l, base_key);
     struct ckpt *k = ckpt_open(r->world, s->model.pretrained, true);
     const enum state_kind kind = s->init_from == 0 ? STATE_EMA : STATE_MASTER;
-    if (!ckpt_has(k, STATE_MASTER))
-        err_stop(RC_CONFIG, "model_config.pretrained_model_dir_or_checkpoint: %s holds no model",
-                 ckpt_path(k));
-    if (!ckpt_has(k, kind))
-        err_stop(RC_CONFIG, "init_from: %s holds no EMA weights; set init_from: base",
-                 ckpt_path(k));
+    if (!ckpt_has(k, STATE_MASTER)) err_stop(RC_CONFIG, "%s holds no model", ckpt_path(k));
     stored_model_read(&r->model, k, &e);
     err_raise(&e);
+    err_pop();
+    if (!ckpt_has(k, kind))
+        settings_stop(r->l, RC_CONFIG, "init_from", "%s holds no EMA weights; set init_from: base",
+                      ckpt_path(k));
     r->base = adapter_base_of(k, kind);
     dry_take_base(r->l, &r->model);
     return k;
@@ -93,8 +91,9 @@ static void open_prompts(struct rl_run *r, const struct settings *s)
     for (int i = 0; i < 2; i++) {
         if (!file[i].path) continue;
         prompt_file_read(file[i].p, file[i].key, file[i].path, &e);
-        err_raise(&e);
-        if (!prompt_file_same(r->world, file[i].p, file[i].key, file[i].path, &e)) err_raise(&e);
+        settings_raise(r->l, &e);
+        prompt_file_same(r->world, file[i].p, file[i].key, file[i].path, &e);
+        settings_raise(r->l, &e);
     }
 }
 
@@ -119,13 +118,14 @@ static void open_session(struct rl_run *r, struct settings *s, struct ckpt *base
                                         .body_arg = &dry,
                                         .lora_old = s->rl.algo == ALGO_NFT};
     session_open(r->ses, s, r->world, shape, true);
-    run_require_targets(r);
+    run_require_same(r);
     ckpt_load(base, r->ses->fsdp, STATE_MASTER, r->base.kind);
     lora_init_params(r->ses->lora, (uint64_t)s->seed);
     clip_init(&r->state.adapter.clip, s->init_max_grad_norm);
     const struct groups_config g =
         algo_groups(&s->rl, r->prompts.n, r->ses->mesh.dp, (uint64_t)s->seed);
-    if (!groups_check(&g, &e)) err_raise(&e);
+    groups_check(&g, &e);
+    settings_raise(r->l, &e);
     policy_open(&r->policy, &r->ses->ctx, r->ses->dit, &s->rl, g,
                 (struct prompt_rows){fill_prompt, r}, dry.latent);
     r->policy.lora = r->ses->lora;
@@ -152,17 +152,18 @@ static void open_scorers(struct rl_run *r, struct spawner *p)
     }
     log_info("scorers ready: %s", dims);
     if (s->reward.weights.n > r->scoring->dims)
-        err_stop(RC_CONFIG, "reward.weights: %d numbers, but the scorer has %d dimensions (%s)",
-                 s->reward.weights.n, r->scoring->dims, dims);
+        settings_stop(r->l, RC_CONFIG, "reward.weights",
+                      "%d numbers, but the scorer has %d dimensions (%s)", s->reward.weights.n,
+                      r->scoring->dims, dims);
     const struct adv_config a = algo_advantage(&s->rl, &s->reward, r->scoring->dims);
     double sum = 0, most = 0;
     for (int k = 0; k < a.dims; k++) sum += a.weight[k], most = fmax(most, fabs(a.weight[k]));
-    if (most == 0) err_stop(RC_CONFIG, "reward.weights: all are 0: no reward is left");
+    if (most == 0) settings_stop(r->l, RC_CONFIG, "reward.weights", "all are 0: no reward is left");
     if (a.aggregate == ADV_OF_ADVANTAGES && sum <= 0)
-        err_stop(RC_CONFIG,
-                 "reward.weights: they sum to %g; adv.aggregate: advantage divides by "
-                 "the sum, which must be above 0",
-                 sum);
+        settings_stop(r->l, RC_CONFIG, "reward.weights",
+                      "they sum to %g; adv.aggregate: advantage divides by the sum, which must be "
+                      "above 0",
+                      sum);
 }
 
 /* ---- the loop ---------------------------------------------------------------------------------*/
@@ -249,15 +250,16 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
 {
     struct settings *s = &l->s;
     struct rl_run r = {.l = l, .set = s, .world = world, .ses = calloc(1, sizeof *r.ses)};
+    struct err e = {0};
     r.batch = calloc((size_t)s->rl.batches, sizeof *r.batch);
     CHECK(r.ses && r.batch, "out of memory");
-    struct lock lock = session_lock_output(world, s->output_dir, "lock", "osp rl");
     require_files(&r);
+    open_prompts(&r, s);
+    struct lock lock = session_lock_output(world, s->output_dir, "lock", "osp rl");
     run_find(&r);
     struct ckpt *base = open_base(&r, s);
     settings_check_ranks(l, world->size); /* with the model of the base */
-    dry_require_batches(s);
-    open_prompts(&r, s);
+    settings_raise(l, dry_check_batches(s, &e));
     open_session(&r, s, base);
     ckpt_close(base);
     open_scorers(&r, p);
@@ -281,7 +283,7 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     return rc;
 }
 
-/* Unlike osp print-config, with the values of the algorithm. */
+/* With the values of the algorithm. */
 static int print_resolved(const struct args *a)
 {
     struct loaded_settings l;

@@ -114,7 +114,7 @@ void rl_plan_make(const struct settings *settings, const char *codec, int ranks,
     const struct mesh_degrees d = session_degrees(&s, ranks);
     const int group = d.ssp * d.sp;
     CHECK(group > 0 && ranks % group == 0, "%d ranks in groups of %d", ranks, group);
-    dry_require_batches(&s);
+    err_raise(dry_check_batches(&s, &e));
     *p = (struct rl_plan){.c = {.ranks = ranks, .dp = ranks / group, .num_micro = 1}};
     const struct groups_config g = algo_groups(&s.rl, 1 << 30, p->c.dp, (uint64_t)s.seed);
     if (!groups_check(&g, &e)) err_raise(&e);
@@ -324,10 +324,12 @@ static void plan_file(const struct args *a)
     struct loaded_settings l;
     struct rl_plan p;
     char codec[32];
+    struct err e = {0};
     settings_load(&l, SETTINGS_RL, a->config, a->sets, a->num_sets);
     dry_resolve(&l);
     take_model(&l, codec);
     settings_check_ranks(&l, (int)l.s.plan.ranks);
+    settings_raise(&l, dry_check_batches(&l.s, &e));
     rl_plan_make(&l.s, codec, (int)l.s.plan.ranks, &p);
     if (a->json)
         rl_plan_print_json(stdout, &p);
@@ -351,7 +353,7 @@ int verb_rl_plan(int argc, char **argv)
         rc = print_config(SETTINGS_RL, &a);
     } else {
         if (a.num_rest || a.forward) err_stop(RC_USAGE, "%s", usage);
-        if (a.json) log_set_level(LOG_WARN); /* nothing but JSON on stdout */
+        if (a.json) log_set_level(LOG_WARN_ALL); /* nothing but JSON on stdout */
         plan_file(&a);
     }
     a.sets = as_given;

@@ -53,8 +53,9 @@ void run_save(struct rl_run *r, const struct ckpt_snapshot *snap,
 /* By settings.resume and lora_config.lora_path: what the run starts from, and that its kind, rank,
  * alpha and averages are those of the configuration. Before anything is built. */
 void run_find(struct rl_run *r);
-/* That it is for the modules of the adapters; before the base is read. */
-void run_require_targets(const struct rl_run *r);
+/* That it is of this run (algorithm, prompts, samples of an epoch ...), for this base and for the
+ * modules of the adapters; before the weights are read and the scorers are waited for. */
+void run_require_same(const struct rl_run *r);
 /* Takes what run_find found; false: the run starts fresh. */
 bool run_resume(struct rl_run *r);
 /* Which states a checkpoint of this run holds. */

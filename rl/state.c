@@ -49,6 +49,8 @@ static void add_sampling(json_t *j, const struct settings *s)
     json_object_set_new(j, "lora_config.dropout", json_real(s->lora.dropout));
 }
 
+static const char rollout_samples[] = "samples of a rollout batch over all data ranks";
+static const char step_samples[] = "samples of an optimizer step over all data ranks";
 /* What a checkpoint and a run must share to be the same run. */
 static json_t *identity_of(const struct rl_run *r)
 {
@@ -58,9 +60,7 @@ static json_t *identity_of(const struct rl_run *r)
         (json_int_t)r->set->seed, "rl.shift", c->shift, "rl_config.guidance_scale", c->guidance,
         "rl_config.num_inference_steps", (json_int_t)c->steps, "rl_config.num_image_per_prompt",
         (json_int_t)c->members, "rl_config.num_batches_per_epoch", (json_int_t)c->batches,
-        "samples of a rollout batch over all data ranks",
-        (json_int_t)(c->sample_batch * r->ses->mesh.dp),
-        "samples of an optimizer step over all data ranks",
+        rollout_samples, (json_int_t)(c->sample_batch * r->ses->mesh.dp), step_samples,
         (json_int_t)(c->train_batch * r->set->gradient_accumulation_steps * r->ses->mesh.dp),
         "prompts", (json_int_t)prompt_file_hash(&r->prompts));
     CHECK(j, "the description of the run cannot be built");
@@ -135,11 +135,48 @@ static void load_states(struct rl_run *r, struct ckpt *c, unsigned kinds)
 static void start_from(struct rl_run *r)
 {
     struct ckpt *c = r->from;
-    adapter_require_base(c, &r->with, &r->base, false);
     adapter_load(c, r->ses->lora, STATE_LORA, STATE_LORA);
     if (r->set->ema_decay > 0) adapter_load(c, r->ses->lora, STATE_LORA_EMA, STATE_LORA);
     if (r->set->rl.algo == ALGO_NFT) adapter_load(c, r->ses->lora, STATE_LORA_OLD, STATE_LORA);
     log_info("adapters start from %s (epoch %lld)", ckpt_path(c), (long long)ckpt_step(c));
+}
+
+/* Samples go with data ranks times batch sizes: another number of ranks is fine as long as their
+ * product stays. */
+static void require_batches(const struct rl_run *r, const json_t *then)
+{
+    const struct rl_config *c = &r->set->rl;
+    const int dp = r->ses->mesh.dp;
+    const struct {
+        const char *name, *key;
+        int64_t per;
+    } of[] = {{rollout_samples, "rl_config.sample_batch_size", c->sample_batch},
+              {step_samples, "rl_config.train_batch_size",
+               c->train_batch * r->set->gradient_accumulation_steps}};
+    for (int i = 0; i < 2; i++) {
+        const int64_t was = json_integer_value(json_object_get(then, of[i].name));
+        if (was && was != of[i].per * dp)
+            settings_stop(r->l, RC_CONFIG, of[i].key,
+                          "%lld x %d data ranks = %lld %s, but %s was made with %lld; take as many "
+                          "data ranks as then, change this key in proportion, or use another "
+                          "output_dir",
+                          (long long)of[i].per, dp, (long long)(of[i].per * dp), of[i].name,
+                          ckpt_path(r->from), (long long)was);
+    }
+}
+
+static void require_run(const struct rl_run *r)
+{
+    const json_t *then = json_object_get(ckpt_meta(r->from), "identity");
+    const char *algo = json_string_value(json_object_get(then, "rl.algo"));
+    if (algo && strcmp(algo, algo_name(r->set->rl.algo)) != 0)
+        settings_stop(r->l, RC_CONFIG, "rl.algo",
+                      "%s, but %s was trained by %s; use another output_dir",
+                      algo_name(r->set->rl.algo), ckpt_path(r->from), algo);
+    require_batches(r, then);
+    json_t *identity = identity_of(r);
+    ckpt_require_same(r->from, "identity", identity, settings_word);
+    json_decref(identity);
 }
 
 /* What came after the checkpoint of this folder was written: its evaluation, time. Equal on all
@@ -160,6 +197,14 @@ static const char *remedy(const struct rl_run *r)
     return r->goes_on ? "use another output_dir" : "leave lora_config.lora_path out";
 }
 
+static struct ckpt *open_named(const struct rl_run *r, const char *key, const char *path)
+{
+    settings_push(r->l, key);
+    struct ckpt *c = ckpt_open(r->world, path, true);
+    err_pop();
+    return c;
+}
+
 void run_find(struct rl_run *r)
 {
     const struct settings *s = r->set;
@@ -171,10 +216,10 @@ void run_find(struct rl_run *r)
     if (strcmp(how, "auto") == 0)
         r->from = ckpt_latest(r->world, dir);
     else if (strcmp(how, "never"))
-        r->from = ckpt_open(r->world, how, true);
+        r->from = open_named(r, "resume", how);
     r->goes_on = r->from != NULL;
     if (strcmp(how, "auto")) ckpt_require_no_newer(r->world, dir, how, r->from, "epoch");
-    if (!r->from && s->lora.path) r->from = ckpt_open(r->world, s->lora.path, true);
+    if (!r->from && s->lora.path) r->from = open_named(r, "lora_config.lora_path", s->lora.path);
     watchdog_files(w, false);
     free(dir);
     if (!r->from) return;
@@ -188,20 +233,19 @@ void run_find(struct rl_run *r)
                          "lora_config.lora_path");
 }
 
-void run_require_targets(const struct rl_run *r)
+void run_require_same(const struct rl_run *r)
 {
-    if (r->from) adapter_require_targets(r->from, &r->with, r->ses->lora, &r->set->lora, remedy(r));
+    if (!r->from) return;
+    if (r->goes_on) require_run(r);
+    adapter_require_base(r->from, &r->with, &r->base, false);
+    adapter_require_targets(r->from, &r->with, r->ses->lora, &r->set->lora, remedy(r));
 }
 
 static void resume_state(struct rl_run *r)
 {
     struct ckpt *c = r->from;
     const double init_max = r->state.adapter.clip.init_max;
-    json_t *identity = identity_of(r);
-    ckpt_require_same(c, "identity", identity);
-    json_decref(identity);
     require_scorer(r, c);
-    adapter_require_base(c, &r->with, &r->base, false);
     config_log_changes(r->l, json_string_value(json_object_get(ckpt_meta(c), "config")));
     load_states(r, c, run_kinds(r));
     r->state.adapter = r->with.state;

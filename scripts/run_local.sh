@@ -36,6 +36,9 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+for value in "-n $ranks" "-t $threads" "--grace $grace"; do
+    case ${value#* } in *[!0-9]* | 0*) echo "run_local: $value: expected a number above 0" >&2; exit 64;; esac
+done
 [ $# -ge 2 ] || { usage >&2; exit 64; }
 here=$(cd "$(dirname "$0")" && pwd)
 osp=${OSP:-$here/../osp}
@@ -119,4 +122,5 @@ while :; do # a trapped signal ends the wait, not the child
 done
 pkill -P "$watch" 2>/dev/null; kill "$watch" 2>/dev/null; wait "$watch" 2>/dev/null
 [ -s "$code" ] && rc=$((10#$(cat "$code")))
+[ "$rc" = 85 ] && echo "run_local: stopped with a checkpoint; the same command again goes on from it" >&2
 exit "$rc"

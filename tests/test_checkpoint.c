@@ -372,7 +372,7 @@ static void test_errors(struct comm *world)
     struct wrong_model narrow = {dir, 32}, deep = {dir, 24};
     expect_stop("the model wants [32", RC_CONFIG, load_wrong, &narrow);
     expect_stop("has no model/blocks.2.", RC_DATA, load_wrong, &deep);
-    expect_stop("/nonexistent/run: no checkpoint here", RC_NOINPUT, open_missing, world);
+    expect_stop("/nonexistent/run: no such folder; train first", RC_NOINPUT, open_missing, world);
     fault_set("io_space:1");
     save(&f, dir, 2, 0, &e);
     EXPECT(e.code == RC_IO && strstr(e.msg, "GB are free"), "no room: %s", e.msg);

@@ -94,6 +94,11 @@ static void test_other_verb(struct comm *world)
         {"configs/sample/tiny.yaml", SETTINGS_RL, "osp sample, not of osp rl"},
         {"configs/data/clips.yaml", SETTINGS_TRAIN, "osp data, not of osp train"}};
     char line[1024];
+    static const enum settings_verb of[] = {SETTINGS_TRAIN, SETTINGS_TRAIN, SETTINGS_RL,
+                                            SETTINGS_TRAIN, SETTINGS_RL,    SETTINGS_SAMPLE,
+                                            SETTINGS_DATA};
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        EXPECT(settings_nearest(list[i].verb, list[i].path) == of[i], "%s", list[i].path);
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
         struct job j = {list[i].path, NULL, list[i].verb};
         expect_stop(list[i].says, RC_CONFIG, load_any, &j);

@@ -232,8 +232,8 @@ static void mistakes(struct comm *world)
     static const struct {
         int64_t prompts, members, batch, dp;
         const char *says;
-    } bad[] = {{10, 4, 3, 2, "6 samples on 2 data ranks"},
-               {1, 4, 4, 2, "prompt_file has 1 prompts and a rollout batch takes 2"},
+    } bad[] = {{10, 4, 3, 2, "has 6 samples (sample_batch_size 3 on 2 data"},
+               {1, 4, 4, 2, "rl_config.prompt_file: it has 1 prompts and a rollout batch takes 2"},
                {10, 0, 4, 2, "num_image_per_prompt"},
                {10, 4, 0, 2, "sample_batch_size"}};
     for (int k = 0; k < 4; k++) {

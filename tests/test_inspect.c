@@ -204,7 +204,7 @@ static void damage_is_found(struct comm *world)
     fclose(f);
     expect_stop("do not match their checksum", RC_DATA, inspect_verified, run);
     char *none = io_path("%s/nothing", test_dir());
-    expect_stop("no checkpoint here", RC_NOINPUT, inspect_verified, none);
+    expect_stop("no such folder", RC_NOINPUT, inspect_verified, none);
     free(none);
     free(file);
     free(run);

@@ -527,10 +527,11 @@ static void post_training_mistakes(struct comm *world)
     (void)world;
     struct loaded_settings l = post_training(NULL);
     l.s.rl.members = 3;
-    expect_stop("no whole groups of num_image_per_prompt = 3", RC_CONFIG, wrong_batch, &l.s);
+    expect_stop("rl_config.num_image_per_prompt: 3, but a rollout batch has 4", RC_CONFIG,
+                wrong_batch, &l.s);
     l.s.rl.members = 4;
     l.s.rl.train_batch = 3;
-    expect_stop("rl_config.train_batch_size 3", RC_CONFIG, wrong_batch, &l.s);
+    expect_stop("rl_config.train_batch_size: 3 x ", RC_CONFIG, wrong_batch, &l.s);
     l.s.rl.train_batch = 2;
     l.s.rl.frames = 80;
     expect_stop("must be 4k + 1", RC_CONFIG, wrong_batch, &l.s);

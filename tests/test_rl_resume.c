@@ -81,6 +81,24 @@ static void test_numbers(struct comm *world)
     free(log);
 }
 
+/* Another run in the folder, by words and with the place of the key, before scorers are waited for.
+ */
+static void test_identity(struct comm *world)
+{
+    (void)world;
+    if (!mine_ready()) return;
+    refused("mine", "rl", "rl.algo=flow_grpo",
+            (const char *[]){"command line:", ": rl.algo: flow_grpo, but ",
+                             "iter_000000001 was trained by mix_grpo; use another output_dir",
+                             NULL});
+    refused("mine", "rl", "window.strategy=random",
+            (const char *[]){"window.strategy: fixed in the checkpoint, random now", NULL});
+    refused("mine", "rl", "rl_config.sample_batch_size=8",
+            (const char *[]){": rl_config.sample_batch_size: 8 x 1 data ranks = 8 samples of a "
+                             "rollout batch over all data ranks, but ",
+                             "was made with 4; take as many data ranks as then", NULL});
+}
+
 static void test_adapters(struct comm *world)
 {
     (void)world;
@@ -172,6 +190,7 @@ int main(int argc, char **argv)
          .run = test_folders,
          .flags = TEST_SLOW},
         {.name = "an epoch has one number", .run = test_numbers, .flags = TEST_SLOW},
+        {.name = "another run is named at the start", .run = test_identity, .flags = TEST_SLOW},
         {.name = "other adapters are named at the start", .run = test_adapters, .flags = TEST_SLOW},
         {.name = "adapters on a model of other blocks",
          .run = test_other_model,

@@ -119,8 +119,14 @@ static void test_sample(struct comm *world)
                strstr(said, "no such file"),
            "%s", said);
     EXPECT(sample(1, "bad", "checkpoint=/nonexistent", said) == RC_NOINPUT &&
-               strstr(said, "no checkpoint here"),
+               strstr(said, "while using command line:8:12: checkpoint"),
            "%s", said);
+    char *bad = io_path("%s/bad", test_dir());
+    EXPECT(!io_exists(bad), "refused runs left %s", bad);
+    EXPECT(sample(1, "word", "prompt_txt=nope", said) == 0 &&
+               strstr(said, "no file \"nope\", so that is the prompt"),
+           "%s", said);
+    free(bad);
     free(gone);
     free(out);
 }

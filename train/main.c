@@ -175,10 +175,21 @@ static int train_loop(struct trainer *t, const struct loaded_settings *l, struct
     return RC_PREEMPTED;
 }
 
+static struct dataset *open_data(struct comm *world, const struct loaded_settings *l)
+{
+    const struct data_config *c = &l->s.data;
+    const bool build = c->source && c->metafile_or_dir && !io_exists(c->metafile_or_dir);
+    settings_push(l, build ? "data_config.dataset_config.source"
+                           : "data_config.dataset_config.metafile_or_dir_path");
+    struct dataset *d = build_or_open(world, &l->s);
+    err_pop();
+    return d;
+}
+
 static int run(struct comm *world, struct loaded_settings *l)
 {
+    struct dataset *d = open_data(world, l); /* without one, nothing is left behind */
     struct lock lock = session_lock_output(world, l->s.output_dir, "lock", "osp train");
-    struct dataset *d = build_or_open(world, &l->s);
     struct session *ses = calloc(1, sizeof *ses);
     struct trainer t;
     CHECK(ses, "out of memory");

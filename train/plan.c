@@ -307,7 +307,7 @@ int verb_plan(int argc, char **argv)
         rc = print_config(SETTINGS_PLAN, &a);
     } else {
         if (!a.config || a.num_rest) err_stop(RC_USAGE, "%s", usage);
-        if (a.json) log_set_level(LOG_WARN); /* nothing but JSON on stdout */
+        if (a.json) log_set_level(LOG_WARN_ALL); /* nothing but JSON on stdout */
         int from = 0, to = 0;
         const bool range = range_of(sets, a.num_sets, &from, &to);
         struct loaded_settings l;

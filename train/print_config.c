@@ -9,7 +9,7 @@
 
 static const char usage[] =
     "osp print-config [VERB] CONFIG [key=value ...]\n"
-    "VERB: train, data, sample, plan or rl; default train.\n"
+    "VERB: train, data, sample, plan or rl; default: the one whose keys the file has.\n"
     "The effective configuration as YAML, with the origin of every value. --help-config: all keys.";
 
 int print_config(enum settings_verb verb, const struct args *a)
@@ -38,15 +38,14 @@ int verb_print_config(int argc, char **argv)
     static const enum settings_verb verbs[] = {SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE,
                                                SETTINGS_PLAN, SETTINGS_RL};
     enum settings_verb verb = SETTINGS_TRAIN;
-    for (int i = 0; argc > 0 && i < 5; i++)
-        if (strcmp(argv[0], names[i]) == 0) {
-            verb = verbs[i];
-            argc--;
-            argv++;
-            break;
-        }
+    bool named = false;
+    for (int i = 0; argc > 0 && i < 5 && !named; i++) {
+        named = strcmp(argv[0], names[i]) == 0;
+        if (named) verb = verbs[i];
+    }
     struct args a;
-    args_parse(&a, argc, argv, usage);
+    args_parse(&a, argc - named, argv + named, usage);
+    if (!named && a.config) verb = settings_nearest(verb, a.config);
     const int rc = print_config(verb, &a);
     args_free(&a);
     return rc;

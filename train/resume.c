@@ -137,7 +137,7 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     ckpt_require_resumable(c, STATE_MASTER, how, s->set->output_dir);
     err_push("resuming from %s", ckpt_path(c));
     json_t *structure = structure_of(t);
-    ckpt_require_same(c, "structure", structure);
+    ckpt_require_same(c, "structure", structure, settings_word);
     json_decref(structure);
     ckpt_require_ema(c, STATE_EMA, s->set->ema_decay, "use another output_dir");
     config_log_changes(l, json_string_value(json_object_get(ckpt_meta(c), "config")));

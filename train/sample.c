@@ -33,6 +33,7 @@ struct sampling {
     struct loaded_settings l;
     struct prompts prompts;
     struct session *ses;
+    struct ckpt *base, *adapter; /* until they are read */
     struct stored_model model;
     struct adapter_info lora;  /* rank 0: none */
     enum state_kind lora_kind; /* which of its weights */
@@ -303,8 +304,8 @@ static void write_sheet(struct sampling *s)
     struct err e = {0};
     sheet_write(&job, &e);
     err_raise(&e);
-    log_info("%d videos in %s; contact sheet %s, all in one %s", s->items, s->l.s.output_dir,
-             picture, video);
+    log_info("%d video%s in %s; contact sheet %s, all in one %s", s->items,
+             s->items == 1 ? "" : "s", s->l.s.output_dir, picture, video);
     for (int i = 0; i < s->items; i++) free(paths[i]);
     free(paths);
     free(picture);
@@ -312,11 +313,13 @@ static void write_sheet(struct sampling *s)
 }
 
 /* Sizes of the configuration that contradict the checkpoint are errors, not adjusted. */
-static void require_size(const char *key, int64_t asked, int64_t stored)
+static void require_size(const struct loaded_settings *l, const char *key, int64_t asked,
+                         int64_t stored)
 {
     if (asked && asked != stored)
-        err_stop(RC_CONFIG, "%s: %lld, but the checkpoint was trained with %lld; leave the key out",
-                 key, (long long)asked, (long long)stored);
+        settings_stop(l, RC_CONFIG, key,
+                      "%lld, but the checkpoint was trained with %lld; leave the key out",
+                      (long long)asked, (long long)stored);
 }
 
 static enum state_kind base_kind(const struct settings *c)
@@ -337,6 +340,7 @@ static struct ckpt *open_adapter(struct sampling *s, struct comm *world, const s
 {
     const struct settings *c = &s->l.s;
     struct err e = {0};
+    settings_push(&s->l, "lora");
     struct ckpt *k = ckpt_open(world, c->sample.lora, true);
     adapter_info_read(&s->lora, k, &e);
     err_raise(&e);
@@ -358,27 +362,49 @@ static struct ckpt *open_adapter(struct sampling *s, struct comm *world, const s
              (long long)s->lora.config.rank, s->lora.config.alpha,
              s->lora_kind == STATE_LORA_EMA ? "averaged" : "raw", ckpt_path(k),
              (long long)ckpt_step(k));
+    err_pop();
     return k;
+}
+
+/* What the checkpoint holds, and that it goes with the configuration. */
+static void open_base(struct sampling *s, struct comm *world)
+{
+    struct settings *c = &s->l.s;
+    struct err e = {0};
+    settings_push(&s->l, "checkpoint");
+    struct ckpt *k = s->base = ckpt_open(world, c->sample.checkpoint, true);
+    if (!ckpt_has(k, STATE_MASTER) && ckpt_has(k, STATE_LORA))
+        err_stop(RC_CONFIG, "%s holds adapters only; give it as lora, and their base as checkpoint",
+                 ckpt_path(k));
+    stored_model_read(&s->model, k, &e);
+    err_raise(&e);
+    err_pop();
+    require_size(&s->l, "num_frames", c->sample.num_frames, s->model.frames);
+    require_size(&s->l, "height", c->sample.height, s->model.height);
+    require_size(&s->l, "width", c->sample.width, s->model.width);
+    if (c->sample.use_ema && !ckpt_has(k, STATE_EMA))
+        settings_stop(&s->l, RC_CONFIG, "use_ema", "%s holds no EMA weights; set use_ema: false",
+                      ckpt_path(k));
+    if (!(c->sample.save_fps > 0)) c->sample.save_fps = s->model.fps > 0 ? s->model.fps : 16;
+}
+
+/* What is to be sampled, and from what; nothing is written before all is found. */
+static void open_inputs(struct sampling *s, struct comm *world)
+{
+    const struct settings *c = &s->l.s;
+    struct err e = {0};
+    prompts_read(&s->prompts, c->sample.prompt_txt, &e);
+    settings_raise(&s->l, &e);
+    if (s->prompts.n == 1 && strcmp(s->prompts.text[0], c->sample.prompt_txt) == 0)
+        log_info("prompt_txt: there is no file \"%s\", so that is the prompt", s->prompts.text[0]);
+    open_base(s, world);
+    if (c->sample.lora) s->adapter = open_adapter(s, world, s->base);
 }
 
 static void open_model(struct sampling *s, struct comm *world)
 {
     struct settings *c = &s->l.s;
-    struct ckpt *k = ckpt_open(world, c->sample.checkpoint, true);
     struct err e = {0};
-    if (!ckpt_has(k, STATE_MASTER) && ckpt_has(k, STATE_LORA))
-        err_stop(
-            RC_CONFIG,
-            "checkpoint: %s holds adapters only; give it as lora, and their base as checkpoint",
-            ckpt_path(k));
-    stored_model_read(&s->model, k, &e);
-    err_raise(&e);
-    require_size("num_frames", c->sample.num_frames, s->model.frames);
-    require_size("height", c->sample.height, s->model.height);
-    require_size("width", c->sample.width, s->model.width);
-    if (c->sample.use_ema && !ckpt_has(k, STATE_EMA))
-        err_stop(RC_CONFIG, "use_ema: %s holds no EMA weights; set use_ema: false", ckpt_path(k));
-    if (!(c->sample.save_fps > 0)) c->sample.save_fps = s->model.fps > 0 ? s->model.fps : 16;
     s->codec = video_codec_find(s->model.codec, &e);
     err_raise(&e);
     s->text_codec = text_codec_find(s->model.text_codec, &e);
@@ -388,26 +414,24 @@ static void open_model(struct sampling *s, struct comm *world)
     err_raise(&e);
     c->model = s->model.config;
     log_info("model_config comes from %s; that of the YAML is not used", s->model.path);
-    struct ckpt *lora = c->sample.lora ? open_adapter(s, world, k) : NULL;
     c->lora = s->lora.config;
     const int B = (int)c->sample.batch_size * (batched(s) ? 2 : 1);
     const struct session_shape shape = {
         .batch = B, .t = z[1], .h = z[2], .w = z[3], .channels = z[0], .batched = batched(s)};
     session_open(s->ses, c, world, shape, false);
+    struct ckpt *lora = s->adapter;
     if (lora) adapter_require_targets(lora, &s->lora, s->ses->lora, &c->lora, "leave lora out");
     c->lora = (struct lora_config){0}; /* the texts are those of s->lora */
-    ckpt_load(k, s->ses->fsdp, STATE_MASTER, base_kind(c));
+    ckpt_load(s->base, s->ses->fsdp, STATE_MASTER, base_kind(c));
     if (lora) adapter_load(lora, s->ses->lora, STATE_LORA, s->lora_kind);
     ckpt_close(lora);
-    ckpt_close(k);
+    ckpt_close(s->base);
+    s->base = s->adapter = NULL;
 }
 
 static void prepare(struct sampling *s, struct comm *world)
 {
     const struct settings *c = &s->l.s;
-    struct err e = {0};
-    prompts_read(&s->prompts, c->sample.prompt_txt, &e);
-    err_raise(&e);
     s->per_prompt = (int)c->sample.samples_per_prompt;
     s->items = s->prompts.n * s->per_prompt;
     open_model(s, world);
@@ -434,12 +458,13 @@ int verb_sample(int argc, char **argv)
     struct sampling s = {.ses = calloc(1, sizeof *s.ses)};
     CHECK(s.ses, "out of memory");
     session_settings(world, &s.l, SETTINGS_SAMPLE, a.config, a.sets, a.num_sets);
+    open_inputs(&s, world);
     struct lock lock = session_lock_output(world, s.l.s.output_dir, "sample.lock", "osp sample");
     prepare(&s, world);
-    log_info("%d videos asked for, %d to make: %lld steps, guidance %g, %s weights of step %lld",
-             s.items, s.pending, (long long)s.l.s.scheduler.num_inference_steps,
-             s.l.s.scheduler.guidance_scale, s.l.s.sample.use_ema ? "EMA" : "raw",
-             (long long)s.model.step);
+    log_info("%d video%s asked for, %d to make: %lld steps, guidance %g, %s weights of step %lld",
+             s.items, s.items == 1 ? "" : "s", s.pending,
+             (long long)s.l.s.scheduler.num_inference_steps, s.l.s.scheduler.guidance_scale,
+             s.l.s.sample.use_ema ? "EMA" : "raw", (long long)s.model.step);
     run_all(&s, world);
     if (world->rank == 0) write_sheet(&s);
     if (s.compare && world->rank == 0) compare_print(s.compare, s.per_prompt);

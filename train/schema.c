@@ -491,20 +491,32 @@ static struct reading read_as(int verb, const char *path)
     return r;
 }
 
+/* The verb that knows more keys of it than *verb, if there is one. */
+static struct reading nearest(enum settings_verb *verb, const char *path, struct reading best)
+{
+    static const enum settings_verb all[] = {SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE,
+                                             SETTINGS_RL};
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++) {
+        const struct reading r = read_as((int)all[k], path);
+        if (r.foreign >= best.foreign) continue;
+        best = r;
+        *verb = all[k];
+    }
+    return best;
+}
+
+enum settings_verb settings_nearest(enum settings_verb verb, const char *path)
+{
+    nearest(&verb, path, read_as((int)verb, path));
+    return verb;
+}
+
 enum settings_whose settings_whose(enum settings_verb verb, const char *path, char *out,
                                    size_t size)
 {
-    static const int candidates[] = {SETTINGS_TRAIN, SETTINGS_DATA, SETTINGS_SAMPLE, SETTINGS_RL};
-    const struct reading own = read_as(verb, path);
-    struct reading best = own;
-    const char *name = NULL;
-    for (size_t k = 0; k < sizeof candidates / sizeof *candidates; k++) {
-        const struct reading r = read_as(candidates[k], path);
-        if (r.foreign < best.foreign) {
-            best = r;
-            name = verb_names[candidates[k]];
-        }
-    }
+    enum settings_verb other = verb;
+    const struct reading own = read_as((int)verb, path), best = nearest(&other, path, own);
+    const char *name = other == verb ? NULL : verb_names[other];
     const bool whole = name && best.problems == 0;
     if (!whole && (!name || own.foreign < 3 || best.foreign * 3 > own.foreign)) return SETTINGS_OWN;
     char others[48] = "";

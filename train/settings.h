@@ -4,6 +4,7 @@
 #ifndef TRAIN_SETTINGS_H
 #define TRAIN_SETTINGS_H
 #include "core/config.h"
+#include "core/err.h"
 #include "core/tensor.h"
 #include "model/lora.h"
 #include "rl/config.h"
@@ -133,6 +134,8 @@ struct loaded_settings {
 /* The rows of one verb (train and plan share theirs). Keys of other verbs are in it as CFG_REFUSED
  * with a reason that names their verb, so one file cannot silently mean less than it says. */
 const struct cfg_field *settings_schema(enum settings_verb verb, int *n);
+/* The verb whose keys a file has: this one, unless another knows more of them. */
+enum settings_verb settings_nearest(enum settings_verb verb, const char *path);
 /* Whether a file that this verb refuses was written for another one: most of the keys that do not
  * belong here are keys of that verb. out: one line that names both verbs and how to run the file;
  * untouched when it is this verb's own. */
@@ -149,6 +152,15 @@ void settings_load(struct loaded_settings *out, enum settings_verb verb, const c
                    char *const *sets, int num_sets);
 /* The rules that need the number of ranks (fsdp_size divides it, batch divides, ...). */
 void settings_check_ranks(const struct loaded_settings *l, int ranks);
+/* Problems that only files and ranks can show. settings_stop: "file:line:column: key: what".
+ * settings_raise: an error whose message begins with "key: ", with that key's place put before it.
+ * settings_push: failures are "while using file:line:column: key", until err_pop. */
+_Noreturn void settings_stop(const struct loaded_settings *l, int code, const char *key,
+                             const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+void settings_raise(const struct loaded_settings *l, const struct err *e);
+void settings_push(const struct loaded_settings *l, const char *key);
+/* What a number of this key means where the key has words; out is untouched otherwise. */
+void settings_word(const char *key, int64_t value, char *out, size_t size);
 char *settings_text(const struct loaded_settings *l, bool with_origins);
 /* Values that differ from before are said to come from there ("rl.algo"). */
 void settings_changed(struct loaded_settings *l, const struct settings *before, const char *from);

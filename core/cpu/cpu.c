@@ -120,8 +120,9 @@ static void describe(struct dev *d, char *out, size_t size)
 {
     const struct cpu *c = cpu_of(d);
     const bool mx = c->mx && d->compute == DT_BF16;
-    snprintf(out, size, "cpu %s | %s%s%s | %d threads | gemm %s: %s", dtype_name(d->compute),
-             c->k->name, mx ? ", " : "", mx ? c->mx->name : "", c->threads, dtype_name(d->compute),
+    snprintf(out, size, "cpu %s | %s%s%s | %d thread%s | gemm %s: %s", dtype_name(d->compute),
+             c->k->name, mx ? ", " : "", mx ? c->mx->name : "", c->threads,
+             c->threads == 1 ? "" : "s", dtype_name(d->compute),
              engine_name(d->compute == DT_BF16 ? c->bf16 : c->f32));
 }
 

@@ -22,6 +22,8 @@ scripts/run_local.sh --help >"$log"; rc=$?
 check "--help" $rc = 0 -a -n "$(grep -- '--grace' "$log")"
 scripts/run_local.sh -n 3 -t 2 --dry-run train x.yaml >"$log"; rc=$?
 check "--dry-run shows ranks and threads" $rc = 0 -a -n "$(grep 'OMP_NUM_THREADS=2 mpirun.* -n 3 ' "$log")"
+scripts/run_local.sh -n two train x.yaml >"$log" 2>&1; rc=$?
+check "a number of ranks that is none: 64" $rc = 64 -a -n "$(grep 'n two: expected a number' "$log")"
 scripts/run_local.sh -n 1000 -t 2 --bind train x.yaml >"$log" 2>&1; rc=$?
 check "binding more than there is is an error" $rc = 64
 
