@@ -81,7 +81,8 @@ void dry_resolve(struct loaded_settings *l)
     const struct settings asked = l->s;
     struct err e = {0};
     algo_resolve(&l->s.rl, &e);
-    if (asked.rl.sde_steps > l->s.rl.steps && asked.rl.window_size < 0) /* where the size is from */
+    const bool sized = asked.rl.window_size < 0 && l->s.rl.window_size == asked.rl.sde_steps;
+    if (sized && asked.rl.sde_steps > l->s.rl.steps)
         settings_stop(l, RC_CONFIG, "rl_config.sde_steps", "%lld of %lld steps",
                       (long long)asked.rl.sde_steps, (long long)l->s.rl.steps);
     settings_raise(l, &e);
