@@ -129,10 +129,15 @@ static void find_todo(struct sampling *s, struct comm *world)
     free(todo);
 }
 
-static void write_manifest(struct sampling *s, bool complete)
+/* sheet NULL: there is none of these items yet. */
+static void write_manifest(struct sampling *s, bool complete, const struct sheet_shape *sheet)
 {
-    json_t *all = json_pack("{s:s, s:b, s:O}", "format", "osp-samples", "complete", complete,
-                            "items", s->manifest);
+    json_t *all = json_pack("{s:s, s:b, s:i, s:O}", "format", "osp-samples", "complete", complete,
+                            "samples_per_prompt", s->per_prompt, "items", s->manifest);
+    if (sheet)
+        json_object_set_new(all, "sheet",
+                            json_pack("{s:I, s:I}", "rows", (json_int_t)sheet->rows, "columns",
+                                      (json_int_t)sheet->columns));
     char *text = json_dumps(all, JSON_INDENT(1) | JSON_REAL_PRECISION(9)), *path = manifest_path(s);
     CHECK(text, "the manifest cannot be encoded");
     struct err e = {0};
@@ -255,7 +260,7 @@ static void record_done(struct sampling *s, struct comm *world, int first, int l
                 json_object_set_new(entry, "distances", compare_json(s->compare, order[k]));
             json_array_set_new(s->manifest, (size_t)order[k], entry);
         }
-        write_manifest(s, last == s->pending);
+        write_manifest(s, last == s->pending, NULL);
     }
     s->done = last;
 }
@@ -293,6 +298,7 @@ static void write_sheet(struct sampling *s)
          *video = io_path("%s/video_grid.mp4", s->l.s.output_dir);
     const struct sheet_job job = {.path = paths,
                                   .count = s->items,
+                                  .samples = s->per_prompt,
                                   .frames = s->model.frames,
                                   .height = s->model.height,
                                   .width = s->model.width,
@@ -301,8 +307,9 @@ static void write_sheet(struct sampling *s)
                                   .video = video,
                                   .budget = SHEET_BYTES};
     struct err e = {0};
-    sheet_write(&job, &e);
+    const struct sheet_shape sheet = sheet_write(&job, &e);
     err_raise(&e);
+    write_manifest(s, true, &sheet);
     log_info("%d videos in %s; contact sheet %s, all in one %s", s->items, s->l.s.output_dir,
              picture, video);
     for (int i = 0; i < s->items; i++) free(paths[i]);
