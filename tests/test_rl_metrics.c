@@ -1,5 +1,6 @@
 /* What `osp rl` tells of an epoch: the keys that docs/rl.md lists, all of them and no others, with
- * finite values, the same in metrics.jsonl and in the event file of TensorBoard. */
+ * finite values, the same in metrics.jsonl and in the event file of TensorBoard; and what it tells
+ * of the videos of an evaluation. */
 #include <dirent.h>
 #include <jansson.h>
 #include <math.h>
@@ -10,6 +11,7 @@
 #include "core/io.h"
 #include "tests/check.h"
 #include "tests/rl_process.h"
+#include "train/captions.h"
 
 enum { MOST = 1024, TAG = 96 };
 
@@ -263,6 +265,50 @@ static struct keys *documented(void)
     return k;
 }
 
+/* prompts.json beside the videos of an evaluation: every prompt of the file, every video, and
+ * rewards and scores whose means are the metrics. */
+static void same_scores(const char *run, int epoch)
+{
+    static const char *const dim[] = {"VQ", "MQ", "TA"}, *const prompt[] = {
+                                                             "a bright red picture", "a dark night",
+                                                             "a green field", "fast blue waves"};
+    char *folder = io_path("%s/%s/eval/epoch_%06d", test_dir(), run, epoch);
+    char *path = io_path("%s/prompts.json", folder);
+    json_t *all = json_load_file(path, 0, NULL), *item;
+    const int n = (int)json_array_size(json_object_get(all, "items"));
+    double reward = 0, score[3] = {0};
+    size_t i;
+    EXPECT(n == 4, "%s: %d items", path, n);
+    json_array_foreach(json_object_get(all, "items"), i, item)
+    {
+        reward += json_number_value(json_object_get(item, "reward")) / n;
+        for (int k = 0; k < 3; k++)
+            score[k] +=
+                json_number_value(json_object_get(json_object_get(item, "scores"), dim[k])) / n;
+    }
+    struct captions c;
+    captions_of_evaluation(&c, folder);
+    EXPECT(c.n == 4 && c.samples == 1, "captions of %lld videos", (long long)c.n);
+    for (int k = 0; k < c.n && k < 4; k++) {
+        char *video = io_path("%s/%s", folder, c.v[k].file);
+        EXPECT(!strcmp(c.v[k].prompt, prompt[k]) && io_exists(video) && isfinite(c.v[k].reward),
+               "%s is of \"%s\"", video, c.v[k].prompt);
+        free(video);
+    }
+    captions_free(&c);
+    const double want = rl_metric(run, epoch, "eval/reward_mean");
+    EXPECT(fabs(reward - want) < 1e-7, "mean reward %.9g, metric %.9g", reward, want);
+    for (int k = 0; k < 3; k++) {
+        char *key = io_path("eval/%s", dim[k]);
+        const double x = rl_metric(run, epoch, key);
+        EXPECT(fabs(score[k] - x) < 1e-7, "%s: %.9g, metric %.9g", key, score[k], x);
+        free(key);
+    }
+    json_decref(all);
+    free(path);
+    free(folder);
+}
+
 static void test_tags(struct comm *world)
 {
     (void)world;
@@ -283,6 +329,8 @@ static void test_tags(struct comm *world)
     }
     const int n = compare_lines("told", s);
     EXPECT(n == s->n, "%d values in the lines, %d as events", n, s->n);
+    same_scores("told", 0);
+    same_scores("told", 2);
     if (test_verbose()) printf("    %d keys, %d values\n", k->n, n);
     free(k);
     free(s);
@@ -291,7 +339,8 @@ static void test_tags(struct comm *world)
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
-        {.name = "every documented key is a tag with the value of its line",
+        {.name =
+             "every documented key is a tag with the value of its line, evaluations name videos",
          .run = test_tags,
          .flags = TEST_SLOW}};
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);

@@ -69,6 +69,8 @@ static bool take(struct captions *c, const struct kind *k, const json_t *all, js
     if ((c->samples = samples_of(k, all, items)) < 1) return false;
     c->rows = json_integer_value(json_object_get(sheet, "rows"));
     c->columns = json_integer_value(json_object_get(sheet, "columns"));
+    c->shown = json_integer_value(json_object_get(sheet, "videos"));
+    c->items = (int64_t)json_array_size(items);
     return take_items(c, k, items, why);
 }
 

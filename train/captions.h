@@ -15,10 +15,11 @@ struct caption {
     bool small;     /* contact sheets enlarge it (GRID_CELL of data/grid.h) */
 };
 struct captions {
-    struct caption *v; /* [n], prompt by prompt */
-    int64_t n;
+    struct caption *v;     /* [n], prompt by prompt */
+    int64_t n, items;      /* items: with those that are not made yet */
     int64_t samples;       /* of a prompt */
-    int64_t rows, columns; /* of the contact sheet of exactly these videos; 0: there is none */
+    int64_t rows, columns; /* of the contact sheet; 0: there is none */
+    int64_t shown;         /* on it: the first so many items */
 };
 /* Without such a file n = 0. Free what they fill. */
 void captions_of_samples(struct captions *c, const char *folder);

@@ -141,7 +141,9 @@ static void figure(FILE *out, const char *run, const char *name, const char *tex
 static void sheet_line(FILE *out, const struct captions *c)
 {
     const long long k = c->samples, last = k - 1;
-    fprintf(out, "<p class=sub>Contact sheet: ");
+    fprintf(out, "<p class=sub>Contact sheet");
+    if (c->shown < c->items) fprintf(out, " of the first %lld videos", (long long)c->shown);
+    fprintf(out, ": ");
     if (c->columns == k && k > 1)
         fprintf(out, "rows are prompts in this order, columns are samples 0 to %lld", last);
     else if (c->columns == k)
@@ -178,7 +180,7 @@ static void sheet(FILE *out, const char *run, const char *folder, const struct c
     for (int k = 0; k < 2; k++) {
         char *name = taken(list, folder, file[k]);
         if (!name) continue;
-        if (!shown && c->rows > 0 && c->columns > 0) sheet_line(out, c);
+        if (!shown && c->rows > 0 && c->columns > 0 && c->shown > 0) sheet_line(out, c);
         if (!shown++) fprintf(out, "<div class=samples>\n");
         figure(out, run, name, NULL, false, used);
         free(name);

@@ -25,8 +25,9 @@
 
 static const char usage[] =
     "osp sample CONFIG [key=value ...] [--print-config] [--help-config]\n"
-    "Samples videos from a checkpoint: mp4 files, contact sheet (sheet.png) and samples.json in\n"
-    "output_dir. Run it again after an interruption: finished items are kept.";
+    "Samples videos from a checkpoint: mp4 files, contact sheets (sheet.png, video_grid.mp4; rows\n"
+    "are prompts, columns samples) and samples.json in output_dir.\n"
+    "Run it again after an interruption: finished items are kept.";
 
 enum { SHEET_BYTES = 256 << 20 }; /* of frames, while all videos are put into one */
 struct sampling {
@@ -92,6 +93,15 @@ static char *manifest_path(const struct sampling *s)
     return io_path("%s/samples.json", s->l.s.output_dir);
 }
 
+/* Videos of more prompts than are asked for this time stay known, under the same names. */
+static void keep_others(struct sampling *s, const json_t *old)
+{
+    const json_t *items = json_object_get(old, "items");
+    if (json_integer_value(json_object_get(old, "samples_per_prompt")) != s->per_prompt) return;
+    for (size_t i = (size_t)s->items; i < json_array_size(items); i++)
+        json_array_append(s->manifest, json_array_get(items, i));
+}
+
 /* Rank 0 decides what is left to do. */
 static void find_todo(struct sampling *s, struct comm *world)
 {
@@ -115,6 +125,7 @@ static void find_todo(struct sampling *s, struct comm *world)
             json_decref(want);
             free(video);
         }
+        keep_others(s, old);
         if (old) json_decref(old);
     }
     comm_broadcast_bytes(world, &e, sizeof e, 0, "output folder");
@@ -136,7 +147,8 @@ static void write_manifest(struct sampling *s, bool complete, const struct sheet
                             "samples_per_prompt", s->per_prompt, "items", s->manifest);
     if (sheet)
         json_object_set_new(all, "sheet",
-                            json_pack("{s:I, s:I}", "rows", (json_int_t)sheet->rows, "columns",
+                            json_pack("{s:i, s:I, s:I}", "videos", s->items, "rows",
+                                      (json_int_t)sheet->rows, "columns",
                                       (json_int_t)sheet->columns));
     char *text = json_dumps(all, JSON_INDENT(1) | JSON_REAL_PRECISION(9)), *path = manifest_path(s);
     CHECK(text, "the manifest cannot be encoded");
