@@ -233,12 +233,13 @@ static void page_of_post_training(struct comm *world)
 #define WILD_HTML "&lt;script&gt;&amp;&quot; a \u00e9toile"
 #define ITEMS                                                                              \
     "\"items\":[" PARAMETERS(WILD, 0, "") "," PARAMETERS(WILD, 1, "") ",null," PARAMETERS( \
-        "", 1, ",\"lora\":\"runs/<rl>\",\"lora_ema\":true") "]"
+        "", 1, ",\"lora\":\"runs/<rl>\",\"lora_ema\":true") "," PARAMETERS("third", 0, "") "]"
 static const char samples_json[] =
     "{\"format\":\"osp-samples\",\"complete\":true,\"samples_per_prompt\":2," ITEMS
-    ",\"sheet\":{\"videos\":4,\"rows\":2,\"columns\":2}}";
+    ",\"sheet\":{\"videos\":5,\"rows\":2,\"columns\":2}}";
 
-/* 2 prompts with 2 samples each; the third item was not made, of which there is an older video. */
+/* 3 prompts with 2 samples, the last with one; the third item was not made, of which there is an
+ * older video. */
 static char *sampled_run(const char *name, const char *manifest)
 {
     struct err e = {0};
@@ -252,6 +253,7 @@ static char *sampled_run(const char *name, const char *manifest)
     put_file(run, "samples/video_000000_01.mp4", "0/1", 3);
     put_file(run, "samples/video_000001_00.mp4", "old", 3);
     put_file(run, "samples/video_000001_01.mp4", "1/1", 3);
+    put_file(run, "samples/video_000002_00.mp4", "2/0", 3);
     put_file(run, "samples/more/video_000000_00.mp4", "other", 5);
     if (manifest) put_text(run, "samples/samples.json", manifest);
     free(samples);
@@ -289,6 +291,8 @@ static void samples_have_captions(struct comm *world)
         "base64,MS8x\"",
         "EMA weights of step 30, with averaged adapters of runs/&lt;rl&gt;</span><a "
         "href=\"samples/video_000001_01.mp4\">",
+        "<p class=prompt>third</p>",
+        "<a href=\"samples/video_000002_00.mp4\">",
         "<h3>Other files</h3>",
         "<figcaption><a href=\"samples/another.png\">",
         "<figcaption><a href=\"samples/more/video_000000_00.mp4\">",
@@ -296,8 +300,8 @@ static void samples_have_captions(struct comm *world)
         "<h2>Events",
         NULL};
     expect_order(p, want);
-    EXPECT(count(p, "<figure class=\"sample small\">") == 3 && count(p, "<p class=prompt>") == 2,
-           "two prompts, three small videos");
+    EXPECT(count(p, "<figure class=\"sample small\">") == 4 && count(p, "<p class=prompt>") == 3,
+           "three prompts, four small videos");
     EXPECT(count(p, "<div") == count(p, "</div>") && count(p, "<span") == count(p, "</span>"),
            "tags");
     EXPECT(!strstr(p, "<script") && !strstr(p, "runs/<rl>"), "not escaped");

@@ -290,6 +290,49 @@ static void little_memory(struct comm *world)
     free(gone);
 }
 
+/* The grid of 36 videos of 192 frames is 536 MB, at five times their size; the encoder needs 130.
+ */
+static void little_memory_enlarged(struct comm *world)
+{
+    (void)world;
+    if (!have_video()) return;
+    enum { SOME = 36, N = 192, SIDE = 32 };
+    struct err e = {0};
+    char *one = io_path("%s/some.mp4", test_dir()), *path[SOME],
+         *png = io_path("%s/some.png", test_dir()), *mp4 = io_path("%s/all.mp4", test_dir());
+    uint8_t *v = calloc((size_t)N * SIDE * SIDE, 3);
+    video_write(one, v, N, SIDE, SIDE, 8, NULL, &e);
+    free(v);
+    EXPECT(!e.code, "%s", e.msg);
+    for (int i = 0; i < SOME; i++) path[i] = one;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        const long before = peak_mb();
+        const struct sheet_job j = {.path = path,
+                                    .count = SOME,
+                                    .samples = 1,
+                                    .frames = N,
+                                    .height = SIDE,
+                                    .width = SIDE,
+                                    .fps = 8,
+                                    .picture = png,
+                                    .video = mp4,
+                                    .budget = 32 << 20};
+        sheet_write(&j, &e);
+        const long more = peak_mb() - before;
+        printf("    %ld MB more for a grid of %d videos\n", more, SOME);
+        fflush(stdout);
+        _exit(e.code ? 2 : more >= 450);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+    free(one);
+    free(png);
+    free(mp4);
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
@@ -299,6 +342,7 @@ int main(int argc, char **argv)
          .run = layouts},
         {.name = "videos that do not fit side by side are shown smaller", .run = reduced},
         {.name = "memory does not grow with the number of videos", .run = little_memory},
+        {.name = "nor with their length, enlarged", .run = little_memory_enlarged},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }
