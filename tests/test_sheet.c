@@ -342,7 +342,9 @@ int main(int argc, char **argv)
          .run = layouts},
         {.name = "videos that do not fit side by side are shown smaller", .run = reduced},
         {.name = "memory does not grow with the number of videos", .run = little_memory},
-        {.name = "nor with their length, enlarged", .run = little_memory_enlarged},
+        {.name = "nor with their length, enlarged",
+         .run = little_memory_enlarged,
+         .flags = TEST_SLOW},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }
