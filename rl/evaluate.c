@@ -1,9 +1,11 @@
 /* Evaluation: the same prompts from the same noise, no stochastic step, scored (docs/spec/rl.md
  * 1.16, 7.1 D-18). Evaluation samples have negative numbers, so that no noise of training is used.
  */
+#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/fault.h"
 #include "core/io.h"
@@ -114,6 +116,58 @@ static void report(struct rl_run *r, const struct score_row *row, int64_t rows)
              (long long)r->state.epoch, mean, std, (long long)valid);
 }
 
+/* ---- prompts.json -----------------------------------------------------------------------------*/
+static json_t *number_or_null(bool valid, double x)
+{
+    return valid && isfinite(x) ? json_real(x) : json_null();
+}
+
+/* row NULL: never scored. */
+static json_t *item_json(const struct rl_run *r, int64_t item, const struct score_row *row)
+{
+    const int64_t per = r->set->rl.eval_samples;
+    const bool valid = row && row->valid;
+    json_t *j = json_pack("{s:s, s:I, s:I, s:I}", "prompt", r->eval_prompts.text[item / per],
+                          "sample", (json_int_t)(item % per), "height", (json_int_t)r->model.height,
+                          "width", (json_int_t)r->model.width);
+    CHECK(j, "evaluation prompt %lld cannot be encoded", (long long)(item / per)); /* it is UTF-8 */
+    json_object_set_new(j, "reward", number_or_null(valid, valid ? reward_of(r, row) : 0));
+    json_t *scores = json_object();
+    for (int k = 0; k < r->scoring->dims; k++)
+        json_object_set_new(scores, r->scoring->name[k],
+                            number_or_null(valid, valid ? row->norm[k] : 0));
+    json_object_set_new(j, "scores", scores);
+    return j;
+}
+
+/* What the videos are of and what they got, beside them, for reports (train/captions.h). */
+static void write_prompts(const struct rl_run *r, const struct score_row *row, int64_t rows)
+{
+    const int64_t per = r->set->rl.eval_samples, n = r->eval_prompts.n * per;
+    json_t *items = json_array();
+    for (int64_t item = 0; item < n; item++) {
+        const struct score_row *of = NULL;
+        for (int64_t i = 0; i < rows && !of; i++)
+            if (-1 - row[i].entry.sample == item) of = &row[i];
+        json_array_append_new(items, item_json(r, item, of));
+    }
+    json_t *all = json_pack("{s:s, s:I, s:I, s:o}", "format", "osp-evaluation", "epoch",
+                            (json_int_t)r->state.epoch, "samples_per_prompt", (json_int_t)per,
+                            "items", items);
+    char *text = json_dumps(all, JSON_INDENT(1) | JSON_REAL_PRECISION(9)), *dir = folder(r);
+    char *path = io_path("%s/prompts.json", dir);
+    CHECK(text, "the evaluation cannot be encoded");
+    struct err e = {0};
+    io_mkdir(dir, &e);
+    if (!e.code) io_write_file(path, text, strlen(text), &e);
+    if (e.code) log_warn("%s", e.msg); /* as with a video */
+    json_decref(all);
+    free(text);
+    free(path);
+    free(dir);
+}
+
+/* -----------------------------------------------------------------------------------------------*/
 static bool collect(struct rl_run *r)
 {
     for (;;) {
@@ -154,6 +208,7 @@ void run_evaluate(struct rl_run *r)
     r->evaluating = false;
     int64_t n;
     struct score_row *row = scoring_table(r->scoring, &n);
+    if (r->world->rank == 0) write_prompts(r, row, n);
     run_spend(r);
     if (alive) {
         report(r, row, n);

@@ -1,5 +1,6 @@
 /* What `osp rl` tells of an epoch: the keys that docs/rl.md lists, all of them and no others, with
- * finite values, the same in metrics.jsonl and in the event file of TensorBoard. */
+ * finite values, the same in metrics.jsonl and in the event file of TensorBoard; and what it tells
+ * of the videos of an evaluation. */
 #include <dirent.h>
 #include <jansson.h>
 #include <math.h>
@@ -10,6 +11,7 @@
 #include "core/io.h"
 #include "tests/check.h"
 #include "tests/rl_process.h"
+#include "train/captions.h"
 
 enum { MOST = 1024, TAG = 96 };
 
@@ -288,11 +290,79 @@ static void test_tags(struct comm *world)
     free(s);
 }
 
+/* ---- eval/epoch_N/prompts.json ----------------------------------------------------------------*/
+/* Scores how long the prompt is, and the clip; what is raw is something else. */
+static const char reading[] =
+    "import sys\nsys.path.insert(0, 'scripts')\nimport osp_reward, simple_scorer\n"
+    "class Reading(simple_scorer.SimpleScorer):\n    def score(self, clip):\n"
+    "        raw, norm, frames, ms = super().score(clip)\n"
+    "        return [0, 0, 0], [len(clip.prompt) / 32, norm[1], norm[2]], frames, ms\n"
+    "osp_reward.serve(Reading())\n";
+
+/* Item by item the prompt, its video and its score; their means are the metrics. */
+static void same_scores(const char *run, int epoch, int samples)
+{
+    static const char *const prompt[] = {"a bright red picture", "a dark night", "a green field",
+                                         "fast blue waves"};
+    char *folder = io_path("%s/%s/eval/epoch_%06d", test_dir(), run, epoch);
+    char *path = io_path("%s/prompts.json", folder);
+    json_t *all = json_load_file(path, 0, NULL), *items = json_object_get(all, "items");
+    struct captions c;
+    captions_of_evaluation(&c, folder);
+    EXPECT(json_array_size(items) == 4 * (size_t)samples && c.n == 4 * samples, "%s: %lld", path,
+           (long long)c.n);
+    double mean[4] = {0};
+    for (int i = 0; i < c.n && i < 4 * samples; i++) {
+        static const char *const dim[] = {"VQ", "MQ", "TA"};
+        json_t *item = json_array_get(items, (size_t)i), *score = json_object_get(item, "scores");
+        const char *want = prompt[i / samples];
+        char *video = io_path("%s/%s", folder, c.v[i].file);
+        EXPECT(!strcmp(c.v[i].prompt, want) && io_exists(video), "%s is of \"%s\"", video,
+               c.v[i].prompt);
+        for (int k = 0; k < 3; k++)
+            mean[k] += json_number_value(json_object_get(score, dim[k])) / (4 * samples);
+        mean[3] += c.v[i].reward / (4 * samples);
+        const double got = json_number_value(json_object_get(score, "VQ"));
+        EXPECT(got == (double)strlen(want) / 32, "item %d: VQ %g", i, got);
+        free(video);
+    }
+    static const char *const key[] = {"eval/VQ", "eval/MQ", "eval/TA", "eval/reward_mean"};
+    for (int k = 0; k < 4; k++) {
+        const double x = rl_metric(run, epoch, key[k]);
+        EXPECT(fabs(mean[k] - x) < 1e-7, "%s: %.9g, of the items %.9g", key[k], x, mean[k]);
+    }
+    captions_free(&c);
+    json_decref(all);
+    free(path);
+    free(folder);
+}
+
+static void test_prompts(struct comm *world)
+{
+    (void)world;
+    struct process_opts o = plain_rl;
+    char *text = io_path("%s/reading.py", test_dir()),
+         *set = io_path("reward.command=python3 %s", text);
+    write_text("reading.py", reading);
+    o.sets[0] = "num_epochs=1";
+    o.sets[1] = "rl_config.eval_samples=2";
+    o.sets[2] = set;
+    if (rl_ready() && rl_calm("read", "mix_grpo", &o)) {
+        same_scores("read", 0, 2);
+        same_scores("read", 1, 2);
+    }
+    free(set);
+    free(text);
+}
+
 int main(int argc, char **argv)
 {
     const struct test tests[] = {
         {.name = "every documented key is a tag with the value of its line",
          .run = test_tags,
+         .flags = TEST_SLOW},
+        {.name = "an evaluation names the prompts and scores of its videos",
+         .run = test_prompts,
          .flags = TEST_SLOW}};
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

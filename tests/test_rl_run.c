@@ -235,6 +235,12 @@ static void test_dead_evaluation(struct comm *world)
                !strstr(said, "no evaluation from epoch 4"),
            "exit code %d: %s", rc, said);
     free(said);
+    char *told = io_path("%s/degraded/eval/epoch_000002/prompts.json", test_dir());
+    said = process_log(told);
+    const char *lost = strstr(said, "\"reward\": null"); /* the first clip was scored */
+    EXPECT(lost && lost > strstr(said, "\"a dark night\""), "%s", said);
+    free(said);
+    free(told);
     for (int e = 2; e <= EPOCHS; e += 2) {
         EXPECT(rl_metric_lines("unheard", e, "eval/reward_mean") == 1 &&
                    rl_metric("unheard", e, "eval/reward_mean") ==

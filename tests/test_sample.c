@@ -1,5 +1,6 @@
 /* Verb sample as a user runs it: the same videos on any number of ranks, finished items are kept,
  * mistakes are named. */
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 #include "core/io.h"
 #include "tests/check.h"
 #include "tests/train_case.h"
+#include "train/captions.h"
 
 /* Exit code; the output goes to said[]. */
 static int sample(int ranks, const char *out, const char *more, char said[8192])
@@ -67,6 +69,28 @@ static void least_work(const char *first)
            states, params);
 }
 
+/* samples.json tells how the videos stand on the sheet, and of which prompt each is, also those of
+ * prompts that were not asked for again. */
+static void told(const char *folder, int64_t prompts, int64_t more)
+{
+    struct captions c;
+    char *path = io_path("%s/%s", test_dir(), folder);
+    captions_of_samples(&c, path);
+    EXPECT(c.n == 2 * (prompts + more) && c.shown == 2 * prompts && c.samples == 2 &&
+               c.rows == prompts && c.columns == 2,
+           "%s: %lld videos, %lld of a prompt, %lld x %lld", folder, (long long)c.n,
+           (long long)c.samples, (long long)c.rows, (long long)c.columns);
+    for (int64_t i = 0; i < c.n; i++) {
+        char *video = io_path("%s/%s", path, c.v[i].file);
+        EXPECT(io_exists(video) && c.v[i].number == i / 2 && c.v[i].small &&
+                   strstr(c.v[i].text, "seed 1024") && strstr(c.v[i].text, "2 steps · EMA"),
+               "%s: \"%s\"", video, c.v[i].text);
+        free(video);
+    }
+    captions_free(&c);
+    free(path);
+}
+
 static void test_sample(struct comm *world)
 {
     (void)world;
@@ -78,6 +102,7 @@ static void test_sample(struct comm *world)
     comm_thread_run(2, train_case_save, out);
     EXPECT(sample(1, "one", "", said) == 0, "%s", said);
     EXPECT(strstr(said, "6 to make") && strstr(said, "sheet.png"), "%s", said);
+    told("one", 3, 0);
     least_work(said);
     EXPECT(sample(3, "three", "", said) == 0, "%s", said);
     for (int p = 0; p < 3; p++)
@@ -99,7 +124,13 @@ static void test_sample(struct comm *world)
                strstr(said, "stopped by a signal after "),
            "%s", said);
     unsetenv("OSP_FAULT");
+    char *manifest = io_path("%s/stopped/samples.json", test_dir());
+    json_t *cut = json_load_file(manifest, 0, NULL);
+    EXPECT(cut && !json_object_get(cut, "sheet"), "a sheet of what is not made yet");
+    json_decref(cut);
+    free(manifest);
     EXPECT(sample(2, "stopped", "", said) == 0 && !strstr(said, "6 to make"), "%s", said);
+    told("stopped", 3, 0);
     for (int p = 0; p < 3; p++)
         for (int k = 0; k < 2; k++)
             EXPECT(same_file("stopped", "three", p, k), "video %d/%d differs after a stop", p, k);
@@ -108,6 +139,18 @@ static void test_sample(struct comm *world)
     EXPECT(remove(gone) == 0, "remove");
     EXPECT(sample(1, "one", "", said) == 0 && strstr(said, "1 to make"), "%s", said);
     EXPECT(same_file("one", "three", 1, 1), "the video made again differs");
+    /* fewer prompts: another sheet, and the others are not forgotten */
+    char *fewer = io_path("%s/fewer.txt", test_dir());
+    char *line = io_path("head -n 1 configs/sample/prompts.txt > %s", fewer);
+    char *set = io_path("prompt_txt=%s", fewer);
+    EXPECT(system(line) == 0 && sample(1, "one", set, said) == 0 && strstr(said, "0 to make"), "%s",
+           said);
+    told("one", 1, 2);
+    EXPECT(sample(1, "one", "", said) == 0 && strstr(said, "0 to make"), "%s", said);
+    told("one", 3, 0);
+    free(set);
+    free(line);
+    free(fewer);
     /* other parameters: all are made again */
     EXPECT(sample(1, "one", "scheduler_config.guidance_scale=2", said) == 0 &&
                strstr(said, "6 to make"),
@@ -121,6 +164,14 @@ static void test_sample(struct comm *world)
     EXPECT(sample(1, "bad", "checkpoint=/nonexistent", said) == RC_NOINPUT &&
                strstr(said, "while using command line:8:12: checkpoint"),
            "%s", said);
+    char *latin = io_path("%s/latin.txt", test_dir()), *key = io_path("prompt_txt=%s", latin);
+    struct err e = {0};
+    io_write_file(latin, "a cat\na caf\xe9\n", 13, &e);
+    EXPECT(!e.code && sample(1, "bad", key, said) == RC_DATA &&
+               strstr(said, "latin.txt:2: the line is not UTF-8"),
+           "%s %s", e.msg, said);
+    free(latin);
+    free(key);
     char *bad = io_path("%s/bad", test_dir());
     EXPECT(!io_exists(bad), "refused runs left %s", bad);
     EXPECT(sample(1, "word", "prompt_txt=nope", said) == 0 &&

@@ -1,6 +1,7 @@
 #include "train/prompts.h"
 
 #include <ctype.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,6 +40,12 @@ void prompts_read(struct prompts *p, const char *source, struct err *e)
         add(p, line, len);
         line += len + (line[len] == '\n');
     }
+    for (int i = 0; i < p->n && !e->code; i++) {
+        json_t *word = json_string(p->text[i]); /* NULL where it is no UTF-8 */
+        if (!word) err_set(e, RC_DATA, "prompt_txt: %s:%d: the line is not UTF-8", source, i + 1);
+        json_decref(word);
+    }
+    if (strlen(text) != n) err_set(e, RC_DATA, "prompt_txt: %s holds a zero byte", source);
     free(text);
     if (!p->n) err_set(e, RC_DATA, "prompt_txt: %s is empty", source);
 }

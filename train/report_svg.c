@@ -32,6 +32,15 @@ void html_text(FILE *out, const char *s)
     }
 }
 
+void html_link(FILE *out, const char *path)
+{
+    for (const unsigned char *c = (const unsigned char *)path; *c; c++) {
+        const bool plain = (*c >= '0' && *c <= '9') || (*c >= 'A' && *c <= 'Z') ||
+                           (*c >= 'a' && *c <= 'z') || strchr("-._~/", *c);
+        fprintf(out, plain ? "%c" : "%%%02X", *c);
+    }
+}
+
 const char *si_number(double v, char out[32])
 {
     static const char *const letter[] = {"", "k", "M", "G", "T", "P", "E"};

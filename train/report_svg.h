@@ -24,6 +24,7 @@ struct chart {
 void svg_chart(FILE *out, const struct chart *c);
 /* Text with &, <, > and quotes escaped. */
 void html_text(FILE *out, const char *s);
+void html_link(FILE *out, const char *path); /* for href: relative, percent-encoded */
 /* "12.3k", "4.56M": three digits and an SI letter. */
 const char *si_number(double v, char out[32]);
 /* Mean and median over neighbours, wider for longer curves: 1/40 of the points to each side, at

@@ -25,8 +25,9 @@
 
 static const char usage[] =
     "osp sample CONFIG [key=value ...] [--print-config] [--help-config]\n"
-    "Samples videos from a checkpoint: mp4 files, contact sheet (sheet.png) and samples.json in\n"
-    "output_dir. Run it again after an interruption: finished items are kept.";
+    "Samples videos from a checkpoint: mp4 files, contact sheets (sheet.png, video_grid.mp4; rows\n"
+    "are prompts, columns samples) and samples.json in output_dir.\n"
+    "Run it again after an interruption: finished items are kept.";
 
 enum { SHEET_BYTES = 256 << 20 }; /* of frames, while all videos are put into one */
 struct sampling {
@@ -93,6 +94,15 @@ static char *manifest_path(const struct sampling *s)
     return io_path("%s/samples.json", s->l.s.output_dir);
 }
 
+/* Videos of more prompts than are asked for this time stay known, under the same names. */
+static void keep_others(struct sampling *s, const json_t *old)
+{
+    const json_t *items = json_object_get(old, "items");
+    if (json_integer_value(json_object_get(old, "samples_per_prompt")) != s->per_prompt) return;
+    for (size_t i = (size_t)s->items; i < json_array_size(items); i++)
+        json_array_append(s->manifest, json_array_get(items, i));
+}
+
 /* Rank 0 decides what is left to do. */
 static void find_todo(struct sampling *s, struct comm *world)
 {
@@ -116,6 +126,7 @@ static void find_todo(struct sampling *s, struct comm *world)
             json_decref(want);
             free(video);
         }
+        keep_others(s, old);
         if (old) json_decref(old);
     }
     comm_broadcast_bytes(world, &e, sizeof e, 0, "output folder");
@@ -130,11 +141,18 @@ static void find_todo(struct sampling *s, struct comm *world)
     free(todo);
 }
 
-static void write_manifest(struct sampling *s, bool complete)
+/* sheet NULL: there is none of these items yet. */
+static void write_manifest(struct sampling *s, bool complete, const struct sheet_shape *sheet)
 {
-    json_t *all = json_pack("{s:s, s:b, s:O}", "format", "osp-samples", "complete", complete,
-                            "items", s->manifest);
-    char *text = json_dumps(all, JSON_INDENT(1) | JSON_REAL_PRECISION(9)), *path = manifest_path(s);
+    json_t *all = json_pack("{s:s, s:b, s:i, s:O}", "format", "osp-samples", "complete", complete,
+                            "samples_per_prompt", s->per_prompt, "items", s->manifest);
+    if (sheet)
+        json_object_set_new(all, "sheet",
+                            json_pack("{s:i, s:I, s:I}", "videos", s->items, "rows",
+                                      (json_int_t)sheet->rows, "columns",
+                                      (json_int_t)sheet->columns));
+    char *text = json_dumps(all, JSON_INDENT(1) | JSON_REAL_PRECISION(17)),
+         *path = manifest_path(s);
     CHECK(text, "the manifest cannot be encoded");
     struct err e = {0};
     io_write_file(path, text, strlen(text), &e);
@@ -256,7 +274,7 @@ static void record_done(struct sampling *s, struct comm *world, int first, int l
                 json_object_set_new(entry, "distances", compare_json(s->compare, order[k]));
             json_array_set_new(s->manifest, (size_t)order[k], entry);
         }
-        write_manifest(s, last == s->pending);
+        write_manifest(s, last == s->pending, NULL);
     }
     s->done = last;
 }
@@ -294,6 +312,7 @@ static void write_sheet(struct sampling *s)
          *video = io_path("%s/video_grid.mp4", s->l.s.output_dir);
     const struct sheet_job job = {.path = paths,
                                   .count = s->items,
+                                  .samples = s->per_prompt,
                                   .frames = s->model.frames,
                                   .height = s->model.height,
                                   .width = s->model.width,
@@ -302,8 +321,9 @@ static void write_sheet(struct sampling *s)
                                   .video = video,
                                   .budget = SHEET_BYTES};
     struct err e = {0};
-    sheet_write(&job, &e);
+    const struct sheet_shape sheet = sheet_write(&job, &e);
     err_raise(&e);
+    write_manifest(s, true, &sheet);
     log_info("%d video%s in %s; contact sheet %s, all in one %s", s->items,
              s->items == 1 ? "" : "s", s->l.s.output_dir, picture, video);
     for (int i = 0; i < s->items; i++) free(paths[i]);
