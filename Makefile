@@ -147,6 +147,14 @@ cuda: $(if $(and $(NVCC),$(CUDA_LIBS)),$(BUILD)/libosp_cuda.so,cuda-missing)
 cuda-missing:
 	@echo "missing:$(if $(NVCC),, nvcc)$(if $(CUDA_LIBS),, libcudart.so) of the CUDA toolkit (12 or" \
 	      "newer); put nvcc on PATH or give NVCC=/path/to/nvcc"; exit 1
+# other flags (CUDA_ARCH, a cuBLASLt that was not there before): everything again
+CUDA_FLAGS_FILE := $(BUILD)/core/cuda/flags
+CUDA_WITH = $(NVCC) $(CUDA_ARCH) $(CUBLAS_LIB) $(CUDNN)
+$(CUDA_FLAGS_FILE): FORCE
+	@mkdir -p $(@D)
+	@echo '$(CUDA_WITH)' | cmp -s - $@ || echo '$(CUDA_WITH)' > $@
+.PHONY: FORCE
+$(CUDA_OBJS): $(CUDA_FLAGS_FILE)
 $(BUILD)/libosp_cuda.so: $(CUDA_OBJS)
 	@echo "  LD  $@"
 	$(Q)$(CXX) -shared $(OMP) -o $@ $^ -L$(CUDA_LIBS) -Wl,-rpath,$(CUDA_LIBS) -lcudart \

@@ -167,6 +167,12 @@ static void tiny(struct comm *world)
     free(log);
     json_decref(all);
     EXPECT(bench("device=ref dtype=fp32 scale=tiny part=BDE runs=1", said) == 0, "%s", said);
+    EXPECT(bench("device=ref dtype=fp32 scale=tiny variant=short runs=1", said) == 0, "%s", said);
+    double ratio = 0;
+    const char *row = strstr(said, "| full / sparse at 480P (1.46 in FLOPs) | ");
+    EXPECT(row && sscanf(row + 42, "%lf | - | - | - | - |", &ratio) == 1 && ratio > 0.3, "%s",
+           said);
+    EXPECT(!strstr(said, "720P"), "rows that variant=short does not measure: %s", said);
     free(rest);
     free(said);
 }

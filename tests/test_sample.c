@@ -91,6 +91,50 @@ static void told(const char *folder, int64_t prompts, int64_t more)
     free(path);
 }
 
+/* Another sheet, and the other videos are not forgotten. */
+static void fewer_prompts(char said[8192])
+{
+    char *fewer = io_path("%s/fewer.txt", test_dir());
+    char *line = io_path("head -n 1 configs/sample/prompts.txt > %s", fewer);
+    char *set = io_path("prompt_txt=%s", fewer);
+    EXPECT(system(line) == 0 && sample(1, "one", set, said) == 0 && strstr(said, "0 to make"), "%s",
+           said);
+    told("one", 1, 2);
+    EXPECT(sample(1, "one", "", said) == 0 && strstr(said, "0 to make"), "%s", said);
+    told("one", 3, 0);
+    free(set);
+    free(line);
+    free(fewer);
+}
+
+/* Nothing is left behind by what is refused. */
+static void refusals(char said[8192])
+{
+    EXPECT(sample(1, "bad", "num_frames=5", said) == RC_CONFIG &&
+               strstr(said, "was trained with 4"),
+           "%s", said);
+    EXPECT(sample(1, "bad", "prompt_txt=none/here.txt", said) == RC_NOINPUT &&
+               strstr(said, "no such file"),
+           "%s", said);
+    EXPECT(sample(1, "bad", "checkpoint=/nonexistent", said) == RC_NOINPUT &&
+               strstr(said, "while using command line:8:12: checkpoint"),
+           "%s", said);
+    char *latin = io_path("%s/latin.txt", test_dir()), *key = io_path("prompt_txt=%s", latin);
+    struct err e = {0};
+    io_write_file(latin, "a cat\na caf\xe9\n", 13, &e);
+    EXPECT(!e.code && sample(1, "bad", key, said) == RC_DATA &&
+               strstr(said, "latin.txt:2: the line is not UTF-8"),
+           "%s %s", e.msg, said);
+    free(latin);
+    free(key);
+    char *bad = io_path("%s/bad", test_dir());
+    EXPECT(!io_exists(bad), "refused runs left %s", bad);
+    EXPECT(sample(1, "word", "prompt_txt=nope", said) == 0 &&
+               strstr(said, "no file \"nope\", so that is the prompt"),
+           "%s", said);
+    free(bad);
+}
+
 static void test_sample(struct comm *world)
 {
     (void)world;
@@ -139,45 +183,12 @@ static void test_sample(struct comm *world)
     EXPECT(remove(gone) == 0, "remove");
     EXPECT(sample(1, "one", "", said) == 0 && strstr(said, "1 to make"), "%s", said);
     EXPECT(same_file("one", "three", 1, 1), "the video made again differs");
-    /* fewer prompts: another sheet, and the others are not forgotten */
-    char *fewer = io_path("%s/fewer.txt", test_dir());
-    char *line = io_path("head -n 1 configs/sample/prompts.txt > %s", fewer);
-    char *set = io_path("prompt_txt=%s", fewer);
-    EXPECT(system(line) == 0 && sample(1, "one", set, said) == 0 && strstr(said, "0 to make"), "%s",
-           said);
-    told("one", 1, 2);
-    EXPECT(sample(1, "one", "", said) == 0 && strstr(said, "0 to make"), "%s", said);
-    told("one", 3, 0);
-    free(set);
-    free(line);
-    free(fewer);
+    fewer_prompts(said);
     /* other parameters: all are made again */
     EXPECT(sample(1, "one", "scheduler_config.guidance_scale=2", said) == 0 &&
                strstr(said, "6 to make"),
            "%s", said);
-    EXPECT(sample(1, "bad", "num_frames=5", said) == RC_CONFIG &&
-               strstr(said, "was trained with 4"),
-           "%s", said);
-    EXPECT(sample(1, "bad", "prompt_txt=none/here.txt", said) == RC_NOINPUT &&
-               strstr(said, "no such file"),
-           "%s", said);
-    EXPECT(sample(1, "bad", "checkpoint=/nonexistent", said) == RC_NOINPUT &&
-               strstr(said, "while using command line:8:12: checkpoint"),
-           "%s", said);
-    char *latin = io_path("%s/latin.txt", test_dir()), *key = io_path("prompt_txt=%s", latin);
-    struct err e = {0};
-    io_write_file(latin, "a cat\na caf\xe9\n", 13, &e);
-    EXPECT(!e.code && sample(1, "bad", key, said) == RC_DATA &&
-               strstr(said, "latin.txt:2: the line is not UTF-8"),
-           "%s %s", e.msg, said);
-    free(latin);
-    free(key);
-    char *bad = io_path("%s/bad", test_dir());
-    EXPECT(!io_exists(bad), "refused runs left %s", bad);
-    EXPECT(sample(1, "word", "prompt_txt=nope", said) == 0 &&
-               strstr(said, "no file \"nope\", so that is the prompt"),
-           "%s", said);
-    free(bad);
+    refusals(said);
     free(gone);
     free(out);
 }
