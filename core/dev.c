@@ -53,14 +53,14 @@ static void load_cuda(void)
     }
     void *lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!lib) {
-        err_set(&cuda_absent, RC_CONFIG, "%s", dlerror());
+        err_set(&cuda_absent, RC_SOFTWARE, "%s; make CUDA=1 again", dlerror());
         return;
     }
     dev_cuda_entry *entry = NULL;
     void *symbol = dlsym(lib, DEV_CUDA_SYMBOL);
     memcpy(&entry, &symbol, sizeof entry);
     if (!entry)
-        err_set(&cuda_absent, RC_CONFIG, "%s: no " DEV_CUDA_SYMBOL, path);
+        err_set(&cuda_absent, RC_SOFTWARE, "%s: no " DEV_CUDA_SYMBOL, path);
     else
         cuda_backend = entry(DEV_CUDA_SIZES, &cuda_absent);
     if (!cuda_backend) dlclose(lib);
@@ -95,6 +95,9 @@ const char *const *dev_names(void)
     return names;
 }
 
+static int told_local_rank;
+void dev_set_local_rank(int rank) { told_local_rank = rank; }
+
 int dev_local_rank(void)
 {
     static const char *const variables[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
@@ -104,7 +107,7 @@ int dev_local_rank(void)
         const int n = value && *value ? atoi(value) : -1;
         if (n >= 0) return n;
     }
-    return 0;
+    return told_local_rank;
 }
 
 bool dev_supports(const char *name, enum dtype compute)
@@ -117,6 +120,19 @@ int dev_units(const char *name)
 {
     const struct dev_backend *b = find(name);
     return !b ? 0 : b->units ? b->units() : 1;
+}
+
+bool dev_unit_name(const char *name, char out[DEV_UNIT_NAME])
+{
+    const struct dev_backend *b = find(name);
+    return b && b->unit_name && b->unit_name(out);
+}
+
+bool dev_broken(struct err *e)
+{
+    if (find("cuda") || cuda_absent.code == RC_CONFIG) return false;
+    *e = cuda_absent;
+    return true;
 }
 
 size_t dev_free_bytes(struct dev *d)

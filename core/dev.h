@@ -322,9 +322,17 @@ bool dev_supports(const char *name, enum dtype compute);
 /* How many ranks of this host can have one of their own: GPUs that are seen; 1 for a device that is
  * the host itself; 0 where there is no such device. */
 int dev_units(const char *name);
-/* Which rank of its host this process is, as the launcher says (before MPI_Init, too); 0 without
- * one. Ranks of a host take its GPUs in turn. */
+/* Which rank of its host this process is, as the launcher says (before MPI_Init, too), else as
+ * dev_set_local_rank has said, else 0. Ranks of a host take its GPUs in turn. */
 int dev_local_rank(void);
+void dev_set_local_rank(int rank);
+/* Which piece of hardware of this host dev_open would take here, one name for each: two ranks with
+ * the same name would share it. False: the device has no such names. */
+enum { DEV_UNIT_NAME = 48 };
+bool dev_unit_name(const char *name, char out[DEV_UNIT_NAME]);
+/* Whether something of the cuda device is here that cannot be used (a library of another build, a
+ * driver that is too old): e says why. A machine or a build without any is in order. */
+bool dev_broken(struct err *e);
 /* What op g or a (the other is NULL) takes of d's own memory; 0: see dev_backend. */
 size_t dev_own_bytes(struct dev *d, const struct gemm_args *g, const struct attn_grad_args *a);
 /* Of its own memory, now; 0 for a device that computes in the host's. */
@@ -372,9 +380,10 @@ struct dev_backend {
     bool (*start)(struct dev *d, struct err *e);      /* sets impl; may be NULL */
     void (*stop)(struct dev *d);
     void (*describe)(struct dev *d, char *out, size_t size);
-    const struct dev_queues *queues;    /* NULL: see dev_queues_of */
-    int (*units)(void);                 /* see dev_units; NULL: 1 */
-    size_t (*free_bytes)(struct dev *); /* NULL: the device is the host */
+    const struct dev_queues *queues;            /* NULL: see dev_queues_of */
+    int (*units)(void);                         /* see dev_units; NULL: 1 */
+    bool (*unit_name)(char out[DEV_UNIT_NAME]); /* see dev_unit_name; NULL: none */
+    size_t (*free_bytes)(struct dev *);         /* NULL: the device is the host */
     /* What the device takes beside the arrays for an op, and keeps; g or a is NULL. NULL: not
      * known, or nothing that matters. */
     size_t (*own_bytes)(struct dev *, const struct gemm_args *g, const struct attn_grad_args *a);

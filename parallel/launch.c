@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "core/crash.h"
+#include "core/dev.h"
 #include "core/fault.h"
 #include "core/log.h"
 
@@ -97,6 +98,7 @@ struct comm *launch_start(int *argc, char ***argv)
     crash_catch(where); /* after MPI_Init, whose own handlers only add a backtrace */
     atexit(on_exit_early);
     watchdog = watchdog_start(world);
+    dev_set_local_rank(launch_place(world).rank);
     alarm(0);
     fault_hit("start");
     return world;
@@ -143,16 +145,20 @@ bool launch_stop(struct comm *world)
     return stop > 0;
 }
 
-int launch_local_ranks(struct comm *world)
+struct launch_place launch_place(struct comm *world)
 {
     char name[256] = "";
     gethostname(name, sizeof name - 1);
-    const uint64_t mine = rng_hash(name);
+    struct launch_place p = {.host = rng_hash(name)};
     uint64_t *all = calloc((size_t)world->size, sizeof *all);
     CHECK(all, "out of memory");
-    comm_gather_bytes(world, all, &mine, sizeof mine, "host names");
-    int n = 0;
-    for (int r = 0; r < world->size; r++) n += all[r] == mine;
+    comm_gather_bytes(world, all, &p.host, sizeof p.host, "host names");
+    for (int r = 0; r < world->size; r++) {
+        p.ranks += all[r] == p.host;
+        p.rank += all[r] == p.host && r < world->rank;
+    }
     free(all);
-    return n;
+    return p;
 }
+
+int launch_local_ranks(struct comm *world) { return launch_place(world).ranks; }

@@ -17,6 +17,11 @@ struct watchdog *launch_watchdog(void); /* of this process; NULL: one rank, or n
 int launch_signal(void);                /* the signal asked for by anyone on this rank; 0: none */
 /* Collective: whether any rank was asked to stop. */
 bool launch_stop(struct comm *world);
-void launch_catch_signals(void);            /* for verbs without MPI; launch_start does it */
-int launch_local_ranks(struct comm *world); /* ranks on this host */
+void launch_catch_signals(void); /* for verbs without MPI; launch_start does it */
+struct launch_place {
+    uint64_t host;   /* the same on all ranks of a host */
+    int rank, ranks; /* among those */
+};
+struct launch_place launch_place(struct comm *world); /* collective */
+int launch_local_ranks(struct comm *world);           /* its ranks */
 #endif

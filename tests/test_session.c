@@ -14,7 +14,15 @@
 static int gpus;
 static int count(void) { return gpus; }
 static const struct dev_ops *ops(enum dtype t) { return t == DT_F64 ? NULL : dev_null.ops(t); }
-static const struct dev_backend stand_in = {.name = "cuda", .ops = ops, .units = count};
+/* Which one a rank would take; below 0: such GPUs have no names. */
+static _Thread_local int unit = -1;
+static bool unit_name(char out[DEV_UNIT_NAME])
+{
+    snprintf(out, DEV_UNIT_NAME, "GPU %d", unit);
+    return unit >= 0;
+}
+static const struct dev_backend stand_in = {
+    .name = "cuda", .ops = ops, .units = count, .unit_name = unit_name};
 
 /* The choice of all ranks, and in said[] what they write to stderr meanwhile. Collective. */
 static const char *choice(struct comm *world, enum device_choice device, int units, int dtype,
@@ -74,6 +82,21 @@ static void test_device(struct comm *world)
     }
 }
 
+/* Launchers that show each rank one GPU: whose is whose is in their names. */
+static void test_names(struct comm *world)
+{
+    char said[1024];
+    unit = world->rank;
+    EXPECT(!strcmp(choice(world, DEVICE_AUTO, 1, 1, said), "cuda") && !*said, "own: %s", said);
+    unit = 0;
+    EXPECT(!strcmp(choice(world, DEVICE_AUTO, world->size, 1, said), "cpu"), "one for all");
+    if (world->rank == 0)
+        EXPECT(strstr(said, "computes on the CPU: the host of rank"), "says \"%s\"", said);
+    unit = world->rank < 2 ? 0 : world->rank;
+    EXPECT(!strcmp(choice(world, DEVICE_AUTO, 8, 1, said), "cpu"), "one for two");
+    unit = -1;
+}
+
 int main(int argc, char **argv)
 {
     dev_register(&stand_in);
@@ -81,6 +104,7 @@ int main(int argc, char **argv)
         {.name = "device: auto takes a GPU for each rank or none, and says why",
          .run = test_device,
          .ranks = {1, 2, 3}},
+        {.name = "or the one that its launcher shows to it", .run = test_names, .ranks = {2, 3}},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);
 }

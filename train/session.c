@@ -10,24 +10,45 @@
 #include "parallel/launch.h"
 #include "train/fit.h"
 
-/* Whether the ranks of each host have a GPU each; the answer is the same on all ranks. */
+/* What a rank sees: launchers show all GPUs of the host to each of its ranks, or to each its own.
+ */
+struct found {
+    int gpus;
+    struct launch_place at;
+    char unit[DEV_UNIT_NAME]; /* "": unknown */
+};
+
+/* Rank r would compute on a GPU of its own. */
+static bool has_own(const struct found *all, int ranks, int r)
+{
+    if (!*all[r].unit) return all[r].gpus >= all[r].at.ranks;
+    for (int o = 0; o < ranks; o++)
+        if (o != r && all[o].at.host == all[r].at.host && !strcmp(all[o].unit, all[r].unit))
+            return false;
+    return true;
+}
+
+/* Whether all ranks have a GPU each; the answer is the same on all of them. */
 static bool gpu_for_each(struct comm *world, enum dtype compute)
 {
-    struct found {
-        int gpus, ranks;
-    } mine = {dev_supports("cuda", compute) ? dev_units("cuda") : 0, launch_local_ranks(world)};
+    struct found mine = {dev_supports("cuda", compute) ? dev_units("cuda") : 0, launch_place(world),
+                         ""};
+    struct err e = {0};
+    if (mine.gpus && !dev_unit_name("cuda", mine.unit)) *mine.unit = 0;
+    if (mine.at.rank == 0 && dev_broken(&e))
+        log_warn("device: auto computes on the CPU: %s", e.msg);
     struct found *all = calloc((size_t)world->size, sizeof *all);
     CHECK(all, "out of memory");
     comm_gather_bytes(world, all, &mine, sizeof mine, "GPUs");
     int some = 0, without = -1;
     for (int r = 0; r < world->size; r++) {
         some += all[r].gpus > 0;
-        if (all[r].gpus < all[r].ranks) without = r;
+        if (!has_own(all, world->size, r)) without = r;
     }
     if (some && without >= 0 && world->rank == 0)
         log_warn("device: auto computes on the CPU: the host of rank %d has %d GPUs for %d ranks; "
                  "start one rank per GPU, or say device: cuda or cpu",
-                 without, all[without].gpus, all[without].ranks);
+                 without, all[without].gpus, all[without].at.ranks);
     free(all);
     return without < 0;
 }

@@ -278,6 +278,16 @@ static int units(void)
     return cudaGetDeviceCount(&gpus) == cudaSuccess ? gpus : 0;
 }
 
+/* By UUID, which slices of one GPU have too. */
+static bool unit_name(char out[DEV_UNIT_NAME])
+{
+    cudaDeviceProp p;
+    const int gpus = units();
+    if (!gpus || cudaGetDeviceProperties(&p, dev_local_rank() % gpus) != cudaSuccess) return false;
+    for (int i = 0; i < 16; i++) snprintf(out + 2 * i, 3, "%02x", (unsigned char)p.uuid.bytes[i]);
+    return true;
+}
+
 static const struct dev_backend backend = {.name = "cuda",
                                            .ops = ops,
                                            .start = start,
@@ -285,6 +295,7 @@ static const struct dev_backend backend = {.name = "cuda",
                                            .describe = describe,
                                            .queues = &queues,
                                            .units = units,
+                                           .unit_name = unit_name,
                                            .free_bytes = free_bytes,
                                            .own_bytes = NULL};
 
@@ -292,7 +303,7 @@ extern "C" __attribute__((visibility("default"))) dev_cuda_entry osp_cuda_backen
 const struct dev_backend *osp_cuda_backend(size_t sizes, struct err *why)
 {
     if (sizes != DEV_CUDA_SIZES) {
-        err_set(why, RC_CONFIG, "libosp_cuda.so is of another build; make CUDA=1");
+        err_set(why, RC_SOFTWARE, "libosp_cuda.so is of another build; make CUDA=1");
         return NULL;
     }
     int gpus = 0;
@@ -300,13 +311,14 @@ const struct dev_backend *osp_cuda_backend(size_t sizes, struct err *why)
     if (e == cudaErrorInsufficientDriver || e == cudaErrorNoDevice || (e == cudaSuccess && !gpus)) {
         int driver = 0;
         cudaDriverGetVersion(&driver);
-        err_set(why, RC_CONFIG, "%s: %s",
+        const bool old = e == cudaErrorInsufficientDriver && driver;
+        err_set(why, old ? RC_SOFTWARE : RC_CONFIG, "%s: %s",
                 e != cudaErrorInsufficientDriver ? "no GPU"
-                : driver                         ? "the NVIDIA driver is too old"
+                : old                            ? "the NVIDIA driver is too old"
                                                  : "no NVIDIA driver",
                 cudaGetErrorString(e));
     } else if (e != cudaSuccess) {
-        err_set(why, RC_CONFIG, "no usable GPU: %s", cudaGetErrorString(e));
+        err_set(why, RC_HARDWARE, "no usable GPU: %s", cudaGetErrorString(e));
     }
     return e == cudaSuccess && gpus > 0 ? &backend : NULL;
 }

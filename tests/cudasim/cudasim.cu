@@ -266,4 +266,4 @@ static void stop(struct dev *d) { free(d->impl); }
 extern "C" const struct dev_backend dev_cuda_emulated;
 /* no queues of its own, one unit, the memory of the host */
 const struct dev_backend dev_cuda_emulated = {
-    "cuda-emulated", ops, NULL, stop, NULL, NULL, NULL, NULL, NULL};
+    "cuda-emulated", ops, NULL, stop, NULL, NULL, NULL, NULL, NULL, NULL};
