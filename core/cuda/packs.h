@@ -130,17 +130,36 @@ Chunks chunks_of(struct dev *d, int64_t batch, int64_t per, int64_t width, int k
     return c;
 }
 
+/* 32 columns of a sample; of its chunks every eighth by one thread, and the eight in order. */
 struct AddChunks {
+    enum { COLUMNS = 32, PARTS = 8 };
+    struct Shared {
+        double part[PARTS][COLUMNS];
+    };
     Chunks c;
     View out;
     int kind;
-    DEVICE void operator()(int64_t i) const
+    int64_t groups; /* of columns */
+
+    DEVICE double sum(int64_t sample, int64_t col, int64_t first) const
     {
-        const int64_t sample = i / c.width, col = i % c.width;
         double s = 0;
-        for (int64_t k = 0; k < c.chunks; k++)
+        for (int64_t k = first; k < c.chunks; k += PARTS)
             s += (double)c.part[((sample * c.chunks + k) * c.kinds + kind) * c.width + col];
-        put_f64(out, sample, col, get_f64(out, sample, col) + s);
+        return s;
+    }
+    DEVICE void operator()(Block &b, Shared &sh, int64_t item) const
+    {
+        const int64_t sample = item / groups, col = item % groups * COLUMNS;
+        for (int v = b.lane; v < PARTS * COLUMNS; v += b.lanes)
+            if (col + v % COLUMNS < c.width)
+                sh.part[v / COLUMNS][v % COLUMNS] = sum(sample, col + v % COLUMNS, v / COLUMNS);
+        b.sync();
+        for (int v = b.lane; v < COLUMNS && col + v < c.width; v += b.lanes) {
+            double s = 0;
+            for (int k = 0; k < PARTS; k++) s += sh.part[k][v];
+            put_f64(out, sample, col + v, get_f64(out, sample, col + v) + s);
+        }
     }
 };
 /* To each sample's row of out, or the sums of all samples to its only row. */
@@ -151,7 +170,8 @@ void add_chunks(struct dev *d, Chunks c, int64_t batch, struct tensor out, int k
         c.chunks *= batch;
         batch = 1;
     }
-    each(d, batch * c.width, AddChunks{c, flat(out), kind});
+    const int64_t groups = (c.width + AddChunks::COLUMNS - 1) / AddChunks::COLUMNS;
+    blocks(d, batch * groups, AddChunks{c, flat(out), kind, groups});
 }
 
 } // namespace
