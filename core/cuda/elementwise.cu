@@ -1,5 +1,6 @@
 /* Activations, gathers, broadcasts, casts, fills: one thread per element. */
 #include "core/cuda/cuda.h"
+#include "core/cuda/rows.h"
 
 namespace
 {
@@ -196,5 +197,6 @@ void cuda_cast(struct dev *d, struct tensor dst, struct tensor src)
     cuda_expect_real(src, "cast");
     CHECK(tensor_width(dst) == tensor_width(src) && dst.dim[0] == src.dim[0],
           "cast between shapes");
+    if (wide_cast(d, dst, src)) return;
     each(d, tensor_count(src), Cast{view(dst), view(src)});
 }

@@ -75,6 +75,7 @@ static inline RowMap row_map(struct tensor map)
 
 /* The same ops on packs of eight elements; false: widths, strides or addresses are not multiples of
  * a pack, or a row is longer than a block can keep. */
+bool wide_cast(struct dev *d, struct tensor dst, struct tensor src);
 bool wide_norm_rope_fwd(struct dev *d, const struct norm_rope_args *a);
 bool wide_norm_rope_bwd(struct dev *d, const struct norm_rope_grad_args *a);
 bool wide_ln_fwd(struct dev *d, const struct ln_args *a);

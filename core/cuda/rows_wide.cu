@@ -459,3 +459,29 @@ bool wide_gate_add_bwd(struct dev *d, const struct gate_add_grad_args *a)
     add_chunks(d, c, batch, a->dgate, 0);
     return true;
 }
+
+/* ---- copies ---------------------------------------------------------------------------------- */
+
+namespace
+{
+
+struct CastPacks {
+    View dst, src;
+    int64_t packs; /* of a row */
+    DEVICE void operator()(int64_t i) const
+    {
+        float x[PACK];
+        load_pack(src, i / packs, i % packs * PACK, x);
+        store_pack(dst, i / packs, i % packs * PACK, x);
+    }
+};
+
+} // namespace
+
+bool wide_cast(struct dev *d, struct tensor dst, struct tensor src)
+{
+    if (!whole_packs(dst) || !whole_packs(src)) return false;
+    const View to = flat(dst), from = flat(src);
+    each(d, tensor_count(src) / PACK, CastPacks{to, from, from.width / PACK});
+    return true;
+}
