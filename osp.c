@@ -1,4 +1,5 @@
 /* osp: distributed training of sparse video diffusion transformers. The verb table. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -66,6 +67,7 @@ static int help(int code)
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
+    signal(SIGXFSZ, SIG_IGN); /* a limit of file sizes is an error of write, told with the file */
     if (argc < 2) return help(RC_USAGE);
     if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0) {
         if (argc == 2) return help(RC_OK);

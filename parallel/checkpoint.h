@@ -79,8 +79,8 @@ int64_t ckpt_newest_step(struct comm *world, const char *dir);
 void ckpt_close(struct ckpt *c);
 json_t *ckpt_meta(const struct ckpt *c); /* borrowed: the caller's object of ckpt_write */
 const char *ckpt_path(const struct ckpt *c);
-/* Writes the file `keep` with the reason into a checkpoint that something depends on: rotation
- * leaves it alone from now on. One that is there stays as it is. One rank calls it. */
+/* Adds the reason (a line) to the file `keep` of a checkpoint that something depends on, if it does
+ * not say so already: rotation leaves it alone from now on. One rank calls it. */
 void ckpt_keep(const char *path, const char *why, struct err *e);
 int64_t ckpt_step(const struct ckpt *c);
 uint32_t ckpt_identity(const struct ckpt *c); /* checksum of its manifest, so of all its content */

@@ -128,11 +128,22 @@ static void add_line(char **text, const char *line)
     sprintf(*text + old, "%s%s", old ? "\n" : "", line);
 }
 
-struct ckpt_entry *ckpt_list(const char *dir, int *n, char **skipped)
+/* Folders beside a run's checkpoints (samples, tb) are not meant to be any. */
+static void skip(struct ckpt_skipped *s, const char *path, const char *name, const char *why)
+{
+    char *manifest = io_path("%s/manifest.json", path);
+    long long step = -1;
+    const bool named = sscanf(name, "iter_%lld", &step) == 1;
+    if (named || io_exists(manifest)) add_line(&s->text, why);
+    if (named && step > s->newest) s->newest = step;
+    free(manifest);
+}
+
+struct ckpt_entry *ckpt_list(const char *dir, int *n, struct ckpt_skipped *skipped)
 {
     struct ckpt_entry *list = NULL;
     *n = 0;
-    *skipped = NULL;
+    *skipped = (struct ckpt_skipped){NULL, -1};
     DIR *d = opendir(dir);
     if (!d) return NULL;
     for (struct dirent *f; (f = readdir(d));) {
@@ -142,11 +153,8 @@ struct ckpt_entry *ckpt_list(const char *dir, int *n, char **skipped)
         char *path = io_path("%s/%s", dir, f->d_name);
         struct err e = {0};
         json_t *m = ckpt_manifest(path, &e);
-        if (!m) { /* samples/, tb/ ... beside a run's checkpoints are not meant to be any */
-            char *manifest = io_path("%s/manifest.json", path);
-            if (strncmp(f->d_name, "iter_", 5) == 0 || io_exists(manifest))
-                add_line(skipped, e.msg);
-            free(manifest);
+        if (!m) {
+            skip(skipped, path, f->d_name, e.msg);
             free(path);
             continue;
         }
@@ -189,9 +197,12 @@ static bool is_kept(const char *path)
 
 void ckpt_keep(const char *path, const char *why, struct err *e)
 {
-    if (is_kept(path)) return;
     char *file = io_path("%s/keep", path);
-    io_write_file(file, why, strlen(why), e);
+    char *old = is_kept(path) ? io_read_file(file, NULL, e) : NULL;
+    char *text = io_path("%s%s", old ? old : "", why);
+    if (!e->code && (!old || !strstr(old, why))) io_write_file(file, text, strlen(text), e);
+    free(text);
+    free(old);
     free(file);
 }
 
@@ -199,7 +210,7 @@ void ckpt_rotate(const struct ckpt_place *place, int64_t newest)
 {
     if (place->keep_last < 1) return;
     int n, kept = 0;
-    char *skipped;
+    struct ckpt_skipped skipped;
     struct ckpt_entry *list = ckpt_list(place->dir, &n, &skipped);
     for (int i = 0; i < n; i++) {
         const bool marked = (place->keep_every > 0 && list[i].step % place->keep_every == 0) ||
@@ -211,7 +222,7 @@ void ckpt_rotate(const struct ckpt_place *place, int64_t newest)
             remove_checkpoint(list[i].path);
     }
     ckpt_list_free(list, n);
-    free(skipped);
+    free(skipped.text);
 }
 
 /* iter_N.prev whose successor never appeared becomes iter_N again. */

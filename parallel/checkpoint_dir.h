@@ -7,9 +7,13 @@ struct ckpt_entry {
     int64_t step; /* of its manifest */
     json_t *manifest;
 };
-/* Folders of dir with a manifest that parses, newest step first; the others are described in
- * *skipped (malloc'ed lines, may be NULL). */
-struct ckpt_entry *ckpt_list(const char *dir, int *n, char **skipped);
+struct ckpt_skipped { /* folders of checkpoints without a manifest that can be used */
+    char *text;       /* malloc'ed lines; NULL: none */
+    int64_t newest;   /* the largest step in their names; -1: none */
+};
+/* Folders of dir with a manifest that parses, newest step first; skipped: the others, if they are
+ * called like checkpoints or hold a manifest. */
+struct ckpt_entry *ckpt_list(const char *dir, int *n, struct ckpt_skipped *skipped);
 void ckpt_list_free(struct ckpt_entry *list, int n);
 /* CRC-32C of the manifest's content without its own "crc" member. */
 uint32_t ckpt_manifest_crc(json_t *manifest);

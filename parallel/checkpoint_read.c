@@ -96,15 +96,15 @@ static struct ckpt *ckpt_new(char *path, json_t *manifest)
 struct ckpt *ckpt_latest(struct comm *world, const char *dir)
 {
     int n = 0;
-    char *skipped = NULL;
+    struct ckpt_skipped skipped = {NULL, -1};
     struct ckpt_entry *list = NULL;
     if (world->rank == 0) {
         ckpt_remove_leftovers(dir);
         list = ckpt_list(dir, &n, &skipped);
-        if (skipped) log_warn("not a checkpoint: %s", skipped);
+        if (skipped.text) log_warn("not a checkpoint: %s", skipped.text);
     }
-    int64_t count = n, seen = n + (skipped ? 1 : 0);
-    free(skipped);
+    int64_t count = n, seen = n + (skipped.text ? 1 : 0);
+    free(skipped.text);
     comm_broadcast_bytes(world, &count, sizeof count, 0, "number of checkpoints");
     comm_broadcast_bytes(world, &seen, sizeof seen, 0, "folders");
     struct ckpt *found = NULL;
@@ -131,18 +131,23 @@ struct ckpt *ckpt_latest(struct comm *world, const char *dir)
     return found;
 }
 
-/* The folder that a user's path means; *skipped: what else is there, and why it does not count. */
-static char *resolve(const char *path, char **skipped)
+/* The folder that a user's path means: its newest checkpoint. *skipped: what else is there, and why
+ * it does not count; *newer: some of that is newer. */
+static char *resolve(const char *path, char **skipped, bool *newer)
 {
     char *manifest = io_path("%s/manifest.json", path), *sub = io_path("%s/checkpoints", path);
     char *out = NULL;
     *skipped = NULL;
+    *newer = false;
     if (io_exists(manifest)) {
         out = strdup(path);
     } else {
         int n;
-        struct ckpt_entry *list = ckpt_list(io_exists(sub) ? sub : path, &n, skipped);
+        struct ckpt_skipped s;
+        struct ckpt_entry *list = ckpt_list(io_exists(sub) ? sub : path, &n, &s);
         if (n) out = strdup(list[0].path);
+        *newer = n && s.newest > list[0].step;
+        *skipped = s.text;
         ckpt_list_free(list, n);
     }
     free(manifest);
@@ -152,10 +157,18 @@ static char *resolve(const char *path, char **skipped)
 
 struct ckpt *ckpt_open(struct comm *world, const char *path, bool check)
 {
-    char *bad = NULL, *own = world->rank == 0 ? resolve(path, &bad) : NULL;
+    bool newer = false;
+    char *bad = NULL, *own = world->rank == 0 ? resolve(path, &bad, &newer) : NULL;
     char *folder = broadcast_text(world, own), *skipped = broadcast_text(world, bad);
     free(own);
     free(bad);
+    comm_broadcast_bytes(world, &newer, sizeof newer, 0, "newer checkpoint");
+    if (newer)
+        err_stop(
+            RC_DATA,
+            "%s: its newest checkpoint is damaged:\n%s\nthe newest that is whole is %s; name it "
+            "if that is meant",
+            path, skipped, folder);
     if (folder && skipped && world->rank == 0) log_warn("not a checkpoint: %s", skipped);
     if (!folder && skipped) err_stop(RC_DATA, "%s: no valid checkpoint here:\n%s", path, skipped);
     free(skipped);
@@ -183,11 +196,11 @@ int64_t ckpt_newest_step(struct comm *world, const char *dir)
     int64_t step = -1;
     if (world->rank == 0) {
         int n;
-        char *skipped;
+        struct ckpt_skipped skipped;
         struct ckpt_entry *list = ckpt_list(dir, &n, &skipped);
-        step = n ? list[0].step : skipped ? -2 : -1;
+        step = n ? list[0].step : skipped.text ? -2 : -1;
         ckpt_list_free(list, n);
-        free(skipped);
+        free(skipped.text);
     }
     comm_broadcast_bytes(world, &step, sizeof step, 0, "newest step");
     return step;

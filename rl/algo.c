@@ -166,6 +166,7 @@ bool algo_resolve(struct rl_config *c, struct err *e)
     fill_choice(&c->solver, (int)p->solver);
     fill_real(&c->compress, p->compress);
     fill_choice(&c->same_noise, p->same_noise);
+    if (c->algo == ALGO_NFT) c->same_noise = 1 + false; /* nothing else tells its samples apart */
     fill_int(&c->ddof, p->ddof);
     fill_real(&c->adv_eps, p->adv_eps);
     if (c->steps >= MAX_PLAN_STEPS)

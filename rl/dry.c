@@ -18,7 +18,9 @@ static const char *const decided[] = {"window.strategy",  "window.size",
 
 static bool is_decided(const char *key, bool nft)
 {
-    if (nft && (!strncmp(key, "window.", 7) || !strncmp(key, "sde.", 4))) return false;
+    if (nft && (!strncmp(key, "window.", 7) || !strncmp(key, "sde.", 4) ||
+                !strcmp(key, "rollout.init_same_noise")))
+        return false;
     for (size_t i = 0; i < sizeof decided / sizeof *decided; i++)
         if (strcmp(decided[i], key) == 0) return true;
     return false;
@@ -98,6 +100,9 @@ void dry_resolve(struct loaded_settings *l)
                      c->kl_beta, c->nft.kl);
         l->s.rl.kl_beta = 0;
     }
+    if (asked.rl.same_noise == 2 && c->algo == ALGO_NFT) /* without noise they would be one clip */
+        log_warn_all("rollout.init_same_noise: true has no effect: samples of nft differ by their "
+                     "first noise alone");
     tell_kept(l, &asked);
     settings_changed(l, &asked, "rl.algo");
 }

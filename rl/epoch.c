@@ -202,6 +202,10 @@ void run_epoch(struct rl_run *r)
     for (int64_t i = 0; i < n && !alive; i++) row[i].valid = false;
     if (alive) require_valid(r, row, n);
     struct sample_gain *gain = gains(r, row, n, &stats);
+    if (stats.valid && !stats.effective)
+        log_warn_all("epoch %lld: no sample has an advantage, so nothing is trained: all scores of "
+                     "a group are the same, or its members are too few",
+                     run_epoch_number(r));
     const double t1 = log_seconds();
     update_all(r, &plan, gain, &u);
     t.update = log_seconds() - t1;

@@ -68,7 +68,11 @@ static struct ckpt *open_base(struct rl_run *r, struct settings *s)
     settings_push(r->l, base_key);
     struct ckpt *k = ckpt_open(r->world, s->model.pretrained, true);
     const enum state_kind kind = s->init_from == 0 ? STATE_EMA : STATE_MASTER;
-    if (!ckpt_has(k, STATE_MASTER)) err_stop(RC_CONFIG, "%s holds no model", ckpt_path(k));
+    if (!ckpt_has(k, STATE_MASTER))
+        err_stop(RC_CONFIG,
+                 "%s holds adapters, no model; name their base, or merge them into it (osp convert "
+                 "merge)",
+                 ckpt_path(k));
     stored_model_read(&r->model, k, &e);
     err_raise(&e);
     err_pop();
@@ -97,6 +101,21 @@ static void open_prompts(struct rl_run *r, const struct settings *s)
     }
 }
 
+static struct groups_config groups_of(const struct rl_run *r)
+{
+    const struct mesh_degrees d = session_degrees(r->set, r->world->size);
+    return algo_groups(&r->set->rl, r->prompts.n, r->world->size / (d.ssp * d.sp),
+                       (uint64_t)r->set->seed);
+}
+
+static void check_groups(const struct rl_run *r)
+{
+    const struct groups_config g = groups_of(r);
+    struct err e = {0};
+    groups_check(&g, &e);
+    settings_raise(r->l, &e);
+}
+
 static void open_session(struct rl_run *r, struct settings *s, struct ckpt *base)
 {
     struct err e = {0};
@@ -122,11 +141,7 @@ static void open_session(struct rl_run *r, struct settings *s, struct ckpt *base
     ckpt_load(base, r->ses->fsdp, STATE_MASTER, r->base.kind);
     lora_init_params(r->ses->lora, (uint64_t)s->seed);
     clip_init(&r->state.adapter.clip, s->init_max_grad_norm);
-    const struct groups_config g =
-        algo_groups(&s->rl, r->prompts.n, r->ses->mesh.dp, (uint64_t)s->seed);
-    groups_check(&g, &e);
-    settings_raise(r->l, &e);
-    policy_open(&r->policy, &r->ses->ctx, r->ses->dit, &s->rl, g,
+    policy_open(&r->policy, &r->ses->ctx, r->ses->dit, &s->rl, groups_of(r),
                 (struct prompt_rows){fill_prompt, r}, dry.latent);
     r->policy.lora = r->ses->lora;
 }
@@ -253,13 +268,16 @@ static int run(struct comm *world, struct loaded_settings *l, struct spawner *p)
     struct err e = {0};
     r.batch = calloc((size_t)s->rl.batches, sizeof *r.batch);
     CHECK(r.ses && r.batch, "out of memory");
+    struct lock lock = {.fd = -1};
+    session_lock_output(world, &lock, false, s->output_dir, "lock", "osp rl");
     require_files(&r);
     open_prompts(&r, s);
-    struct lock lock = session_lock_output(world, s->output_dir, "lock", "osp rl");
-    run_find(&r);
     struct ckpt *base = open_base(&r, s);
     settings_check_ranks(l, world->size); /* with the model of the base */
     settings_raise(l, dry_check_batches(s, &e));
+    check_groups(&r);
+    session_lock_output(world, &lock, true, s->output_dir, "lock", "osp rl");
+    run_find(&r);
     open_session(&r, s, base);
     ckpt_close(base);
     open_scorers(&r, p);
@@ -311,7 +329,10 @@ int verb_rl(int argc, char **argv)
     struct loaded_settings l;
     session_settings(world, &l, SETTINGS_RL, a.config, a.sets, a.num_sets);
     if (a.check_comm) l.s.check_comm = true;
-    dry_resolve(&l);
+    for (int turn = 0; turn < 2; turn++) { /* what is wrong is said by rank 0 alone */
+        if ((world->rank == 0) == (turn == 0)) dry_resolve(&l);
+        comm_barrier(world, "algorithm");
+    }
     const int rc = run(world, &l, p);
     reward_release(p);
     settings_free(&l);

@@ -126,13 +126,17 @@ void monitor_console(struct rl_run *r, const struct adv_stats *s, const struct e
     double seconds = all * (double)left;
     if (r->set->max_seconds > 0) seconds = fmin(seconds, r->set->max_seconds - r->state.seconds);
     const long eta = seconds > 0 ? (long)seconds : 0;
-    log_progress(
-        "epoch %lld/%lld  reward %.4f (std %.4f, within %.4f)  loss %.2e  kl loss %.2e  norm "
-        "%.2e  %.1f s: rollout %.0f%% decode %.0f%% reward wait %.0f%% update %.0f%%  ETA "
-        "%ld:%02ld:%02ld",
-        (long long)r->state.epoch, (long long)r->set->rl.num_epochs, s->mean, s->std, s->std_within,
-        u->loss, u->stats.kl_loss, u->grad_norm, all, share(t->rollout, all), share(t->decode, all),
-        share(t->reward_wait, all), share(t->update, all), eta / 3600, eta / 60 % 60, eta % 60);
+    char reward[80] = "no scores";
+    if (s->valid)
+        snprintf(reward, sizeof reward, "reward %.4f (std %.4f, within %.4f)", s->mean, s->std,
+                 s->std_within);
+    log_progress("epoch %lld/%lld  %s  loss %.2e  kl loss %.2e  norm "
+                 "%.2e  %.1f s: rollout %.0f%% decode %.0f%% reward wait %.0f%% update %.0f%%  ETA "
+                 "%ld:%02ld:%02ld",
+                 (long long)r->state.epoch, (long long)r->set->rl.num_epochs, reward, u->loss,
+                 u->stats.kl_loss, u->grad_norm, all, share(t->rollout, all), share(t->decode, all),
+                 share(t->reward_wait, all), share(t->update, all), eta / 3600, eta / 60 % 60,
+                 eta % 60);
     put(r, t->rollout, "time/rollout_s");
     put(r, t->decode, "time/decode_s");
     put(r, t->reward_wait, "time/reward_wait_s");

@@ -47,7 +47,9 @@ void reward_invalid(struct reward *r, struct slot *s, const char *reason)
 {
     say(new_result(r, s)->reason, REWARD_REASON, "%s", reason);
     r->stats.invalid++;
-    log_warn("no score for clip %llu: %s", (unsigned long long)s->id, reason);
+    const long long id = (long long)s->id; /* evaluations count down from -1 */
+    log_warn("no score for %s %lld: %s", id < 0 ? "clip of the evaluation" : "clip",
+             id < 0 ? -1 - id : id, reason);
 }
 
 static void give_scores(struct reward *r, struct slot *s, const struct wire_result *w)

@@ -20,12 +20,19 @@ static bool ends_in(const char *word, const char *with)
     return n >= m && strcmp(word + n - m, with) == 0;
 }
 
-/* Appends a word so that spawner_words reads it back: in '...', a ' of its own in "...". */
+/* Appends a word so that spawner_words reads it back: in '...' where it must be, a ' of its own in
+ * "...". */
 static void add_word(FILE *f, const char *word)
 {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                "_-./=:,+@%";
+    if (*word && !word[strspn(word, plain)]) {
+        fputs(word, f);
+        return;
+    }
     fputs("'", f);
     for (; *word; word++) fputs(*word == '\'' ? "'\"'\"'" : (char[]){*word, 0}, f);
-    fputs("' ", f);
+    fputs("'", f);
 }
 
 /* Is word i a script? "must": the script of a Python, which cannot run without it; anything else
@@ -57,6 +64,7 @@ static char *join(char **word, int n, struct err *e)
         char *path =
             program || file ? program_find("reward.command", word[i], must ? e : &unfound) : NULL;
         script |= file;
+        if (i) fputs(" ", f);
         add_word(f, path ? path : word[i]);
         free(path);
     }

@@ -175,6 +175,13 @@ static void require_run(const struct rl_run *r)
                       algo_name(r->set->rl.algo), ckpt_path(r->from), algo);
     require_batches(r, then);
     json_t *identity = identity_of(r);
+    const json_t *prompts = json_object_get(then, "prompts");
+    if (prompts && !json_equal(prompts, json_object_get(identity, "prompts")))
+        settings_stop(
+            r->l, RC_CONFIG, "rl_config.prompt_file",
+            "%s holds other prompts than those that %s was trained with; restore them, or "
+            "use another output_dir",
+            r->set->rl.prompt_file, ckpt_path(r->from));
     ckpt_require_same(r->from, "identity", identity, settings_word);
     json_decref(identity);
 }
@@ -226,7 +233,9 @@ void run_find(struct rl_run *r)
     if (r->goes_on) ckpt_require_resumable(r->from, STATE_LORA, how, s->output_dir);
     adapter_info_read(&r->with, r->from, &e);
     err_raise(&e);
+    settings_push(r->l, "lora_config.rank");
     adapter_require_rank(r->from, &r->with, &s->lora, remedy(r));
+    err_pop();
     if (r->goes_on)
         ckpt_require_ema(r->from, STATE_LORA_EMA, s->ema_decay,
                          "begin with its weights only: another output_dir and "
@@ -238,7 +247,9 @@ void run_require_same(const struct rl_run *r)
     if (!r->from) return;
     if (r->goes_on) require_run(r);
     adapter_require_base(r->from, &r->with, &r->base, false);
+    settings_push(r->l, "lora_config.target_modules");
     adapter_require_targets(r->from, &r->with, r->ses->lora, &r->set->lora, remedy(r));
+    err_pop();
 }
 
 static void resume_state(struct rl_run *r)

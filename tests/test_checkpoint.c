@@ -403,7 +403,18 @@ static void test_rejected(struct comm *world)
     if (world->rank == 0) io_mkdir(none, &e);
     comm_barrier(world, "folder");
     struct open_arg a = {world, dir};
-    open_one(&a); /* the others still count */
+    /* the newest is meant; a run goes on from the one before it */
+    expect_stop("rejected: its newest checkpoint is damaged:\n", RC_DATA, open_one, &a);
+    expect_stop("the newest that is whole is ", RC_DATA, open_one, &a);
+    EXPECT(load(&f, dir) == 2, "the run did not go on");
+    char *old = io_path("%s/iter_%09d", dir, 0); /* what is older does not matter */
+    if (world->rank == 0) {
+        io_rename(none, old, &e);
+        open_one(&(struct open_arg){comm_self(NULL), dir});
+        io_rename(old, none, &e);
+    }
+    free(old);
+    comm_barrier(world, "back");
     for (int step = 1; step <= 2 && world->rank == 0; step++) {
         char *path = io_path("%s/iter_%09d/manifest.json", dir, step);
         io_write_file(path, step == 1 ? "{ 1" : "{}", step == 1 ? 3 : 2, &e);

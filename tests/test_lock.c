@@ -173,10 +173,12 @@ static void outputs(struct comm *world)
     struct lock a, b;
     io_mkdir(dir, &e);
     EXPECT(lock_take(&a, sample, who, &e) && lock_take(&b, train, who, &e), "%s", e.msg);
-    snprintf(want, sizeof want, "another osp sample writes to %s (pid %ld)", dir, (long)getpid());
+    snprintf(want, sizeof want, "%s is in use by another run (pid %ld), so osp sample", dir,
+             (long)getpid());
     EXPECT(run("sample configs/sample/tiny.yaml", dir, said) == RC_CANTCREAT && strstr(said, want),
            "%s", said);
-    snprintf(want, sizeof want, "another osp train writes to %s (pid %ld)", dir, (long)getpid());
+    snprintf(want, sizeof want, "%s is in use by another run (pid %ld), so osp train", dir,
+             (long)getpid());
     EXPECT(run("train configs/train/tiny.yaml", dir, said) == RC_CANTCREAT && strstr(said, want),
            "%s", said);
     lock_release(&a);

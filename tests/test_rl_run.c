@@ -58,12 +58,12 @@ static void test_refusals(struct comm *world)
     rl_refuse("mine", base, "was made for the");
     rl_refuse("mine", "init_from=base", "was made for the");
     rl_refuse("mine", "seed=12", "seed: 11 in the checkpoint, 12 now");
-    rl_refuse("mine", prompts, "prompts: ");
+    rl_refuse("mine", prompts, "other.txt holds other prompts than those that ");
     rl_refuse("mine", "rl.shift=3", "rl.shift: 1.0 in the checkpoint, 3.0 now");
     rl_refuse("mine", "rl_config.train_batch_size=3",
               "command line:1:28: rl_config.train_batch_size: 3 x ");
-    rl_refuse("mine", "rl_config.num_image_per_prompt=3",
-              "rl_config.num_image_per_prompt: 4 in the checkpoint, 3 now");
+    rl_refuse("mine", "rl_config.num_image_per_prompt=2",
+              "rl_config.num_image_per_prompt: 4 in the checkpoint, 2 now");
     rl_refuse("fresh", "rl_config.num_image_per_prompt=3",
               "command line:1:32: rl_config.num_image_per_prompt: 3, but a rollout batch has 8");
     free(yaml);

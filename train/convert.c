@@ -52,10 +52,10 @@ static bool of_checkpoints(const char *dir, bool around)
     const bool is_one = manifest != NULL;
     json_decref(manifest);
     if (is_one || (around && strcmp(name ? name + 1 : dir, "checkpoints") != 0)) return is_one;
-    char *skipped;
+    struct ckpt_skipped skipped;
     struct ckpt_entry *list = ckpt_list(dir, &n, &skipped);
     ckpt_list_free(list, n);
-    free(skipped);
+    free(skipped.text);
     return n > 0;
 }
 
@@ -96,7 +96,8 @@ char *convert_folder(const char *out)
 
 struct lock convert_lock(struct comm *world, const char *out, const char *dir)
 {
-    struct lock lock = session_lock_output(world, out, "lock", "job");
+    struct lock lock = {.fd = -1};
+    session_lock_output(world, &lock, true, out, "lock", "osp convert");
     if (in_use(dir)) {
         lock_release(&lock);
         err_stop(RC_CANTCREAT, "%s exists by now: another job has made it; choose another folder",

@@ -188,8 +188,10 @@ static struct dataset *open_data(struct comm *world, const struct loaded_setting
 
 static int run(struct comm *world, struct loaded_settings *l)
 {
+    struct lock lock = {.fd = -1};
+    session_lock_output(world, &lock, false, l->s.output_dir, "lock", "osp train");
     struct dataset *d = open_data(world, l); /* without one, nothing is left behind */
-    struct lock lock = session_lock_output(world, l->s.output_dir, "lock", "osp train");
+    session_lock_output(world, &lock, true, l->s.output_dir, "lock", "osp train");
     struct session *ses = calloc(1, sizeof *ses);
     struct trainer t;
     CHECK(ses, "out of memory");

@@ -18,7 +18,7 @@ static json_t *structure_of(const struct trainer *t)
         json_array_append_new(full, json_integer(m->full_block_indices.v[i]));
     return json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:i, s:I, s:I, s:i, s:o, s:I, s:s, "
-        "s:I}",
+        "s:I, s:f}",
         "model_config.dim", (json_int_t)m->dim, "model_config.ffn_dim", (json_int_t)m->ffn_dim,
         "model_config.freq_dim", (json_int_t)m->freq_dim, "model_config.in_dim",
         (json_int_t)m->in_dim, "model_config.out_dim", (json_int_t)m->out_dim,
@@ -29,7 +29,8 @@ static json_t *structure_of(const struct trainer *t)
         (json_int_t)m->sparse_ratio, "model_config.num_full_blocks", (json_int_t)m->num_full_blocks,
         "model_config.skiparse_dim", m->skiparse_dim, "model_config.full_block_indices", full,
         "seed", (json_int_t)t->ses->set->seed, "state_dtype", dtype_name(ctx_state(&t->ses->ctx)),
-        "data_set", (json_int_t)(t->data->hash >> 1));
+        "data_set", (json_int_t)(t->data->hash >> 1), "validation.window",
+        t->ses->set->validation.window);
 }
 
 static json_t *state_json(const struct trainer_state *s)
@@ -137,6 +138,8 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     ckpt_require_resumable(c, STATE_MASTER, how, s->set->output_dir);
     err_push("resuming from %s", ckpt_path(c));
     json_t *structure = structure_of(t);
+    if (!json_object_get(json_object_get(ckpt_meta(c), "structure"), "validation.window"))
+        json_object_del(structure, "validation.window"); /* older checkpoints do not say it */
     ckpt_require_same(c, "structure", structure, settings_word);
     json_decref(structure);
     ckpt_require_ema(c, STATE_EMA, s->set->ema_decay, "use another output_dir");

@@ -478,8 +478,10 @@ int verb_sample(int argc, char **argv)
     struct sampling s = {.ses = calloc(1, sizeof *s.ses)};
     CHECK(s.ses, "out of memory");
     session_settings(world, &s.l, SETTINGS_SAMPLE, a.config, a.sets, a.num_sets);
+    struct lock lock = {.fd = -1};
+    session_lock_output(world, &lock, false, s.l.s.output_dir, "sample.lock", "osp sample");
     open_inputs(&s, world);
-    struct lock lock = session_lock_output(world, s.l.s.output_dir, "sample.lock", "osp sample");
+    session_lock_output(world, &lock, true, s.l.s.output_dir, "sample.lock", "osp sample");
     prepare(&s, world);
     log_info("%d video%s asked for, %d to make: %lld steps, guidance %g, %s weights of step %lld",
              s.items, s.items == 1 ? "" : "s", s.pending,

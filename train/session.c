@@ -130,23 +130,23 @@ void session_settings(struct comm *world, struct loaded_settings *l, enum settin
     }
 }
 
-struct lock session_lock_output(struct comm *world, const char *dir, const char *file,
-                                const char *verb)
+void session_lock_output(struct comm *world, struct lock *lock, bool make, const char *dir,
+                         const char *file, const char *verb)
 {
     struct err e = {0};
-    struct lock lock = {.fd = -1};
-    if (world->rank == 0) {
+    if (world->rank == 0 && lock->fd < 0 && (make || io_exists(dir))) {
         char *path = io_path("%s/%s", dir, file), holder[32];
         io_mkdir(dir, &e);
-        if (!e.code && !lock_take(&lock, path, holder, &e) && !e.code)
-            err_set(&e, RC_CANTCREAT,
-                    "another %s writes to %s (%s); stop it or choose another output_dir", verb, dir,
-                    holder);
+        if (!e.code && !lock_take(lock, path, holder, &e) && !e.code)
+            err_set(
+                &e, RC_CANTCREAT,
+                "%s is in use by another run (%s), so %s may not write to it; stop that one, or "
+                "choose another output_dir",
+                dir, holder, verb);
         free(path);
     }
     comm_broadcast_bytes(world, &e, sizeof e, 0, "output folder");
     err_raise(&e);
-    return lock;
 }
 
 static int threads_of(struct comm *world)

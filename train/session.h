@@ -38,10 +38,12 @@ struct session {
 /* settings_load on rank 0 first, so that a mistake is reported once; then on all ranks. */
 void session_settings(struct comm *world, struct loaded_settings *l, enum settings_verb verb,
                       const char *path, char *const *sets, int num_sets);
-/* Collective: one job per output folder, held by rank 0 in dir/file until lock_release. Makes the
- * folder; stops with RC_CANTCREAT and the owner's pid when another process has it. */
-struct lock session_lock_output(struct comm *world, const char *dir, const char *file,
-                                const char *verb);
+/* Collective: one job per output folder, held by rank 0 in dir/file until lock_release. make: makes
+ * the folder; else it is only taken where the folder is there already, so that what is refused
+ * between two calls leaves nothing behind (lock: fd -1 before the first). Stops with RC_CANTCREAT
+ * and the owner's pid when another process has it. */
+void session_lock_output(struct comm *world, struct lock *lock, bool make, const char *dir,
+                         const char *file, const char *verb);
 /* degrees from the settings and the number of ranks. */
 struct mesh_degrees session_degrees(const struct settings *s, int ranks);
 enum recompute session_recompute(const struct settings *s, const struct cfg_ints **blocks);

@@ -48,6 +48,19 @@ static bool belongs_elsewhere(enum settings_verb verb, const char *path, char *t
     return whose == SETTINGS_WHOLLY_OTHER;
 }
 
+/* Sizes of parallelism that is not switched on. */
+static void tell_idle(const struct loaded_settings *l)
+{
+    const struct settings *s = &l->s;
+    if (s->sp_size > 1 && !s->use_sequence_parallel)
+        log_warn_all("sp_size: %lld has no effect: use_sequence_parallel is false",
+                     (long long)s->sp_size);
+    if (s->skiparse_sp_size > 1 && !s->use_skiparse_sequence_parallel)
+        log_warn_all(
+            "skiparse_sp_size: %lld has no effect: use_skiparse_sequence_parallel is false",
+            (long long)s->skiparse_sp_size);
+}
+
 void settings_load(struct loaded_settings *out, enum settings_verb verb, const char *path,
                    char *const *sets, int num_sets)
 {
@@ -82,6 +95,7 @@ void settings_load(struct loaded_settings *out, enum settings_verb verb, const c
     fclose(f);
     if (!problems) {
         free(all);
+        tell_idle(out);
         return;
     }
     settings_free(out);
