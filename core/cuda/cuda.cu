@@ -133,9 +133,7 @@ struct cudnn *cuda_sdpa(struct dev *d)
         log_info("attention by cuDNN %d.%d.%d", cudnn_version(c->sdpa) / 10000,
                  cudnn_version(c->sdpa) / 100 % 100, cudnn_version(c->sdpa) % 100);
     else
-        log_warn("attention by own kernels, slow: %s; install cuDNN 9 and NVRTC (pip: "
-                 "nvidia-cudnn-cu13, nvidia-cuda-nvrtc) or give the file of the first in OSP_CUDNN",
-                 why.msg);
+        log_warn("attention by own kernels, slow: %s", why.msg);
     return c->sdpa;
 }
 

@@ -1,5 +1,6 @@
 /* Attention by cuDNN, opened at run time: OSP_CUDNN names its file, or libcudnn.so.9 is looked for
- * by the loader. Host code in C: it builds the two operation graphs (forward with statistics;
+ * by the loader; so are cuBLASLt and NVRTC (OSP_NVRTC names its folder), and beside cuDNN as pip
+ * lays them out. Host code in C: it builds the two operation graphs (forward with statistics;
  * backward), lets the library choose an engine, and keeps the plan of every shape it has seen.
  * bf16, no mask. Plans can be made for a GPU that is not there, from a description. */
 #ifndef CORE_CUDA_CUDNN_H
