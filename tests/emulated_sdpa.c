@@ -1,9 +1,11 @@
 /* The way from attention's ranges to the calls of a library and back, on the emulated cuda device
  * with a stand-in for cuDNN: the same numbers as from the own kernels, for ranges of all kinds, and
  * the calls that were expected. */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/rng.h"
 #include "tests/check.h"
@@ -30,6 +32,7 @@ static const struct ranges cases[] = {
     {"keys at another distance", 2, {0, 12}, {12, 12}, {3, 10}, {7, 7}, 2, 1},
     {"keys that leave the distance", 3, {0, 6, 12}, {6, 6, 6}, {0, 7, 20}, {6, 6, 6}, 2, 2},
     {"empty ones", 4, {0, 9, 9, 20}, {9, 0, 9, 5}, {0, 9, 18, 27}, {9, 9, 0, 5}, 1, 2},
+    {"one row with one key", 4, {0, 6, 7, 8}, {6, 1, 1, 1}, {0, 6, 7, 8}, {6, 1, 1, 5}, 1, 2},
     {"gaps that stay", 2, {3, 20}, {5, 5}, {4, 21}, {9, 9}, 2, 1},
 };
 enum { ROWS = 36, OUTPUTS = 5 };
@@ -183,10 +186,38 @@ static void test_left_out(struct comm *w)
     }
 }
 
+/* Said once for every reason, however often and whatever comes between. */
+static void test_said(struct comm *w)
+{
+    (void)w;
+    struct problem p[2];
+    char said[4096], path[4096];
+    snprintf(path, sizeof path, "%s/said", test_dir());
+    open_problem(&p[0], DT_BF16, 2, 24);
+    open_problem(&p[1], DT_BF16, 2, 22); /* rows that are not aligned: another reason */
+    library = (struct cudnn){.refused_len = 9};
+    const int to = open(path, O_CREAT | O_TRUNC | O_RDWR, 0600), was = dup(2);
+    CHECK(to >= 0 && was >= 0 && dup2(to, 2) == 2, "%s", path);
+    for (int i = 0; i < 6; i++) passes(&p[i % 2], &cases[3]);
+    CHECK(dup2(was, 2) == 2, "stderr");
+    close(was);
+    const ssize_t n = pread(to, said, sizeof said - 1, 0);
+    close(to);
+    said[n > 0 ? n : 0] = 0;
+    int lines = 0;
+    for (const char *at = said; (at = strchr(at, '\n')); at++) lines++;
+    EXPECT(lines == 2 &&
+               strstr(said, "warning: attention of 9 x 9 rows by own kernels, slow: the ") &&
+               strstr(said, "rows or heads do not begin at multiples of 16 bytes"),
+           "%d lines: %s", lines, said);
+    for (int i = 0; i < 2; i++) close_problem(&p[i]);
+}
+
 int main(int argc, char **argv)
 {
     dev_register(&dev_cuda_emulated);
     const struct test t[] = {
+        {.name = "a reason is said once", .run = test_said}, /* first: said before is not said */
         {.name = "ranges of all kinds through the library", .run = test_ranges},
         {.name = "what the library does not get", .run = test_left_out},
     };

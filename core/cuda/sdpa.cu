@@ -44,24 +44,39 @@ bool next_group(const struct seqs *s, unsigned char *way, Group *g)
     return g->batch > 0;
 }
 
-/* What no library call takes: empty ranges, and all when the device wants its own kernels. */
+/* What no library call takes: empty ranges, one query with one key (cuDNN does not support it), and
+ * all when the device wants its own kernels. */
 bool prepare(struct dev *d, const struct seqs *s, enum dtype t, unsigned char *way)
 {
     const bool any = t == DT_BF16 && !d->own_attention && !d->deterministic && cuda_sdpa(d);
     for (int i = 0; i < s->n; i++)
-        way[i] = any && s->q_len[i] && s->k_len[i] ? ATTENTION_OPEN : ATTENTION_OWN;
+        way[i] = any && s->q_len[i] && s->k_len[i] && (s->q_len[i] > 1 || s->k_len[i] > 1)
+                     ? ATTENTION_OPEN
+                     : ATTENTION_OWN;
     return any;
 }
 
-/* Back to the own kernels, with the reason when it is a new one. */
+/* True for a reason that has not been said before; beyond the last of the list all are old. */
+bool is_new(const char *why)
+{
+    enum { MOST = 8 };
+    static char told[MOST][256];
+    for (int i = 0; i < MOST; i++) {
+        if (!told[i][0]) {
+            strncpy(told[i], why, sizeof told[i] - 1);
+            return true;
+        }
+        if (strncmp(told[i], why, sizeof told[i] - 1) == 0) return false;
+    }
+    return false;
+}
+
+/* Back to the own kernels, which is said once for every reason. */
 void refuse(const struct seqs *s, const Group &g, unsigned char *way, const char *why)
 {
-    static char told[256];
-    if (strncmp(told, why, sizeof told - 1) != 0) {
-        log_info("attention of %lld x %lld rows by own kernels: %s", (long long)g.q_len,
-                 (long long)g.k_len, why);
-        strncpy(told, why, sizeof told - 1);
-    }
+    if (is_new(why))
+        log_warn_all("attention of %lld x %lld rows by own kernels, slow: %s", (long long)g.q_len,
+                     (long long)g.k_len, why);
     for (int i = 0; i < s->n; i++) {
         const int64_t q = s->q_first[i] - g.q_first;
         if (way[i] == ATTENTION_BY_LIBRARY && s->q_len[i] == g.q_len && s->k_len[i] == g.k_len &&
