@@ -120,7 +120,7 @@ static void test_planned(struct comm *w)
                        backward ? "backward" : "forward", (long long)s.batch, (long long)s.heads,
                        (long long)s.q_len, (long long)s.k_len, (long long)s.dim, engines,
                        (long long)room, log_seconds() - begin);
-            EXPECT(engines >= 1 && room >= 0 && !why.code,
+            EXPECT(engines >= 1 && room >= 0 && room <= SDPA_WORKSPACE && !why.code,
                    "%s, batch %lld, %lld heads, %lld x %lld, dim %lld: %d engines, workspace %lld, "
                    "%s",
                    backward ? "backward" : "forward", (long long)s.batch, (long long)s.heads,

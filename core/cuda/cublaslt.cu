@@ -8,6 +8,7 @@
 
 #ifndef HAVE_CUBLASLT
 
+size_t cublaslt_bytes(void) { return 0; }
 void cublaslt_open(struct Cuda *) {}
 void cublaslt_close(struct Cuda *) {}
 const char *cublaslt_name(void) { return "plain kernels (no cuBLASLt in this build)"; }
@@ -242,6 +243,8 @@ void drop(Product *p)
 }
 
 } // namespace
+
+size_t cublaslt_bytes(void) { return WORKSPACE; }
 
 void cublaslt_open(struct Cuda *c)
 {

@@ -31,6 +31,8 @@ struct sdpa_shape {
     /* elements from one batch entry, head and row to the next; those of a head lie together */
     int64_t stride[SDPA_TENSORS][3];
 };
+/* Bytes of workspace that no plan has been seen to exceed (test_cudnn): for planning ahead. */
+enum { SDPA_WORKSPACE = 1024 };
 struct sdpa_call { /* addresses of the device, multiples of 16 bytes */
     void *data[SDPA_TENSORS];
     void *lse;              /* f32 [batch, heads, q_len] */
