@@ -169,17 +169,26 @@ static void check_async(struct comm *c)
 
 /* ---- flights --------------------------------------------------------------------------------- */
 
-/* Of the used ones, one with room enough, or the first. */
+/* Whether a used flight suits better than another (or NULL) for this room. Collectives without a
+ * room leave the rooms alone, and others take the least that is enough: after the first step there
+ * is a room for whatever comes again, in whatever order, and nothing is allocated any more. Where
+ * none is enough, the largest grows. */
+static bool suits_better(const struct flight *f, const struct flight *than, size_t room)
+{
+    if (!room) return !f->room && !than;
+    if (!f->room || !than) return f->room;
+    const bool enough = f->room_bytes >= room, was_enough = than->room_bytes >= room;
+    if (enough != was_enough) return enough;
+    return enough ? f->room_bytes < than->room_bytes : f->room_bytes > than->room_bytes;
+}
+
 static struct flight *take(struct comm *c, size_t room)
 {
     struct nccl *n = of(c);
-    struct flight **at = &n->idle;
+    struct flight **at = NULL;
     for (struct flight **f = &n->idle; *f; f = &(*f)->next)
-        if ((*f)->room_bytes >= room) {
-            at = f;
-            break;
-        }
-    struct flight *f = *at;
+        if (suits_better(*f, at ? *at : NULL, room)) at = f;
+    struct flight *f = at ? *at : NULL;
     if (f) {
         *at = f->next;
     } else {

@@ -1,5 +1,6 @@
 /* Which products the emulated cuda device gives to a library, and what it does itself: the same
  * numbers when the library takes all, only products without an epilogue, or nothing. */
+#include <malloc.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 
 extern const struct dev_backend dev_cuda_emulated;
 extern bool (*emulated_gemm)(const struct gemm_args *g);
+extern size_t cuda_gemm_bytes(const struct gemm_args *g);
 
 static int calls[EPI_BIAS_GRAD + 1];
 
@@ -136,11 +138,56 @@ static void test_ways(struct comm *w)
         }
 }
 
+/* Scratch of a product: never more than planned; where there is no library, the plan is not more
+ * than 5 % beyond. */
+static void bytes_of(enum dtype t, enum epilogue e, int64_t m, int64_t n, int64_t k, bool library)
+{
+    enum { SLACK = 24 }; /* of malloc, which is asked for the size of a block */
+    struct dev *d = dev_open(dev_cuda_emulated.name, t, 1);
+    const bool grad = e == EPI_BIAS_GRAD;
+    struct tensor x[5] = {
+        dev_tensor(d, grad ? DT_F32 : t, 2, DIMS(m, n)),
+        dev_tensor(d, t, 2, grad ? DIMS(k, m) : DIMS(m, k)), dev_tensor(d, t, 2, DIMS(k, n)),
+        dev_tensor(d, grad ? DT_F32 : t, 1, DIMS(grad ? m : n)), dev_tensor(d, t, 2, DIMS(m, n))};
+    struct gemm_args g = {.c = x[0],
+                          .a = x[1],
+                          .b = x[2],
+                          .trans_a = grad,
+                          .alpha = 1,
+                          .epilogue = e,
+                          .bias = x[3],
+                          .aux = x[4]};
+    for (int i = 0; i < 5; i++) d->ops->fill(d, x[i], 0.5);
+    emulated_gemm = library ? takes_all : NULL;
+    d->ops->gemm(d, &g);
+    emulated_gemm = NULL;
+    g.a.data = g.b.data = g.c.data = g.bias.data = g.aux.data = (void *)256; /* of a dry run */
+    const size_t plan = cuda_gemm_bytes(&g), used = d->impl ? malloc_usable_size(d->impl) : 0;
+    EXPECT(plan + SLACK >= used && (library || (double)plan <= 1.05 * (double)used),
+           "%s, epilogue %d, [%lld,%lld] over %lld, %s library: %zu bytes planned, %zu taken",
+           dtype_name(t), (int)e, (long long)m, (long long)n, (long long)k,
+           library ? "with" : "without", plan, used);
+    for (int i = 0; i < 5; i++) dev_free(d, x[i].data);
+    dev_close(d);
+}
+
+static void test_bytes(struct comm *w)
+{
+    (void)w;
+    static const int64_t size[][3] = {{64, 16, 8}, {300, 8, 200}, {7, 1100, 3}, {64, 64, 500}};
+    for (int e = EPI_NONE; e <= EPI_BIAS_GRAD; e++)
+        for (size_t i = 0; i < sizeof size / sizeof *size; i++)
+            for (int way = 0; way < 4; way++)
+                bytes_of(way & 1 ? DT_F32 : DT_BF16, (enum epilogue)e, size[i][0], size[i][1],
+                         size[i][2], way & 2);
+}
+
 int main(int argc, char **argv)
 {
     dev_register(&dev_cuda_emulated);
     const struct test t[] = {
         {.name = "products by a library, in part and not at all", .run = test_ways},
+        {.name = "scratch is planned to 5 %", .run = test_bytes},
     };
     return test_main(argc, argv, t, sizeof t / sizeof *t);
 }

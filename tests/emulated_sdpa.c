@@ -1,16 +1,21 @@
 /* The way from attention's ranges to the calls of a library and back, on the emulated cuda device
  * with a stand-in for cuDNN: the same numbers as from the own kernels, for ranges of all kinds, and
  * the calls that were expected. */
+#include <fcntl.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "core/log.h"
 #include "core/rng.h"
 #include "tests/check.h"
 #include "tests/fake_cudnn.h"
 
 extern const struct dev_backend dev_cuda_emulated;
 extern struct cudnn *emulated_cudnn;
+extern size_t cuda_attn_bwd_bytes(const struct dev *d, const struct attn_grad_args *a);
 static struct cudnn library;
 
 struct ranges {
@@ -30,6 +35,7 @@ static const struct ranges cases[] = {
     {"keys at another distance", 2, {0, 12}, {12, 12}, {3, 10}, {7, 7}, 2, 1},
     {"keys that leave the distance", 3, {0, 6, 12}, {6, 6, 6}, {0, 7, 20}, {6, 6, 6}, 2, 2},
     {"empty ones", 4, {0, 9, 9, 20}, {9, 0, 9, 5}, {0, 9, 18, 27}, {9, 9, 0, 5}, 1, 2},
+    {"one row with one key", 4, {0, 6, 7, 8}, {6, 1, 1, 1}, {0, 6, 7, 8}, {6, 1, 1, 5}, 1, 2},
     {"gaps that stay", 2, {3, 20}, {5, 5}, {4, 21}, {9, 9}, 2, 1},
 };
 enum { ROWS = 36, OUTPUTS = 5 };
@@ -183,12 +189,91 @@ static void test_left_out(struct comm *w)
     }
 }
 
+/* What the plan says of a backward pass, from tensors without memory. */
+static size_t planned(const struct problem *p, const struct ranges *r)
+{
+    const struct seqs s = {r->n, r->q_first, r->q_len, r->k_first, r->k_len};
+    struct problem nowhere = *p;
+    nowhere.qkv.data = nowhere.dqkv.data = nowhere.o.data = nowhere.d_o.data = nowhere.lse.data =
+        (void *)256;
+    const struct problem *n = &nowhere;
+    const struct tensor o = tensor_heads(n->o, n->heads), d_o = tensor_heads(n->d_o, n->heads);
+    return cuda_attn_bwd_bytes(
+        p->d, &(struct attn_grad_args){slice(n, n->dqkv, 0), slice(n, n->dqkv, 1),
+                                       slice(n, n->dqkv, 2), d_o, o, n->lse, slice(n, n->qkv, 0),
+                                       slice(n, n->qkv, 1), slice(n, n->qkv, 2), &s, 0.3});
+}
+
+/* Scratch: never more than planned, and the plan is not more than 5 % beyond. */
+static void test_bytes(struct comm *w)
+{
+    (void)w;
+    enum { SLACK = 24 }; /* of malloc, which is asked for the size of a block */
+    static const struct {
+        enum dtype t;
+        int64_t heads, dim;
+        bool own, deterministic;
+    } list[] = {{DT_BF16, 4, 64, false, false}, {DT_BF16, 2, 128, false, false},
+                {DT_BF16, 8, 16, true, false},  {DT_BF16, 8, 16, false, true},
+                {DT_BF16, 8, 22, false, false}, {DT_F32, 8, 8, false, false}};
+    for (size_t l = 0; l < sizeof list / sizeof *list; l++) {
+        struct problem p;
+        open_problem(&p, list[l].t, list[l].heads, list[l].dim);
+        p.d->own_attention = list[l].own;
+        p.d->deterministic = list[l].deterministic;
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            library = (struct cudnn){.refused_len = -1};
+            passes(&p, &cases[i]);
+            const size_t plan = planned(&p, &cases[i]), last = malloc_usable_size(p.d->impl),
+                         used = last > library.most_room ? last : library.most_room;
+            EXPECT((library.most_room > 0) == (l < 2), "%s: wrong way", cases[i].name);
+            EXPECT(plan + SLACK >= used && (double)plan <= 1.05 * (double)used,
+                   "%lld heads of %lld, %s: %zu bytes planned, %zu taken", (long long)list[l].heads,
+                   (long long)list[l].dim, cases[i].name, plan, used);
+        }
+        close_problem(&p);
+    }
+}
+
+/* Said once for every reason, however often and whatever comes between. */
+static void test_said(struct comm *w)
+{
+    (void)w;
+    struct problem p[2];
+    char said[4096], path[4096];
+    snprintf(path, sizeof path, "%s/said", test_dir());
+    open_problem(&p[0], DT_BF16, 2, 24);
+    open_problem(&p[1], DT_BF16, 2, 22); /* rows that are not aligned: another reason */
+    log_set_level(LOG_WARN_ALL);
+    const int to = open(path, O_CREAT | O_TRUNC | O_RDWR, 0600), was = dup(2);
+    CHECK(to >= 0 && was >= 0 && dup2(to, 2) == 2, "%s", path);
+    for (int i = 0; i < 6; i++) {
+        library = (struct cudnn){.refused_len = 9};
+        passes(&p[i % 2], &cases[3]);
+    }
+    log_set_level(LOG_WARN);
+    CHECK(dup2(was, 2) == 2, "stderr");
+    close(was);
+    const ssize_t n = pread(to, said, sizeof said - 1, 0);
+    close(to);
+    said[n > 0 ? n : 0] = 0;
+    int lines = 0;
+    for (const char *at = said; (at = strstr(at, "attention of ")); at++) lines++;
+    EXPECT(lines == 2 &&
+               strstr(said, "warning: attention of 9 x 9 rows by own kernels, slow: the ") &&
+               strstr(said, "rows or heads do not begin at multiples of 16 bytes"),
+           "%d lines: %s", lines, said);
+    for (int i = 0; i < 2; i++) close_problem(&p[i]);
+}
+
 int main(int argc, char **argv)
 {
     dev_register(&dev_cuda_emulated);
     const struct test t[] = {
+        {.name = "a reason is said once", .run = test_said}, /* first: said before is not said */
         {.name = "ranges of all kinds through the library", .run = test_ranges},
         {.name = "what the library does not get", .run = test_left_out},
+        {.name = "scratch is planned to 5 %", .run = test_bytes},
     };
     return test_main(argc, argv, t, sizeof t / sizeof *t);
 }

@@ -1,5 +1,6 @@
 #include "tests/fake_cudnn.h"
 
+#include <malloc.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -129,6 +130,8 @@ bool cudnn_run(struct cudnn *c, const struct sdpa_shape *s, const struct sdpa_ca
     CHECK(s->q_len != c->refused_len, "this shape was refused");
     c->calls++;
     if (s->batch > c->most_batch) c->most_batch = s->batch;
+    const size_t room = malloc_usable_size(call->lse);
+    if (room > c->most_room) c->most_room = room;
     use_room(s, call);
     for (int t = 0; t < (s->backward ? SDPA_TENSORS : SDPA_FORWARD); t++)
         CHECK((uintptr_t)call->data[t] % 16 == 0, "tensor %d is not aligned", t);

@@ -1,6 +1,8 @@
 /* A libcudnn.so.9 that runs operation graphs in host memory, by the meaning of their operations:
  * what core/cuda/cudnn.c builds is checked by its numbers, where the library itself only says
- * whether it knows the pattern. Descriptors keep what is set; the only engine takes every graph. */
+ * whether it knows the pattern. Descriptors keep what is set; the only engine takes every graph.
+ * Like the library it ends the process when cuBLASLt is not loaded. */
+#include <dlfcn.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -67,7 +69,15 @@ static int64_t number(const struct descriptor *d, int name)
                                      : *(const int *)(const void *)a->value;
 }
 
-size_t cudnnGetVersion(void) { return 91900; }
+/* What a test wants it to be: its version, the CUDA it was built for, how many engines it has. */
+static int setting(const char *name, int usual)
+{
+    const char *value = getenv(name);
+    return value ? atoi(value) : usual;
+}
+size_t cudnnGetVersion(void) { return (size_t)setting("FAKE_CUDNN_VERSION", 91900); }
+/* There is no CUDA 99: whether its libraries are found depends on the test alone. */
+size_t cudnnGetCudartVersion(void) { return (size_t)setting("FAKE_CUDNN_CUDART", 99010); }
 const char *cudnnGetErrorString(int status) { return status ? "FAKE_STATUS_BAD" : "SUCCESS"; }
 void cudnnGetLastErrorString(char *text, size_t size) { snprintf(text, size, "%s", last); }
 int cudnnCreate(void **handle)
@@ -82,8 +92,13 @@ int cudnnSetStream(void *handle, void *stream)
     return handle == last ? 0 : BAD;
 }
 
+/* As the library does it where it needs cuBLASLt and does not find it. */
 int cudnnBackendCreateDescriptor(int type, struct descriptor **d)
 {
+    if (type == DNN_BACKEND_ENGINEHEUR_DESCRIPTOR && !dlsym(RTLD_DEFAULT, "cublasLtGetVersion")) {
+        fprintf(stderr, "Invalid handle. Cannot load symbol cublasLtGetVersion\n");
+        abort();
+    }
     *d = calloc(1, sizeof **d);
     (*d)->type = type;
     return 0;
@@ -131,7 +146,7 @@ int cudnnBackendGetAttribute(struct descriptor *d, int name, int type, int64_t m
                              void *value)
 {
     (void)type, (void)most;
-    *n = 1;
+    *n = name == DNN_ATTR_ENGINEHEUR_RESULTS ? setting("FAKE_CUDNN_ENGINES", 1) : 1;
     if (name == DNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)
         *(int64_t *)value = 0;
     else if (name == DNN_ATTR_ENGINEHEUR_RESULTS)

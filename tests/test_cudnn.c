@@ -1,11 +1,13 @@
 /* cuDNN's plans for attention on an H200, made on a machine without one: from a description of the
  * GPU, with a driver that does nothing (tests/fake_libcuda.c, fake_cublaslt.c). The graphs must be
  * accepted, and an engine of the library must compile for each shape; nothing is run. The libraries
- * come from PyPI: .ci/run puts them into build/cudnn, OSP_CUDNN and OSP_NVRTC name others. */
+ * come from PyPI: .ci/run puts them into build/cudnn, OSP_CUDNN and OSP_NVRTC name others. NVRTC
+ * and its own second file are found from there by nobody but core/cuda/cudnn.c. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/cuda/cudnn.h"
@@ -33,11 +35,8 @@ static bool preload_fake(const char *name)
     return preload(path);
 }
 
-static bool preload_all(void)
+static bool have_cudnn(void)
 {
-    const char *nvrtc = getenv("OSP_NVRTC"),
-               *folder = nvrtc ? nvrtc : "build/cudnn/nvidia/cu13/lib";
-    char path[4200];
     setenv("OSP_CUDNN", "build/cudnn/nvidia/cudnn/lib/libcudnn.so.9", 0);
     if (access(getenv("OSP_CUDNN"), R_OK) != 0) {
         test_skip("no cuDNN at %s (pip install --no-deps --target build/cudnn nvidia-cudnn-cu13 "
@@ -45,20 +44,18 @@ static bool preload_all(void)
                   getenv("OSP_CUDNN"));
         return false;
     }
-    snprintf(path, sizeof path, "%s/libnvrtc-builtins.so.13.0", folder);
-    if (access(path, R_OK) == 0 && !preload(path)) return false;
-    snprintf(path, sizeof path, "%s/libnvrtc.so.13", folder);
-    return preload(path) && preload_fake("libcuda.so.1") && preload_fake("libcublasLt.so.13");
+    FILE *f = fopen("tests/data/h200.json", "r");
+    CHECK(f && fread(gpu, 1, sizeof gpu - 1, f) > 0, "tests/data/h200.json");
+    fclose(f);
+    return true;
 }
 
 static bool here(void)
 {
     struct err why;
     if (lib) return true;
-    FILE *f = fopen("tests/data/h200.json", "r");
-    CHECK(f && fread(gpu, 1, sizeof gpu - 1, f) > 0, "tests/data/h200.json");
-    fclose(f);
-    if (!preload_all()) return false;
+    if (!have_cudnn() || !preload_fake("libcuda.so.1") || !preload_fake("libcublasLt.so.13"))
+        return false;
     lib = cudnn_open(gpu, &why);
     if (!lib) test_skip("%s", why.msg);
     return lib;
@@ -103,7 +100,6 @@ static const struct {
     {2, 3, 17, 33, 64, false, 5},
     {1, 2, 100, 100, 96, true, 0},
     {1, 2, 100, 77, 256, false, 0},
-    {1, 2, 1, 1, 8, true, 0},
 };
 
 static void test_planned(struct comm *w)
@@ -124,7 +120,7 @@ static void test_planned(struct comm *w)
                        backward ? "backward" : "forward", (long long)s.batch, (long long)s.heads,
                        (long long)s.q_len, (long long)s.k_len, (long long)s.dim, engines,
                        (long long)room, log_seconds() - begin);
-            EXPECT(engines >= 1 && room >= 0 && !why.code,
+            EXPECT(engines >= 1 && room >= 0 && room <= SDPA_WORKSPACE && !why.code,
                    "%s, batch %lld, %lld heads, %lld x %lld, dim %lld: %d engines, workspace %lld, "
                    "%s",
                    backward ? "backward" : "forward", (long long)s.batch, (long long)s.heads,
@@ -172,9 +168,92 @@ static void test_refused(struct comm *w)
     setenv("OSP_CUDNN", was, 1);
 }
 
+/* ---- without what it needs ------------------------------------------------------------------- */
+
+/* The files of cuDNN alone, linked into test_dir()/nvidia/cudnn/lib, as those of OSP_CUDNN; path
+ * becomes that of the first. */
+static void alone(char *path, size_t size)
+{
+    char folder[4096], from[4200], to[4200];
+    const char *const files[] = {"",
+                                 "_adv",
+                                 "_cnn",
+                                 "_ops",
+                                 "_graph",
+                                 "_heuristic",
+                                 "_engines_precompiled",
+                                 "_engines_runtime_compiled"};
+    CHECK(realpath(getenv("OSP_CUDNN"), folder), "OSP_CUDNN");
+    *strrchr(folder, '/') = 0;
+    snprintf(to, sizeof to, "mkdir -p %s/nvidia/cudnn/lib", test_dir());
+    CHECK(system(to) == 0, "%s", to);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(from, sizeof from, "%s/libcudnn%s.so.9", folder, files[i]);
+        snprintf(to, sizeof to, "%s/nvidia/cudnn/lib/libcudnn%s.so.9", test_dir(), files[i]);
+        CHECK(symlink(from, to) == 0, "%s", to);
+    }
+    snprintf(path, size, "%s/nvidia/cudnn/lib/libcudnn.so.9", test_dir());
+}
+
+/* A plan by a process of its own, since what is loaded stays: the reason, or "planned". */
+static void try_alone(const char *cudnn, bool cublaslt, char *said, size_t size)
+{
+    int fd[2], status = 0;
+    CHECK(pipe(fd) == 0, "pipe");
+    const pid_t pid = fork();
+    CHECK(pid >= 0, "fork");
+    if (pid == 0) {
+        struct err why = {0};
+        struct sdpa_shape s = shape(1, 2, 48, 48, 64, false, true, 0);
+        setenv("OSP_CUDNN", cudnn, 1);
+        unsetenv("OSP_NVRTC");
+        preload_fake("libcuda.so.1");
+        if (cublaslt) preload_fake("libcublasLt.so.13");
+        struct cudnn *c = cudnn_open(gpu, &why);
+        if (c && cudnn_workspace(c, &s, &why) >= 0) strcpy(why.msg, "planned");
+        _exit(write(fd[1], why.msg, strlen(why.msg) + 1) < 0);
+    }
+    close(fd[1]);
+    const ssize_t n = read(fd[0], said, size - 1);
+    said[n > 0 ? n : 0] = 0;
+    close(fd[0]);
+    CHECK(waitpid(pid, &status, 0) == pid, "waitpid");
+    if (status) snprintf(said, size, "the process ended with status %d", status);
+}
+
+static bool findable(const char *name)
+{
+    void *so = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (so) dlclose(so);
+    return so;
+}
+
+static void test_alone(struct comm *w)
+{
+    (void)w;
+    char said[2048], path[4200];
+    if (!have_cudnn()) return;
+    if (findable("libcublasLt.so.13") || findable("libnvrtc.so.13") ||
+        access("/usr/local/cuda/lib64/libnvrtc.so.13", F_OK) == 0) {
+        test_skip("CUDA's libraries are found everywhere on this machine");
+        return;
+    }
+    alone(path, sizeof path);
+    try_alone(path, false, said, sizeof said);
+    EXPECT(strstr(said, "cuDNN needs cuBLASLt of CUDA 13, which cannot be opened: libcublasLt"),
+           "%s", said);
+    try_alone(path, true, said, sizeof said);
+    EXPECT(strstr(said, "the runtime compiler (NVRTC) of CUDA 13 cannot be opened, and cuDNN needs "
+                        "it: libnvrtc.so.13: "),
+           "%s", said);
+    if (test_verbose()) printf("    %s\n", said);
+}
+
 int main(int argc, char **argv)
 {
     const struct test t[] = {
+        /* first: what the others load stays */
+        {.name = "without cuBLASLt or NVRTC it says so", .run = test_alone},
         {.name = "attention of every shape has a plan for an H200", .run = test_planned},
         {.name = "a plan is made once", .run = test_kept},
         {.name = "what has no plan is refused with the reason", .run = test_refused},

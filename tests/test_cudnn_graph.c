@@ -1,10 +1,13 @@
 /* The graphs of core/cuda/cudnn.c by their numbers: a stand-in for cuDNN (tests/fake_libcudnn.c)
  * runs them operation by operation; dq, dk and dv are compared with finite sums over the formulas,
- * in memory of the strides that the model has. */
+ * in memory of the strides that the model has. And how the library is opened: what it needs beside
+ * itself is found as pip lays it out, or named with the remedy. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/bf16.h"
@@ -168,10 +171,126 @@ static void both_passes(struct cudnn *c, struct sdpa_shape s, int64_t gap, float
     free(m);
 }
 
+/* ---- opening --------------------------------------------------------------------------------- */
+
+/* A new folder test_dir()/NAME/SUB with a link to a file of this build's tests. */
+static void lay(const char *name, const char *sub, const char *file, const char *link)
+{
+    char path[4096] = "", at[4096], *end;
+    CHECK(readlink("/proc/self/exe", path, sizeof path - 64) > 0, "where is this program?");
+    strcpy(strrchr(path, '/') + 1, file);
+    snprintf(at, sizeof at, "%s/%s/%s/", test_dir(), name, sub);
+    for (end = at + strlen(test_dir()) + 1; (end = strchr(end, '/')); end++) {
+        *end = 0;
+        mkdir(at, 0755);
+        *end = '/';
+    }
+    strncat(at, link, sizeof at - strlen(at) - 1);
+    CHECK(access(path, R_OK) == 0 && symlink(path, at) == 0, "%s -> %s", at, path);
+}
+
+static bool stand_ins(void)
+{
+    char path[4096] = "";
+    CHECK(readlink("/proc/self/exe", path, sizeof path - 64) > 0, "where is this program?");
+    strcpy(strrchr(path, '/'), "/fake_driver/libcublasLt.so.13");
+    if (access(path, R_OK) == 0) return true;
+    test_skip("%s is not built", path);
+    return false;
+}
+
+/* Opens the stand-in of that folder and plans a shape, in a process of its own: what is loaded
+ * stays. said: the reason, or "planned"; "ended" when the library ended the process. sets: pairs of
+ * name and value for the environment, NULL-terminated. */
+static void opened(const char *name, const char *const *sets, char *said, size_t size)
+{
+    int fd[2];
+    CHECK(pipe(fd) == 0, "pipe");
+    const pid_t pid = fork();
+    CHECK(pid >= 0, "fork");
+    if (pid == 0) {
+        char path[4096];
+        struct err why;
+        struct sdpa_shape s = shape(1, 1, 9, 9, 16, 0);
+        snprintf(path, sizeof path, "%s/%s/nvidia/cudnn/lib/libcudnn.so.9", test_dir(), name);
+        setenv("OSP_CUDNN", path, 1);
+        for (; *sets; sets += 2) setenv(sets[0], sets[1], 1);
+        struct cudnn *c = cudnn_open(NULL, &why);
+        if (c && cudnn_workspace(c, &s, &why) >= 0) strcpy(why.msg, "planned");
+        _exit(write(fd[1], why.msg, strlen(why.msg)) < 0);
+    }
+    close(fd[1]);
+    ssize_t n, at = 0;
+    while ((n = read(fd[0], said + at, size - 1 - (size_t)at)) > 0) at += n;
+    said[at] = 0;
+    close(fd[0]);
+    int status = 0;
+    CHECK(waitpid(pid, &status, 0) == pid, "waitpid");
+    if (status) snprintf(said, size, "ended");
+}
+
+static void expect_said(const char *name, const char *const *sets, const char *want)
+{
+    char said[2048];
+    opened(name, sets, said, sizeof said);
+    EXPECT(strstr(said, want), "%s: \"%s\" instead of \"%s\"", name, said, want);
+}
+#define SETS(...) ((const char *const[]){__VA_ARGS__, NULL, NULL})
+
+static void test_versions(struct comm *w)
+{
+    (void)w;
+    if (!stand_ins()) return;
+    const char *cudnn = "nvidia/cudnn/lib";
+    lay("new", cudnn, "fake_libcudnn.so", "libcudnn.so.9");
+    lay("new", "nvidia/cu99/lib", "fake_driver/libcublasLt.so.13", "libcublasLt.so.99");
+    expect_said("new", SETS("FAKE_CUDNN_VERSION", "91500"),
+                "cuDNN 9.15.0 is too old, 9.15.1 is needed");
+    expect_said("new", SETS("FAKE_CUDNN_VERSION", "91501"), "planned");
+}
+
+static void test_needed(struct comm *w)
+{
+    (void)w;
+    if (!stand_ins()) return;
+    const char *cudnn = "nvidia/cudnn/lib";
+    static const char *const found[][2] = {{"beside", "nvidia/cudnn/lib"},
+                                           {"pip", "nvidia/cu99/lib"},
+                                           {"older pip", "nvidia/cublas/lib"}};
+    for (int i = 0; i < 3; i++) {
+        lay(found[i][0], cudnn, "fake_libcudnn.so", "libcudnn.so.9");
+        lay(found[i][0], found[i][1], "fake_driver/libcublasLt.so.13", "libcublasLt.so.99");
+        expect_said(found[i][0], SETS(NULL), "planned");
+    }
+    lay("none", cudnn, "fake_libcudnn.so", "libcudnn.so.9");
+    expect_said("none", SETS(NULL),
+                "cuDNN needs cuBLASLt of CUDA 99, which cannot be opened: "
+                "libcublasLt.so.99: cannot open shared object file");
+    expect_said("none", SETS(NULL), "install it (pip: nvidia-cublas)");
+    expect_said("pip", SETS("FAKE_CUDNN_CUDART", "98010"), "cuBLASLt of CUDA 98");
+    lay("broken", cudnn, "fake_libcudnn.so", "libcudnn.so.9");
+    lay("broken", "nvidia/cu99/lib", "test_cudnn_graph", "libcublasLt.so.99");
+    expect_said("broken", SETS(NULL), "cu99/lib/libcublasLt.so.99: cannot");
+    /* no NVRTC: said where there is no engine, and where a folder was named */
+    expect_said("pip", SETS("FAKE_CUDNN_ENGINES", "0"),
+                "the runtime compiler (NVRTC) of CUDA 99 cannot be opened, and cuDNN needs it: "
+                "libnvrtc.so.99: cannot open");
+    expect_said("pip", SETS("FAKE_CUDNN_ENGINES", "0"), "; cuDNN: no engine for this attention");
+    expect_said("pip", SETS("OSP_NVRTC", "/nowhere"),
+                "OSP_NVRTC: the runtime compiler (NVRTC) of CUDA 99 cannot be opened, and cuDNN "
+                "needs it: /nowhere/libnvrtc.so.99: ");
+}
+
 static void test_numbers(struct comm *w)
 {
     (void)w;
+    if (!stand_ins()) return;
+    char path[4096];
     struct err why = {0};
+    lay("numbers", "nvidia/cudnn/lib", "fake_libcudnn.so", "libcudnn.so.9");
+    lay("numbers", "nvidia/cu99/lib", "fake_driver/libcublasLt.so.13", "libcublasLt.so.99");
+    snprintf(path, sizeof path, "%s/numbers/nvidia/cudnn/lib/libcudnn.so.9", test_dir());
+    setenv("OSP_CUDNN", path, 1);
     struct cudnn *c = cudnn_open(NULL, &why);
     EXPECT(c, "%s", why.msg);
     if (!c) return;
@@ -184,11 +303,11 @@ static void test_numbers(struct comm *w)
 int main(int argc, char **argv)
 {
     const struct test t[] = {
+        /* first: what the last one loads stays */
+        {.name = "a cuDNN that is too old is refused", .run = test_versions},
+        {.name = "what cuDNN needs is found beside it, or named", .run = test_needed},
         {.name = "both passes of attention give what their formulas say", .run = test_numbers},
     };
-    char path[4096] = "";
-    CHECK(readlink("/proc/self/exe", path, sizeof path - 32) > 0, "where is this program?");
-    strcpy(strrchr(path, '/'), "/fake_libcudnn.so");
-    setenv("OSP_CUDNN", path, 1);
+    unsetenv("OSP_NVRTC");
     return test_main(argc, argv, t, sizeof t / sizeof *t);
 }

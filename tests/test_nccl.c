@@ -179,6 +179,51 @@ static void sums(struct comm *world)
     leave(world, d);
 }
 
+/* What a step needs is there after the first one, in whatever order collectives are begun. */
+static void rooms(struct comm *world)
+{
+    enum { STEPS = 50, KINDS = 4 };
+    static const int64_t size[KINDS] = {2000, 7, 0, 500}; /* 0: a gather */
+    int order[KINDS] = {0, 1, 2, 3};
+    struct dev *d = enter(world);
+    struct comm *c = comm_split(world, 0, world->rank, "all");
+    struct tensor dst[KINDS], src[KINDS];
+    size_t after_first = 0;
+    for (int k = 0; k < KINDS; k++) {
+        const int64_t n = size[k] ? size[k] : 100, all = n * world->size;
+        dst[k] = dev_tensor(d, DT_F32, 1, DIMS(size[k] ? n : all));
+        src[k] = dev_tensor(d, DT_F32, 1, DIMS(size[k] ? all : n));
+        d->ops->fill(d, src[k], 1);
+        d->ops->fill(d, dst[k], 1);
+    }
+    for (int i = 0; i < STEPS; i++) {
+        struct work w[KINDS] = {{0}};
+        for (int j = 0; j < KINDS; j++) {
+            const int k = order[j];
+            if (size[k])
+                comm_reduce_scatter(c, dst[k], src[k], "sum", &w[k]);
+            else
+                comm_all_gather(c, dst[k], src[k], "gather", &w[k]);
+        }
+        for (int j = 0; j < KINDS; j++) { /* awaited in the next step's order */
+            const int other = (i * 7 + j * 5) % KINDS, was = order[j];
+            order[j] = order[other];
+            order[other] = was;
+        }
+        for (int j = 0; j < KINDS; j++) comm_wait(c, &w[order[j]]);
+        if (i == 0) after_first = d->count.bytes_now;
+        EXPECT(d->count.bytes_now == after_first && d->count.bytes_peak == after_first,
+               "step %d: %zu bytes, %zu at most, %zu after the first", i, d->count.bytes_now,
+               d->count.bytes_peak, after_first);
+    }
+    for (int k = 0; k < KINDS; k++) {
+        dev_free(d, dst[k].data);
+        dev_free(d, src[k].data);
+    }
+    comm_free(c);
+    leave(world, d);
+}
+
 int main(int argc, char **argv)
 {
     queue_dev_register();
@@ -197,6 +242,10 @@ int main(int argc, char **argv)
         {.name = "several sums on their way at once",
          .run = sums,
          .ranks = {1, 2, 3, 4},
+         .flags = TEST_MPI},
+        {.name = "after the first step nothing is allocated",
+         .run = rooms,
+         .ranks = {2, 3},
          .flags = TEST_MPI},
     };
     return test_main(argc, argv, tests, sizeof tests / sizeof *tests);

@@ -8,6 +8,7 @@
 
 #ifndef HAVE_CUBLASLT
 
+size_t cublaslt_bytes(void) { return 0; }
 void cublaslt_open(struct Cuda *) {}
 void cublaslt_close(struct Cuda *) {}
 const char *cublaslt_name(void) { return "plain kernels (no cuBLASLt in this build)"; }
@@ -17,6 +18,9 @@ bool cuda_library_gemm(struct dev *, const struct gemm_args *) { return false; }
 
 #include <cublasLt.h>
 #include <stdio.h>
+extern "C" {
+#include "core/log.h"
+}
 
 enum { WORKSPACE = 32 << 20, LEAST_ALIGNMENT = 16 };
 
@@ -25,7 +29,7 @@ struct Key {
     int64_t dim[3][2], ld[4]; /* of a, b, c; and of aux */
     int32_t type[5];          /* of a, b, c, bias, aux */
     int32_t trans_a, trans_b, epilogue, adds;
-    uint32_t align[3];
+    uint32_t align[5]; /* of the same; 0: not there */
 };
 struct Product {
     Key key;
@@ -133,9 +137,13 @@ Key key_of(const struct gemm_args *g)
         k.type[i] = (int32_t)t[i].dtype;
         k.align[i] = alignment(t[i].data);
     }
-    if (has_bias(g)) k.type[3] = (int32_t)g->bias.dtype;
+    if (has_bias(g)) {
+        k.type[3] = (int32_t)g->bias.dtype;
+        k.align[3] = alignment(g->bias.data);
+    }
     if (has_aux(g)) {
         k.type[4] = (int32_t)g->aux.dtype;
+        k.align[4] = alignment(g->aux.data);
         k.ld[3] = tensor_ld(g->aux);
     }
     k.trans_a = g->trans_a;
@@ -168,6 +176,30 @@ cublasLtMatmulDesc_t operation(const struct gemm_args *g)
     return op;
 }
 
+/* What the library asks of the memory beside the product's. */
+bool suits(const struct gemm_args *g)
+{
+    if (has_aux(g) && (alignment(g->aux.data) < LEAST_ALIGNMENT || tensor_ld(g->aux) % 8))
+        return false;
+    return !has_bias(g) || alignment(g->bias.data) >= LEAST_ALIGNMENT;
+}
+
+/* From now on by other ways; said once for a shape and epilogue. */
+void give_up(const struct Library *l, Product *p, const struct gemm_args *g, const char *why)
+{
+    p->usable = false;
+    for (const Product *q = l->products; q; q = q->next)
+        if (q != p && !q->usable && q->key.epilogue == p->key.epilogue &&
+            memcmp(q->key.dim, p->key.dim, sizeof q->key.dim) == 0)
+            return;
+    log_info("cuBLASLt: [%lld,%lld] by [%lld,%lld] %s, %s with epilogue %d, memory aligned to %u, "
+             "%u, %u, %u, %u: %s; %s",
+             (long long)g->a.dim[0], (long long)g->a.dim[1], (long long)g->b.dim[0],
+             (long long)g->b.dim[1], dtype_name(g->a.dtype), dtype_name(g->c.dtype),
+             (int)g->epilogue, p->key.align[0], p->key.align[1], p->key.align[2], p->key.align[3],
+             p->key.align[4], why, g->epilogue == EPI_NONE ? "own kernel, slow" : "epilogue apart");
+}
+
 Product *make_product(struct Library *l, const Key &key, const struct gemm_args *g)
 {
     Product *p = (Product *)calloc(1, sizeof *p);
@@ -185,6 +217,10 @@ Product *make_product(struct Library *l, const Key &key, const struct gemm_args 
     cublasLtMatmulPreferenceDestroy(pref);
     p->usable = s == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
     if (p->usable) p->algorithm = found.algo;
+    if (!suits(g))
+        give_up(l, p, g, "bias or aux not aligned");
+    else if (!p->usable)
+        give_up(l, p, g, s == CUBLAS_STATUS_SUCCESS ? "no algorithm" : cublasLtGetStatusString(s));
     p->next = l->products;
     return l->products = p;
 }
@@ -206,16 +242,9 @@ void drop(Product *p)
     free(p);
 }
 
-/* What the library asks of the memory beside the product's. */
-bool suits(const struct gemm_args *g)
-{
-    if (tensor_count(g->a) == 0 || tensor_count(g->b) == 0) return false;
-    if (has_aux(g) && (alignment(g->aux.data) < LEAST_ALIGNMENT || tensor_ld(g->aux) % 8))
-        return false;
-    return !has_bias(g) || (tensor_contiguous(g->bias) && alignment(g->bias.data) >= 4);
-}
-
 } // namespace
+
+size_t cublaslt_bytes(void) { return WORKSPACE; }
 
 void cublaslt_open(struct Cuda *c)
 {
@@ -247,7 +276,8 @@ bool cuda_library_gemm(struct dev *d, const struct gemm_args *g)
 {
     struct Cuda *c = cuda_of(d);
     struct Library *l = c->library;
-    if (!suits(g)) return false;
+    if (tensor_count(g->a) == 0 || tensor_count(g->b) == 0) return false;
+    if (has_bias(g) && !tensor_contiguous(g->bias)) return false;
     Product *p = product_of(l, g);
     if (!p->usable) return false;
     const float alpha = (float)g->alpha, beta = (float)g->beta;
@@ -256,8 +286,10 @@ bool cuda_library_gemm(struct dev *d, const struct gemm_args *g)
         cublasLtMatmul(l->handle, p->op, &alpha, g->b.data, p->a, g->a.data, p->b, &beta, g->c.data,
                        p->c, g->c.data, p->c, &p->algorithm, l->workspace, WORKSPACE, c->stream);
     /* odd strides of bf16, above all: the plain kernel takes them */
-    p->usable = s != CUBLAS_STATUS_NOT_SUPPORTED && s != CUBLAS_STATUS_INVALID_VALUE;
-    if (p->usable) check(s, "matrix product");
+    if (s == CUBLAS_STATUS_NOT_SUPPORTED || s == CUBLAS_STATUS_INVALID_VALUE)
+        give_up(l, p, g, cublasLtGetStatusString(s));
+    else
+        check(s, "matrix product");
     return p->usable;
 }
 

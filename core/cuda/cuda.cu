@@ -116,6 +116,7 @@ void *cuda_scratch(struct dev *d, size_t bytes)
         if (old) cuda_free(d, old);
         c->scratch = cuda_alloc(d, bytes);
         c->scratch_bytes = bytes;
+        dev_own(d, cublaslt_bytes() + bytes);
     }
     return c->scratch;
 }
@@ -133,9 +134,7 @@ struct cudnn *cuda_sdpa(struct dev *d)
         log_info("attention by cuDNN %d.%d.%d", cudnn_version(c->sdpa) / 10000,
                  cudnn_version(c->sdpa) / 100 % 100, cudnn_version(c->sdpa) % 100);
     else
-        log_warn("attention by own kernels, slow: %s; install cuDNN 9 and NVRTC (pip: "
-                 "nvidia-cudnn-cu13, nvidia-cuda-nvrtc) or give the file of the first in OSP_CUDNN",
-                 why.msg);
+        log_warn("attention by own kernels, slow: %s", why.msg);
     return c->sdpa;
 }
 
@@ -158,6 +157,7 @@ static bool start(struct dev *d, struct err *e)
         cuda_check(cudaEventCreateWithFlags(&c->mark[i], cudaEventDisableTiming),
                    "creating an event");
     cublaslt_open(c);
+    dev_own(d, cublaslt_bytes());
     return true;
 }
 
@@ -272,6 +272,12 @@ static size_t free_bytes(struct dev *d)
     return left;
 }
 
+/* Scratch of the ops beside products and attention is less than theirs in any pass with both. */
+static size_t own_bytes(struct dev *d, const struct gemm_args *g, const struct attn_grad_args *a)
+{
+    return cublaslt_bytes() + (g ? cuda_gemm_bytes(g) : cuda_attn_bwd_bytes(d, a));
+}
+
 static int units(void)
 {
     int gpus = 0;
@@ -297,7 +303,7 @@ static const struct dev_backend backend = {.name = "cuda",
                                            .units = units,
                                            .unit_name = unit_name,
                                            .free_bytes = free_bytes,
-                                           .own_bytes = NULL};
+                                           .own_bytes = own_bytes};
 
 extern "C" __attribute__((visibility("default"))) dev_cuda_entry osp_cuda_backend;
 const struct dev_backend *osp_cuda_backend(size_t sizes, struct err *why)

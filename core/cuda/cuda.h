@@ -116,11 +116,15 @@ template <class Out> struct ColumnEnds {
         out(i, s);
     }
 };
+static inline size_t column_sums_bytes(int64_t n, int64_t len)
+{
+    return (size_t)((len + SUM_CHUNK - 1) / SUM_CHUNK * n) * sizeof(double);
+}
 template <class Term, class Out>
 void column_sums(struct dev *d, int64_t n, int64_t len, const Term &term, const Out &out)
 {
     const int64_t chunks = (len + SUM_CHUNK - 1) / SUM_CHUNK;
-    double *part = (double *)cuda_scratch(d, (size_t)(chunks * n) * sizeof(double));
+    double *part = (double *)cuda_scratch(d, column_sums_bytes(n, len));
     each(d, chunks * n, ColumnParts<Term>{term, part, n, len});
     each(d, n, ColumnEnds<Out>{out, part, n, chunks});
 }
@@ -207,6 +211,11 @@ void cuda_flash_fwd(struct dev *d, const struct attn_args *a, unsigned char *way
 void cuda_flash_bwd(struct dev *d, const struct attn_grad_args *a, unsigned char *way);
 struct cudnn *cuda_sdpa(struct dev *d); /* NULL: it cannot be opened here (said once) */
 void *cuda_queue(struct dev *d);        /* the device's stream */
+
+/* Scratch that an op takes at most, by its shapes alone (addresses are not followed): where
+ * products go to cuBLASLt less may be taken, where cuDNN takes no attention as well. */
+extern "C" size_t cuda_gemm_bytes(const struct gemm_args *g);
+extern "C" size_t cuda_attn_bwd_bytes(const struct dev *d, const struct attn_grad_args *a);
 
 void cuda_gemm(struct dev *d, const struct gemm_args *g);
 void cuda_attn_fwd(struct dev *d, const struct attn_args *a);

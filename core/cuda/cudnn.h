@@ -1,5 +1,6 @@
 /* Attention by cuDNN, opened at run time: OSP_CUDNN names its file, or libcudnn.so.9 is looked for
- * by the loader. Host code in C: it builds the two operation graphs (forward with statistics;
+ * by the loader; so are cuBLASLt and NVRTC (OSP_NVRTC names its folder), and beside cuDNN as pip
+ * lays them out. Host code in C: it builds the two operation graphs (forward with statistics;
  * backward), lets the library choose an engine, and keeps the plan of every shape it has seen.
  * bf16, no mask. Plans can be made for a GPU that is not there, from a description. */
 #ifndef CORE_CUDA_CUDNN_H
@@ -30,6 +31,8 @@ struct sdpa_shape {
     /* elements from one batch entry, head and row to the next; those of a head lie together */
     int64_t stride[SDPA_TENSORS][3];
 };
+/* Bytes of workspace that no plan has been seen to exceed (test_cudnn): for planning ahead. */
+enum { SDPA_WORKSPACE = 1024 };
 struct sdpa_call { /* addresses of the device, multiples of 16 bytes */
     void *data[SDPA_TENSORS];
     void *lse;              /* f32 [batch, heads, q_len] */

@@ -89,7 +89,8 @@
     X(ATTR_OPERATION_SDPA_FWD_SCALEDESC, 2805)
 
 #define DECLARE(name, value) DNN_##name = value,
-enum { CONSTANTS(DECLARE) DNN_OLDEST = 91500, DNN_SUCCESS = DNN_STATUS_SUCCESS };
+/* 9.15.0 gives wrong gradients where the length of the keys is no multiple of 128. */
+enum { CONSTANTS(DECLARE) DNN_OLDEST = 91501, DNN_SUCCESS = DNN_STATUS_SUCCESS };
 #if defined(HAVE_CUDNN_H)
 #include <cudnn.h>
 #define COMPARE(name, value) \
@@ -99,6 +100,7 @@ CONSTANTS(COMPARE)
 
 struct library {
     size_t (*GetVersion)(void);
+    size_t (*GetCudartVersion)(void); /* of the CUDA it was built for: 13010 is 13.1 */
     const char *(*GetErrorString)(int status);
     void (*GetLastErrorString)(char *text, size_t size);
     int (*Create)(void **handle);

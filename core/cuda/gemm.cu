@@ -110,7 +110,25 @@ void strip(struct dev *d, const struct gemm_args *g, float *acc, int64_t first, 
          Epilogue{view(c), view(part.c), view(g->bias), aux, (int)g->epilogue, (float)g->beta});
 }
 
+/* Rows of c at a time, where an epilogue needs the f32 array. */
+int64_t strip_rows(const struct gemm_args *g)
+{
+    const int64_t m = g->c.dim[0], n = g->c.dim[1], most = n > STRIP ? 1 : STRIP / n;
+    return m < most ? m : most;
+}
+
 } // namespace
+
+size_t cuda_gemm_bytes(const struct gemm_args *g)
+{
+    const int64_t m = g->c.dim[0], n = g->c.dim[1], k = g->a.dim[g->trans_a ? 0 : 1];
+    if (g->epilogue == EPI_BIAS_GRAD) {
+        const size_t library = (size_t)m * sizeof(float), own = column_sums_bytes(m, k);
+        return own > library ? own : library;
+    }
+    if (g->epilogue == EPI_NONE || g->c.dtype == DT_F32 || !m || !n) return 0;
+    return (size_t)(strip_rows(g) * n) * sizeof(float);
+}
 
 void cuda_gemm(struct dev *d, const struct gemm_args *g)
 {
@@ -139,7 +157,7 @@ void cuda_gemm(struct dev *d, const struct gemm_args *g)
              Epilogue{view(g->c), view(g->c), view(g->bias), view(g->aux), (int)g->epilogue, 0});
         return;
     }
-    const int64_t most = n > STRIP ? 1 : STRIP / n, rows = m < most ? m : most;
+    const int64_t rows = strip_rows(g);
     float *acc = (float *)cuda_scratch(d, (size_t)(rows * n) * sizeof(float));
     for (int64_t i = 0; i < m; i += rows) strip(d, g, acc, i, m - i < rows ? m - i : rows);
 }

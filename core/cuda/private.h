@@ -19,6 +19,7 @@ struct Cuda { /* dev.impl */
 };
 struct Cuda *cuda_of(struct dev *d);
 
+size_t cublaslt_bytes(void); /* of GPU memory that it takes when it is opened */
 void cublaslt_open(struct Cuda *c);
 void cublaslt_close(struct Cuda *c);
 const char *cublaslt_name(void);

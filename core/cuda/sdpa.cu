@@ -44,24 +44,46 @@ bool next_group(const struct seqs *s, unsigned char *way, Group *g)
     return g->batch > 0;
 }
 
-/* What no library call takes: empty ranges, and all when the device wants its own kernels. */
+/* A range that cuDNN can have: not an empty one, nor one query with one key, which it does not
+ * support. */
+bool suits(const struct seqs *s, int i)
+{
+    return s->q_len[i] && s->k_len[i] && (s->q_len[i] > 1 || s->k_len[i] > 1);
+}
+
+bool wanted(const struct dev *d, enum dtype t)
+{
+    return t == DT_BF16 && !d->own_attention && !d->deterministic;
+}
+
 bool prepare(struct dev *d, const struct seqs *s, enum dtype t, unsigned char *way)
 {
-    const bool any = t == DT_BF16 && !d->own_attention && !d->deterministic && cuda_sdpa(d);
-    for (int i = 0; i < s->n; i++)
-        way[i] = any && s->q_len[i] && s->k_len[i] ? ATTENTION_OPEN : ATTENTION_OWN;
+    const bool any = wanted(d, t) && cuda_sdpa(d);
+    for (int i = 0; i < s->n; i++) way[i] = any && suits(s, i) ? ATTENTION_OPEN : ATTENTION_OWN;
     return any;
 }
 
-/* Back to the own kernels, with the reason when it is a new one. */
+/* True for a reason that has not been said before; beyond the last of the list all are old. */
+bool is_new(const char *why)
+{
+    enum { MOST = 8 };
+    static char told[MOST][256];
+    for (int i = 0; i < MOST; i++) {
+        if (!told[i][0]) {
+            strncpy(told[i], why, sizeof told[i] - 1);
+            return true;
+        }
+        if (strncmp(told[i], why, sizeof told[i] - 1) == 0) return false;
+    }
+    return false;
+}
+
+/* Back to the own kernels, which is said once for every reason. */
 void refuse(const struct seqs *s, const Group &g, unsigned char *way, const char *why)
 {
-    static char told[256];
-    if (strncmp(told, why, sizeof told - 1) != 0) {
-        log_info("attention of %lld x %lld rows by own kernels: %s", (long long)g.q_len,
-                 (long long)g.k_len, why);
-        strncpy(told, why, sizeof told - 1);
-    }
+    if (is_new(why))
+        log_warn_all("attention of %lld x %lld rows by own kernels, slow: %s", (long long)g.q_len,
+                     (long long)g.k_len, why);
     for (int i = 0; i < s->n; i++) {
         const int64_t q = s->q_first[i] - g.q_first;
         if (way[i] == ATTENTION_BY_LIBRARY && s->q_len[i] == g.q_len && s->k_len[i] == g.k_len &&
@@ -128,7 +150,19 @@ struct Turn {
 
 size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-/* Scratch of a call, cut into its parts; false: the library has no plan. */
+/* Scratch of a call: statistics, and backward the sums of d_o * o and of dq, and workspace. */
+struct Room {
+    size_t column, wide, bytes;
+};
+Room room_of(const struct sdpa_shape &s, int64_t workspace)
+{
+    const size_t n = (size_t)(s.batch * s.heads * s.q_len);
+    Room r = {rounded(n * sizeof(float)), rounded(n * (size_t)s.dim * sizeof(float)), 0};
+    r.bytes = r.column + (s.backward ? r.column + r.wide : 0) + (size_t)workspace;
+    return r;
+}
+
+/* False: the library has no plan. */
 bool make_room(struct dev *d, Call *c, struct err *why)
 {
     if (!c->aligned) {
@@ -137,15 +171,13 @@ bool make_room(struct dev *d, Call *c, struct err *why)
     }
     const int64_t workspace = cudnn_workspace(cuda_sdpa(d), &c->shape, why);
     if (workspace < 0) return false;
-    const size_t n = (size_t)(c->shape.batch * c->shape.heads * c->shape.q_len);
-    const size_t column = rounded(n * sizeof(float)), wide = rounded(n * (size_t)c->shape.dim * 4);
+    const Room r = room_of(c->shape, workspace);
     const bool back = c->shape.backward;
-    char *p =
-        (char *)cuda_scratch(d, column * (back ? 2 : 1) + (back ? wide : 0) + (size_t)workspace);
+    char *p = (char *)cuda_scratch(d, r.bytes);
     c->call.lse = p;
-    if (back) c->call.row_sum = p += column;
-    if (back) c->call.dq_sum = p += column;
-    c->call.workspace = p + (back ? wide : column);
+    if (back) c->call.row_sum = p += r.column;
+    if (back) c->call.dq_sum = p += r.column;
+    c->call.workspace = p + (back ? r.wide : r.column);
     return true;
 }
 
@@ -159,6 +191,36 @@ bool run_group(struct dev *d, Call *c, struct tensor lse, const Group &g, struct
     if (!cudnn_run(cuda_sdpa(d), &c->shape, &c->call, cuda_queue(d), why)) return false;
     if (!back) each(d, n, turn);
     return true;
+}
+
+Call backward_of(const Group &g, const struct attn_grad_args *a)
+{
+    Call c = call_of(g, a->q, a->k, a->v, a->o, a->scale);
+    c.shape.backward = 1;
+    place(&c, SDPA_DO, a->d_o, g, false);
+    place(&c, SDPA_DQ, a->dq, g, false);
+    place(&c, SDPA_DK, a->dk, g, true);
+    place(&c, SDPA_DV, a->dv, g, true);
+    return c;
+}
+
+/* Scratch of the group that needs most. */
+size_t library_bytes(const struct dev *d, const struct attn_grad_args *a)
+{
+    size_t most = 0;
+    Group g;
+    if (!wanted(d, a->q.dtype)) return 0;
+    unsigned char *way = (unsigned char *)calloc((size_t)a->seqs->n + 1, 1);
+    CHECK(way, "out of memory");
+    for (int i = 0; i < a->seqs->n; i++)
+        way[i] = suits(a->seqs, i) ? ATTENTION_OPEN : ATTENTION_OWN;
+    while (next_group(a->seqs, way, &g)) {
+        const Call c = backward_of(g, a);
+        const size_t bytes = c.aligned ? room_of(c.shape, SDPA_WORKSPACE).bytes : 0;
+        most = bytes > most ? bytes : most;
+    }
+    free(way);
+    return most;
 }
 
 } // namespace
@@ -179,13 +241,15 @@ void cuda_library_attn_bwd(struct dev *d, const struct attn_grad_args *a, unsign
     Group g;
     if (!prepare(d, a->seqs, a->q.dtype, way)) return;
     while (next_group(a->seqs, way, &g)) {
-        Call c = call_of(g, a->q, a->k, a->v, a->o, a->scale);
+        Call c = backward_of(g, a);
         struct err why = {};
-        c.shape.backward = 1;
-        place(&c, SDPA_DO, a->d_o, g, false);
-        place(&c, SDPA_DQ, a->dq, g, false);
-        place(&c, SDPA_DK, a->dk, g, true);
-        place(&c, SDPA_DV, a->dv, g, true);
         if (!run_group(d, &c, a->lse, g, &why)) refuse(a->seqs, g, way, why.msg);
     }
+}
+
+size_t cuda_attn_bwd_bytes(const struct dev *d, const struct attn_grad_args *a)
+{
+    const size_t library = library_bytes(d, a);
+    const size_t own = (size_t)(a->q.dim[0] * a->q.dim[1]) * sizeof(float); /* sums of d_o * o */
+    return library > own ? library : own;
 }
