@@ -227,7 +227,7 @@ $(BUILD)/tests/fake_libcudnn.so: tests/fake_libcudnn.c core/cuda/cudnn_api.h cor
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ALLC) -MF $(BUILD)/tests/fake_libcudnn.d -Wno-missing-prototypes -fPIC -shared $(SAN) -o $@ $< -lm
 $(BUILD)/tests/test_cudnn: | $(FAKE_DRIVER)
-$(BUILD)/tests/test_cudnn_graph: | $(BUILD)/tests/fake_libcudnn.so
+$(BUILD)/tests/test_cudnn_graph: | $(BUILD)/tests/fake_libcudnn.so $(FAKE_DRIVER)
 $(BUILD)/tests/test_cudnn $(BUILD)/tests/test_cudnn_graph: %: %.o $(BUILD)/core/cuda/cudnn.o $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(LINK) -o $@ $^ $(LIBS)

@@ -102,7 +102,9 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
 {
     memset(out, 0, sizeof *out);
     struct dev *dev = dev_open("null", in->compute, 1);
-    if (in->device) dev->stands_for = dev_open(in->device, in->compute, in->threads);
+    dev->stands_for = in->stands_for;
+    if (in->device && !in->stands_for)
+        dev->stands_for = dev_open(in->device, in->compute, in->threads);
     struct comm *world = comm_null(in->ranks, in->rank, dev);
     struct mesh mesh;
     mesh_init(&mesh, world, in->degrees);
@@ -162,7 +164,7 @@ void dryrun(const struct dryrun_in *in, struct dryrun_out *out)
     dit_free(d, dev);
     mesh_free(&mesh);
     comm_free(world);
-    dev_close(dev->stands_for);
+    if (!in->stands_for) dev_close(dev->stands_for);
     dev_close(dev);
 }
 

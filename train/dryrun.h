@@ -17,6 +17,7 @@ struct dryrun_in {
      * none is. */
     const char *device;
     int threads;
+    struct dev *stands_for; /* the same, open already: it is asked in place of `device` */
     struct mesh_degrees degrees;
     struct fsdp_opts fsdp;
     const struct lora_config *lora; /* NULL or rank 0: none */

@@ -208,14 +208,14 @@ void session_open(struct session *s, const struct settings *set, struct comm *wo
     in.device = session_device(world, set);
     in.threads = threads_of(world);
     s->dev = dev_open(in.device, in.compute, in.threads);
-    if (strcmp(in.device, "cuda") == 0) in.device = NULL; /* says nothing, and is opened once */
+    s->dev->own_attention = set->attention == ATTENTION_BY_US; /* its own memory goes with these */
+    s->dev->deterministic = set->deterministic_training;
+    in.stands_for = s->dev;
     if (train && set->recompute == RECOMPUTE_AUTO)
         fit_recompute(s, &in);
     else
         dryrun(&in, &s->cost);
     dryrun_model_flops(&in, &s->model_forward, &s->model_backward);
-    s->dev->own_attention = set->attention == ATTENTION_BY_US;
-    s->dev->deterministic = set->deterministic_training;
     world->deadline_s = set->comm_deadline_s;
     world->check = set->check_comm;
     comm_device(world, s->dev);
