@@ -135,7 +135,8 @@ $(BUILD)/core/cpu/%.o: ALLC += -O3
 
 # ---- the cuda device ----------------------------------------------------------------------------
 CUDA_SRCS := $(wildcard core/cuda/*.cu)
-CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o) $(BUILD)/core/cuda/cudnn.o $(BUILD)/core/cuda/staging.o
+CUDNN_OBJS := $(BUILD)/core/cuda/cudnn.o $(BUILD)/core/cuda/cudnn_lib.o
+CUDA_OBJS := $(CUDA_SRCS:%.cu=$(BUILD)/%.o) $(CUDNN_OBJS) $(BUILD)/core/cuda/staging.o
 # machine code for sm_90a; PTX of the base architecture for newer ones
 CUDA_ARCH ?= -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90
 NVFLAGS   := -std=c++20 -O3 $(CUDA_ARCH) -Werror all-warnings -I. -MMD -MP \
@@ -165,7 +166,7 @@ $(BUILD)/core/cuda/%.o: core/cuda/%.cu
 	$(Q)$(NVCC) $(NVFLAGS) -c $< -o $@
 # host code in C; cudnn.h is used like nccl.h
 $(BUILD)/core/cuda/staging.o: ALLC += -fPIC -fvisibility=hidden
-$(BUILD)/core/cuda/cudnn.o: ALLC += -fPIC -fvisibility=hidden $(if $(and $(CUDNN),$(CUDA_HOME)),-DHAVE_CUDNN_H -isystem $(CUDNN)/include -isystem $(CUDA_HOME)/include)
+$(CUDNN_OBJS): ALLC += -fPIC -fvisibility=hidden $(if $(and $(CUDNN),$(CUDA_HOME)),-DHAVE_CUDNN_H -isystem $(CUDNN)/include -isystem $(CUDA_HOME)/include)
 # only compiles what needs cublasLt.h, for two generations of GPUs; CUBLAS=folder with include/
 cublas-compile:
 	@for arch in 80 90a; do $(MAKE) --no-print-directory BUILD=$(BUILD)/sm_$$arch CUBLAS_OK=yes WERROR=1 \
@@ -228,7 +229,7 @@ $(BUILD)/tests/fake_libcudnn.so: tests/fake_libcudnn.c core/cuda/cudnn_api.h cor
 	$(Q)$(CC) $(ALLC) -MF $(BUILD)/tests/fake_libcudnn.d -Wno-missing-prototypes -fPIC -shared $(SAN) -o $@ $< -lm
 $(BUILD)/tests/test_cudnn: | $(FAKE_DRIVER)
 $(BUILD)/tests/test_cudnn_graph: | $(BUILD)/tests/fake_libcudnn.so $(FAKE_DRIVER)
-$(BUILD)/tests/test_cudnn $(BUILD)/tests/test_cudnn_graph: %: %.o $(BUILD)/core/cuda/cudnn.o $(TESTLIB) $(LIBA)
+$(BUILD)/tests/test_cudnn $(BUILD)/tests/test_cudnn_graph: %: %.o $(CUDNN_OBJS) $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(LINK) -o $@ $^ $(LIBS)
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(LIBA)

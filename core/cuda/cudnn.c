@@ -5,38 +5,11 @@
 #include "core/cuda/cudnn.h"
 
 #include <dlfcn.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "core/cuda/cudnn_api.h"
-#include "core/err.h"
-
-/* ---- the library ------------------------------------------------------------------------------
- */
-
-#define SYMBOL(name)                                  \
-    {                                                 \
-        "cudnn" #name, offsetof(struct library, name) \
-    }
-static const struct {
-    const char *name;
-    size_t at;
-} symbols[] = {SYMBOL(GetVersion),
-               SYMBOL(GetCudartVersion),
-               SYMBOL(GetErrorString),
-               SYMBOL(GetLastErrorString),
-               SYMBOL(Create),
-               SYMBOL(Destroy),
-               SYMBOL(SetStream),
-               SYMBOL(BackendFinalize),
-               SYMBOL(BackendCreateDescriptor),
-               SYMBOL(BackendSetAttribute),
-               SYMBOL(BackendDestroyDescriptor),
-               SYMBOL(BackendGetAttribute),
-               SYMBOL(BackendExecute)};
+#include "core/cuda/cudnn_lib.h"
 
 /* ---- descriptors ----------------------------------------------------------------------------- */
 
@@ -59,12 +32,11 @@ struct plan {
     struct plan *next;
 };
 struct cudnn {
-    void *so, *handle; /* handle NULL: plans only, by the properties */
-    struct library lib;
+    struct cudnn_lib lib;
+    void *handle;      /* NULL: plans only, by the properties */
     struct graph base; /* owns the properties */
     void *properties;
     struct plan *plans;
-    struct err no_compiler; /* why NVRTC is not there */
 };
 
 /* Notes the first error, with the library's own words. */
@@ -322,8 +294,8 @@ static bool try_engine(struct cudnn *c, struct plan *p, void *config)
     ready(g, plan, "the plan of an engine");
     if (g->why->code) return false;
     fine(g,
-         c->lib.BackendGetAttribute(plan, DNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, DNN_TYPE_INT64, 1,
-                                    &n, &p->workspace),
+         c->lib.call.BackendGetAttribute(plan, DNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE,
+                                         DNN_TYPE_INT64, 1, &n, &p->workspace),
          "the workspace of an engine");
     if (g->why->code) return false;
     p->chosen = plan;
@@ -345,8 +317,8 @@ static void ask(struct cudnn *c, struct plan *p, void *ops, int mode)
     for (int i = 0; i < MOST_ENGINES; i++) found[i] = make(g, DNN_BACKEND_ENGINECFG_DESCRIPTOR);
     if (!refused.code)
         fine(g,
-             c->lib.BackendGetAttribute(heur, DNN_ATTR_ENGINEHEUR_RESULTS,
-                                        DNN_TYPE_BACKEND_DESCRIPTOR, MOST_ENGINES, &n, found),
+             c->lib.call.BackendGetAttribute(heur, DNN_ATTR_ENGINEHEUR_RESULTS,
+                                             DNN_TYPE_BACKEND_DESCRIPTOR, MOST_ENGINES, &n, found),
              "the engines");
     p->engines += (int)n;
     for (int i = 0; i < n && !p->chosen; i++) {
@@ -360,8 +332,8 @@ static void ask(struct cudnn *c, struct plan *p, void *ops, int mode)
 static void build(struct cudnn *c, struct plan *p)
 {
     struct graph *g = &p->graph;
-    *g =
-        (struct graph){.lib = &c->lib, .shape = &p->shape, .why = &p->why, .next_uid = UID_VIRTUAL};
+    *g = (struct graph){
+        .lib = &c->lib.call, .shape = &p->shape, .why = &p->why, .next_uid = UID_VIRTUAL};
     if (p->shape.backward)
         build_backward(g);
     else
@@ -376,8 +348,8 @@ static void build(struct cudnn *c, struct plan *p)
     if (!p->chosen && !p->why.code)
         err_set(&p->why, RC_HARDWARE, "cuDNN: no engine for this attention");
     const struct err said = p->why;
-    if (!p->chosen && c->no_compiler.code)
-        err_set(&p->why, said.code, "%.500s; %.500s", c->no_compiler.msg, said.msg);
+    if (!p->chosen && c->lib.no_compiler.code)
+        err_set(&p->why, said.code, "%.500s; %.500s", c->lib.no_compiler.msg, said.msg);
     if (p->chosen) p->why = (struct err){0};
 }
 
@@ -442,135 +414,29 @@ bool cudnn_run(struct cudnn *c, const struct sdpa_shape *s, const struct sdpa_ca
         point(&k, UID_ROW_SUM, call->row_sum);
         point(&k, UID_DQ_SUM, call->dq_sum);
     }
-    struct graph g = {.lib = &c->lib, .why = why};
+    struct graph g = {.lib = &c->lib.call, .why = why};
     void *pack = make(&g, DNN_BACKEND_VARIANT_PACK_DESCRIPTOR), *room = call->workspace;
     set(&g, pack, DNN_ATTR_VARIANT_PACK_UNIQUE_IDS, DNN_TYPE_INT64, k.n, k.uid);
     set(&g, pack, DNN_ATTR_VARIANT_PACK_DATA_POINTERS, DNN_TYPE_VOID_PTR, k.n, k.at);
     set(&g, pack, DNN_ATTR_VARIANT_PACK_WORKSPACE, DNN_TYPE_VOID_PTR, 1, &room);
     ready(&g, pack, "the addresses");
-    if (!why->code) fine(&g, c->lib.SetStream(c->handle, stream), "the stream");
-    if (!why->code) fine(&g, c->lib.BackendExecute(c->handle, p->chosen, pack), "the start");
+    if (!why->code) fine(&g, c->lib.call.SetStream(c->handle, stream), "the stream");
+    if (!why->code) fine(&g, c->lib.call.BackendExecute(c->handle, p->chosen, pack), "the start");
     drop(&g);
     return !why->code;
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
 
-/* cuDNN opens cuBLASLt and CUDA's runtime compiler (NVRTC) by their names when it looks for
- * engines. Without the first it ends the process; without the second it has hardly any engine. pip
- * puts them where the loader does not look: cuDNN finds them from there, but not NVRTC its own
- * second file. So they are opened before, and stay: what is loaded is found by its name. */
-
-enum { MOST_PATH = 4096 };
-
-/* The folder of the library that this is in. */
-static void folder_of(void *symbol, char folder[MOST_PATH])
-{
-    Dl_info at;
-    const bool known = dladdr(symbol, &at) && strchr(at.dli_fname, '/');
-    snprintf(folder, MOST_PATH, "%s", known ? at.dli_fname : "./");
-    *strrchr(folder, '/') = 0;
-}
-
-/* A file that is there and cannot be opened says more than one that is not. */
-static void *try_open(const char *path, struct err *why)
-{
-    void *so = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
-    const char *said = so ? NULL : dlerror();
-    if (said && (!why->code || access(path, F_OK) == 0)) err_set(why, RC_CONFIG, "%s", said);
-    return so;
-}
-
-/* Loaded already or found by the loader; else in a folder, in pip's beside it, in the toolkit's. */
-static void *open_needed(const char *name, const char *folder, int major, struct err *why)
-{
-    char cu[32], path[MOST_PATH + 128];
-    snprintf(cu, sizeof cu, "../../cu%d/lib", major);
-    const char *const at[] = {".", cu, "../../cublas/lib", "../../cuda_nvrtc/lib",
-                              "/usr/local/cuda/lib64"};
-    void *so = try_open(name, why);
-    for (size_t i = 0; i < sizeof at / sizeof *at && !so; i++) {
-        snprintf(path, sizeof path, "%s/%s/%s", at[i][0] == '/' ? "" : folder, at[i], name);
-        so = try_open(path, why);
-    }
-    if (so) *why = (struct err){0};
-    return so;
-}
-
-static void need_cublaslt(const char *folder, int major, struct err *why)
-{
-    struct err said = {0};
-    char name[64];
-    snprintf(name, sizeof name, "libcublasLt.so.%d", major);
-    if (!open_needed(name, folder, major, &said))
-        err_set(why, said.code,
-                "cuDNN needs cuBLASLt of CUDA %d, which cannot be opened: %s; install it (pip: "
-                "%s), or put its folder into LD_LIBRARY_PATH",
-                major, said.msg, major < 13 ? "nvidia-cublas-cu12" : "nvidia-cublas");
-}
-
-/* OSP_NVRTC: the only folder that counts. */
-static void need_nvrtc(const char *folder, int major, struct err *why)
-{
-    const char *named = getenv("OSP_NVRTC");
-    struct err said = {0};
-    char name[64], path[MOST_PATH];
-    int (*version)(int *, int *), at[2] = {0, 0};
-    snprintf(name, sizeof name, "libnvrtc.so.%d", major);
-    snprintf(path, sizeof path, "%s/%s", named ? named : "", name);
-    void *so = named ? try_open(path, &said) : open_needed(name, folder, major, &said);
-    void *f = so ? dlsym(so, "nvrtcVersion") : NULL;
-    if (so && !f) err_set(&said, RC_CONFIG, "%s has no nvrtcVersion", name);
-    memcpy(&version, &f, sizeof version);
-    if (f && version(&at[0], &at[1]) == 0) {
-        folder_of(f, path);
-        snprintf(name, sizeof name, "libnvrtc-builtins.so.%d.%d", at[0], at[1]);
-        open_needed(name, path, major, &said);
-    }
-    if (said.code)
-        err_set(why, said.code,
-                "%sthe runtime compiler (NVRTC) of CUDA %d cannot be opened, and cuDNN needs it: "
-                "%s; install it (pip: %s), or give its folder in OSP_NVRTC",
-                named ? "OSP_NVRTC: " : "", major, said.msg,
-                major < 13 ? "nvidia-cuda-nvrtc-cu12" : "nvidia-cuda-nvrtc");
-}
-
-static void open_library(struct cudnn *c, struct err *why)
-{
-    const char *named = getenv("OSP_CUDNN"), *file = named ? named : "libcudnn.so.9";
-    c->so = dlopen(file, RTLD_NOW | RTLD_LOCAL);
-    if (!c->so)
-        err_set(why, RC_CONFIG,
-                "%s; install cuDNN 9 (pip: nvidia-cudnn-cu13, nvidia-cublas, nvidia-cuda-nvrtc), "
-                "or give its file in OSP_CUDNN",
-                dlerror());
-    for (size_t i = 0; i < sizeof symbols / sizeof *symbols && !why->code; i++) {
-        void *f = dlsym(c->so, symbols[i].name);
-        if (!f) err_set(why, RC_CONFIG, "%s has no %s", file, symbols[i].name);
-        memcpy((char *)&c->lib + symbols[i].at, &f, sizeof f);
-    }
-    if (why->code) return;
-    const int version = (int)c->lib.GetVersion(), major = (int)c->lib.GetCudartVersion() / 1000;
-    if (version < DNN_OLDEST) {
-        err_set(why, RC_CONFIG, "cuDNN %d.%d.%d is too old, 9.15.1 is needed", version / 10000,
-                version / 100 % 100, version % 100);
-        return;
-    }
-    char folder[MOST_PATH];
-    folder_of(dlsym(c->so, "cudnnGetVersion"), folder);
-    need_cublaslt(folder, major, why);
-    if (!why->code) need_nvrtc(folder, major, getenv("OSP_NVRTC") ? why : &c->no_compiler);
-}
-
 struct cudnn *cudnn_open(const char *properties, struct err *why)
 {
     struct cudnn *c = calloc(1, sizeof *c);
     CHECK(c, "out of memory");
     *why = (struct err){0};
-    open_library(c, why);
+    cudnn_lib_open(&c->lib, why);
     struct graph *g = &c->base;
-    *g = (struct graph){.lib = &c->lib, .why = why};
-    if (!why->code && !properties) fine(g, c->lib.Create(&c->handle), "the start on this GPU");
+    *g = (struct graph){.lib = &c->lib.call, .why = why};
+    if (!why->code && !properties) fine(g, c->lib.call.Create(&c->handle), "the start on this GPU");
     if (!why->code && properties) {
         c->properties = make(g, DNN_BACKEND_DEVICEPROP_DESCRIPTOR);
         set(g, c->properties, DNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, DNN_TYPE_CHAR,
@@ -592,9 +458,9 @@ void cudnn_close(struct cudnn *c)
         free(p);
     }
     drop(&c->base);
-    if (c->handle) c->lib.Destroy(c->handle);
-    if (c->so) dlclose(c->so);
+    if (c->handle) c->lib.call.Destroy(c->handle);
+    if (c->lib.so) dlclose(c->lib.so);
     free(c);
 }
 
-int cudnn_version(const struct cudnn *c) { return (int)c->lib.GetVersion(); }
+int cudnn_version(const struct cudnn *c) { return (int)c->lib.call.GetVersion(); }
