@@ -160,7 +160,7 @@ static const struct row sampling[] = {
     ROW_TEXT(S, "checkpoint", sample.checkpoint, NULL,
              "run folder, checkpoint folder or its parent"),
     ROW_TEXT(S, "prompt_txt", sample.prompt_txt, NULL,
-             "file with a prompt per line, or the prompt itself"),
+             "file with a prompt per line (empty lines are empty prompts), or the prompt itself"),
     ROW_TEXT(S, "negative_prompt", sample.negative_prompt, "\"\"", "what guidance leads away from"),
     ROW_BOOL(S, "use_ema", sample.use_ema, "true", "averaged weights when the checkpoint has them"),
     ROW_TEXT(
@@ -190,6 +190,8 @@ static const struct row filtering[] = {
     ROW_TEXT(D, "ann_txt_path", job.ann_txt_path, "null", "index file, \"root,meta.json\" a line"),
     ROW_TEXT(D, "meta_path", job.meta_path, "null", "one meta JSON or CSV file"),
     ROW_TEXT(D, "save_path", job.save_path, NULL, "the HDF5 data set to write"),
+    ROW_BOOL(D, "overwrite", job.overwrite, "false",
+             "replace a data set that is there and was made from other settings or clips"),
     ROW_INT(D, "sample_height", data.sample_height, "480", 4, 65536, "pixels"),
     ROW_INT(D, "sample_width", data.sample_width, "832", 4, 65536, "pixels"),
     ROW_INT(D, "sample_num_frames", data.sample_num_frames, "49", 1, 65536, "frames of a window"),
