@@ -1,42 +1,41 @@
 /* Prompts of osp sample: what a file may hold, and what is said of it. */
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/io.h"
-#include "core/log.h"
 #include "data/codec.h"
 #include "tests/check.h"
 #include "train/prompts.h"
 
-static char said[4096]; /* by log_info during the last call */
+static char *said; /* during the last call */
+static struct {
+    struct prompts *p;
+    const char *path;
+    int64_t len;
+    struct err e;
+} job;
+
+static void read_job(void *ignored)
+{
+    (void)ignored;
+    prompts_read(job.p, job.path, &job.e);
+    prompts_log_cut(job.p, "prompt_txt", text_codec_find("hash", &job.e), job.len);
+}
 
 /* Reads a file of this content, and says what is longer than len tokens. */
 static struct err read_text(struct prompts *p, const char *text, size_t n, int64_t len)
 {
-    struct err e = {0}, ignored = {0};
-    char *path = io_path("%s/prompts.txt", test_dir()), *log = io_path("%s/log", test_dir());
-    io_write_file(path, text, n, &e);
-    const struct text_codec *codec = text_codec_find("hash", &e);
-    CHECK(!e.code, "%s", e.msg);
-    fflush(stdout);
-    const int keep = dup(1), file = open(log, O_CREAT | O_TRUNC | O_RDWR, 0600);
-    CHECK(keep >= 0 && dup2(file, 1) == 1, "%s", log);
-    log_set_level(LOG_INFO);
-    prompts_read(p, path, &e);
-    prompts_log_cut(p, "prompt_txt", codec, len);
-    log_set_level(LOG_WARN);
-    dup2(keep, 1);
-    close(keep);
-    close(file);
-    char *all = io_read_file(log, NULL, &ignored);
-    snprintf(said, sizeof said, "%s", all ? all : "");
-    free(all);
-    free(log);
+    char *path = io_path("%s/prompts.txt", test_dir());
+    job.p = p;
+    job.path = path;
+    job.len = len;
+    job.e = (struct err){0};
+    io_write_file(path, text, n, &job.e);
+    CHECK(!job.e.code, "%s", job.e.msg);
+    free(said);
+    said = test_output(read_job, NULL);
     free(path);
-    return e;
+    return job.e;
 }
 
 static void expect_refused(const char *text, size_t n, const char *why)

@@ -381,6 +381,7 @@ static const struct row rest[] = {
     ROW_OLD(ALL, "use_skiparse_context_parallel", "was renamed to use_skiparse_sequence_parallel"),
 };
 
+#include "train/schema_names.inc"
 #include "train/schema_rl.inc"
 
 /* ---- one table per verb -----------------------------------------------------------------------*/
@@ -453,6 +454,7 @@ static void build(void)
         foreign[mask] = text[mask];
     }
     for (int v = 0; v < VERBS; v++) build_verb(v);
+    cfg_other_names(other_names, sizeof other_names / sizeof *other_names);
 }
 
 const struct cfg_field *settings_schema(enum settings_verb verb, int *n)
@@ -525,7 +527,8 @@ enum settings_whose settings_whose(enum settings_verb verb, const char *path, ch
     if (own.foreign > 1) snprintf(others, sizeof others, " (and %d more)", own.foreign - 1);
     snprintf(out, size,
              "%s looks like a configuration of %s, not of %s, which has no key %s%s; to run it: "
-             "mpirun -n RANKS %s %s",
-             path, name, verb_names[verb], own.first, others, name, path);
+             "%s%s %s",
+             path, name, verb_names[verb], own.first, others,
+             other == SETTINGS_DATA ? "" : "mpirun -n RANKS ", name, path);
     return whole ? SETTINGS_WHOLLY_OTHER : SETTINGS_PARTLY_OTHER;
 }
