@@ -118,7 +118,8 @@ static void expect_long(char said[8192])
     EXPECT(!e.code && sample(2, "long", key, said) == 0, "%s%s", e.msg, said);
     const char *cut = strstr(said, "prompt_txt: 1 of 3 prompts is longer than ");
     EXPECT(cut && strstr(cut, " tokens and is cut: line 3 (301 tokens)\n"), "%s", said);
-    EXPECT(cut && !strstr(cut + 1, "prompt_txt: 1 of 3") && strstr(said, "1 empty line is an empty"),
+    EXPECT(cut && !strstr(cut + 1, "prompt_txt: 1 of 3") &&
+               strstr(said, "1 empty line is an empty"),
            "%s", said);
     free(key);
     free(path);
