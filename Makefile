@@ -121,6 +121,15 @@ osp: $(BUILD)/osp
 
 $(LIBA): $(OBJS)
 	@rm -f $@; ar rcs $@ $^
+# what osp --version says; the commit, where this tree is a repository of its own
+VERSION    := $(or $(if $(wildcard .git),$(shell git --no-optional-locks describe --always --dirty --tags 2>/dev/null)),unknown)
+BUILT_WITH := $(notdir $(CC)) $(shell $(CC) -dumpfullversion -dumpversion 2>/dev/null) [$(CONFIG)], MPI $(MPI_PKG), \
+              HDF5 $(HDF5_PKG), OpenBLAS $(or $(BLAS_OK),no), oneDNN $(or $(DNNL_OK),no), libav $(or $(AV_OK),no)
+$(BUILD)/osp.o: ALLC += -DOSP_VERSION='"$(VERSION)"' -DOSP_BUILT_WITH='"$(BUILT_WITH)"'
+$(BUILD)/osp.o: $(BUILD)/version
+$(BUILD)/version: FORCE
+	@mkdir -p $(@D)
+	@echo '$(VERSION) $(BUILT_WITH)' | cmp -s - $@ || echo '$(VERSION) $(BUILT_WITH)' > $@
 $(BUILD)/osp: $(BUILD)/osp.o $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(LINK) -o $@ $(BUILD)/osp.o $(LIBA) $(LIBS)

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/config_parse.h"
 #include "core/yaml_tree.h"
@@ -297,6 +298,9 @@ static void required(struct load *L, const char *path)
 int cfg_load(const struct cfg_field *schema, int n, void *out, struct cfg_origin *origin,
              const char *path, char *const *sets, int num_sets, char **report, char **notices)
 {
+    struct stat st;
+    if (path && stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        err_stop(RC_NOINPUT, "configuration %s: is a folder; name a file in it", path);
     size_t size[2];
     struct load L = {.schema = schema, .n = n, .out = out, .origin = origin};
     L.report = open_memstream(report, &size[0]);

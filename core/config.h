@@ -63,7 +63,8 @@ struct cfg_origin {
                        * judge others by it */
 };
 /* Fills out and origin[n]. Returns the number of problems; their text, a line each, is written to
- * *report (malloc'ed). Notices (ignored keys) are lines in *notices. path NULL: defaults only. */
+ * *report (malloc'ed). Notices (ignored keys) are lines in *notices. path NULL: defaults only.
+ * Stops with RC_NOINPUT when path is a folder. */
 int cfg_load(const struct cfg_field *schema, int n, void *out, struct cfg_origin *origin,
              const char *path, char *const *sets, int num_sets, char **report, char **notices);
 /* Rows of one section must stand together in the table (the text is nested). */
@@ -71,8 +72,25 @@ int cfg_load(const struct cfg_field *schema, int n, void *out, struct cfg_origin
  * comment when origin is not NULL. malloc'ed. */
 char *cfg_text(const struct cfg_field *schema, int n, const void *cfg,
                const struct cfg_origin *origin);
+/* Reads such a text (with or without origins) back, value by value, without a schema: begin with
+ * .text set and the rest zero. */
+struct cfg_line {
+    const char *text; /* of the rest */
+    char key[256];    /* the whole one: "model_config.dim" */
+    const char *value;
+    int len; /* of the value, as it is printed; without the origin */
+};
+bool cfg_next_line(struct cfg_line *line); /* false: no more */
+/* The value of a whole key; malloc'ed, NULL: it is not there. */
+char *cfg_line_of(const char *text, const char *key);
 /* Table of all keys with type, default, range and help. malloc'ed. */
 char *cfg_help(const struct cfg_field *schema, int n);
+/* Words that other programs have for keys, last parts of what a user wrote, for suggestions. The
+ * list stays the caller's and must outlive all loads. */
+struct cfg_name {
+    const char *word, *key;
+};
+void cfg_other_names(const struct cfg_name *v, int n);
 void cfg_free(const struct cfg_field *schema, int n, void *cfg);
 /* "file:line:column: key: " for messages of cross-field rules. */
 void cfg_where(const struct cfg_field *schema, int n, const struct cfg_origin *origin,

@@ -386,9 +386,31 @@ static const char *near_word(const struct cfg_field *schema, int n, const char *
     return begun ? begun : typo;
 }
 
+static const struct cfg_name *names;
+static int num_names;
+
+void cfg_other_names(const struct cfg_name *v, int n)
+{
+    names = v;
+    num_names = n;
+}
+
+/* A word that other programs use, where this table has the key for it. */
+static const char *other_name(const struct cfg_field *schema, int n, const char *key)
+{
+    const char *word = leaf(key);
+    for (int k = 0; k < num_names; k++)
+        for (int i = 0; i < n && strcmp(word, names[k].word) == 0; i++)
+            if (cfg_has_member(&schema[i]) && strcmp(schema[i].key, names[k].key) == 0)
+                return schema[i].key;
+    return NULL;
+}
+
 const char *cfg_suggest(const struct cfg_field *schema, int n, const char *key, char *buf,
                         size_t size)
 {
+    const char *other = other_name(schema, n, key);
+    if (other) return other;
     const int len = (int)strlen(leaf(key));
     int most = len / 3 > 2 ? len / 3 : 2; /* beyond this it is another word, not a typo */
     if (len <= most) most = len - 1;

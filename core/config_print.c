@@ -187,6 +187,60 @@ char *cfg_text(const struct cfg_field *schema, int n, const void *cfg,
     return text;
 }
 
+/* ---- and back ---------------------------------------------------------------------------------*/
+/* The end of a printed value: texts are quoted where they hold anything but safe characters. */
+static const char *value_end(const char *s)
+{
+    bool quoted = false;
+    const char *end = s;
+    for (; *s && *s != '\n'; s++) {
+        if (!quoted && strncmp(s, "  # ", 4) == 0) break;
+        if (quoted && *s == '\\' && s[1])
+            s++;
+        else if (*s == '"')
+            quoted = !quoted;
+        end = s + 1;
+    }
+    return end;
+}
+
+bool cfg_next_line(struct cfg_line *l)
+{
+    while (*l->text) {
+        const char *s = l->text, *colon;
+        const size_t indent = strspn(s, " "), n = strcspn(s, "\n");
+        l->text = s + n + (s[n] == '\n');
+        colon = memchr(s, ':', n);
+        if (!colon) continue;
+        /* two blanks are one section: what the key before has in front is kept up to there */
+        size_t at = 0;
+        for (size_t depth = 0; depth < indent / 2 && l->key[at]; depth++) {
+            at += strcspn(l->key + at, ".");
+            at += l->key[at] == '.';
+        }
+        const bool section = colon + 1 == s + n;
+        snprintf(l->key + at, sizeof l->key - at, "%.*s%s", (int)(colon - s - (long)indent),
+                 s + indent, section ? "." : "");
+        if (section) continue;
+        l->value = colon + 1 + (colon[1] == ' ');
+        l->len = (int)(value_end(l->value) - l->value);
+        return true;
+    }
+    return false;
+}
+
+char *cfg_line_of(const char *text, const char *key)
+{
+    struct cfg_line l = {.text = text};
+    while (cfg_next_line(&l)) {
+        if (strcmp(l.key, key)) continue;
+        char *value = strndup(l.value, (size_t)l.len);
+        CHECK(value, "out of memory");
+        return value;
+    }
+    return NULL;
+}
+
 /* ---- help -------------------------------------------------------------------------------------*/
 static void put_type(FILE *o, const struct cfg_field *f)
 {

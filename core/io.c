@@ -216,8 +216,13 @@ char *io_read_file(const char *path, size_t *n, struct err *e)
         fail(e, RC_NOINPUT, "open", path);
         return NULL;
     }
-    char *buf = slurp(fd, n);
-    if (!buf) fail(e, RC_IO, "read", path);
+    struct stat st;
+    const bool folder = fstat(fd, &st) == 0 && S_ISDIR(st.st_mode);
+    char *buf = folder ? NULL : slurp(fd, n);
+    if (folder)
+        err_set(e, RC_NOINPUT, "%s: is a folder", path);
+    else if (!buf)
+        fail(e, RC_IO, "read", path);
     close(fd);
     return buf;
 }

@@ -15,6 +15,7 @@
 #include "core/log.h"
 #include "core/rng.h"
 #include "data/codec.h"
+#include "data/dataset_same.h"
 #include "data/dataset_write.h"
 #include "data/meta.h"
 
@@ -25,6 +26,8 @@ struct build {
     char (*sha)[SHA_TEXT]; /* of each clip's file; empty: it cannot be read */
     struct dataset_writer *out;
     const struct video_codec *codec;
+    const struct text_codec *text;
+    int64_t captions; /* different ones that are in the data set */
     struct build_report report;
     double t0;
     int64_t *rejected;   /* list of clip numbers, for the report, with */
@@ -65,7 +68,7 @@ static void print_clip(FILE *f, const struct clip_record *c, const char *sha)
 }
 
 /* Of everything that decides what the file will hold: settings, records and the bytes of clips. */
-static uint64_t input_hash(const struct build *b, const struct text_codec *text)
+static uint64_t input_hash(const struct build *b)
 {
     const struct data_build *g = b->cfg;
     const struct filter_opts *o = &g->filter;
@@ -76,7 +79,7 @@ static uint64_t input_hash(const struct build *b, const struct text_codec *text)
     fprintf(
         f,
         "%d %s %s %lld %lld %lld %.17g %lld %.17g %.17g %.17g %.17g %.17g %.17g %lld %lld %lld\n",
-        DATASET_VERSION, b->codec->revision, text->revision, (long long)o->sample_height,
+        DATASET_VERSION, b->codec->revision, b->text->revision, (long long)o->sample_height,
         (long long)o->sample_width, (long long)o->sample_num_frames, o->train_fps,
         (long long)o->sample_stride, o->min_hxw, o->too_long_factor, o->max_h_div_w_ratio,
         o->min_h_div_w_ratio, o->min_motion_value, o->max_motion_value, (long long)g->window_stride,
@@ -118,6 +121,10 @@ static void log_report(const struct build *b)
                  (long long)(b->num_rejected - SHOWN_REJECTS));
     if (b->list.empty_captions)
         log_info("  %lld empty captions were left out", (long long)b->list.empty_captions);
+    if (r->cut)
+        log_info("  %lld of %lld different captions are longer than text_max_length %lld and are "
+                 "cut",
+                 (long long)r->cut, (long long)b->captions, (long long)b->cfg->text_len);
 }
 
 static int64_t failures(const struct build *b)
@@ -153,6 +160,9 @@ static int64_t *add_captions(struct build *b, const struct clip_record *c, struc
     CHECK(number, "out of memory");
     for (int64_t k = 0; k < c->num_cap && !e->code; k++) {
         number[k] = dataset_add_caption(b->out, c->cap[k], e);
+        if (number[k] < b->captions) continue;
+        b->captions = number[k] + 1;
+        b->report.cut += b->text->count(c->cap[k]) > b->cfg->text_len;
     }
     return number;
 }
@@ -223,8 +233,7 @@ static bool do_clip(struct build *b, int64_t i, struct err *e)
 }
 
 /* ---- the job ----------------------------------------------------------------------------------*/
-static bool check_config(const struct data_build *g, struct build *b,
-                         const struct text_codec **text, struct err *e)
+static bool check_config(const struct data_build *g, struct build *b, struct err *e)
 {
     const struct filter_opts *o = &g->filter;
     int64_t shape[4];
@@ -234,8 +243,8 @@ static bool check_config(const struct data_build *g, struct build *b,
     }
     b->codec = video_codec_find(g->codec, e);
     if (!b->codec) return false;
-    *text = text_codec_find(g->text_codec, e);
-    return *text &&
+    b->text = text_codec_find(g->text_codec, e);
+    return b->text &&
            b->codec->shape(o->sample_num_frames, o->sample_height, o->sample_width, shape, e);
 }
 
@@ -291,28 +300,71 @@ static bool run_clips(struct build *b, struct err *e)
     return false;
 }
 
+static struct dataset_spec spec_of(const struct data_build *g)
+{
+    const struct filter_opts *o = &g->filter;
+    return (struct dataset_spec){.codec = g->codec,
+                                 .text_codec = g->text_codec,
+                                 .frames = o->sample_num_frames,
+                                 .height = o->sample_height,
+                                 .width = o->sample_width,
+                                 .text_dim = g->text_dim,
+                                 .text_len = g->text_len,
+                                 .fps = o->train_fps,
+                                 .sample_stride = o->sample_stride,
+                                 .window_stride = g->window_stride};
+}
+
 static bool write_dataset(struct build *b, uint64_t hash, struct err *e)
 {
-    const struct data_build *g = b->cfg;
-    const struct filter_opts *o = &g->filter;
-    const struct dataset_spec spec = {.codec = g->codec,
-                                      .text_codec = g->text_codec,
-                                      .frames = o->sample_num_frames,
-                                      .height = o->sample_height,
-                                      .width = o->sample_width,
-                                      .text_dim = g->text_dim,
-                                      .text_len = g->text_len,
-                                      .fps = o->train_fps,
-                                      .sample_stride = o->sample_stride,
-                                      .window_stride = g->window_stride,
-                                      .input_hash = hash};
-    b->out = dataset_create(g->save_path, &spec, e);
+    struct dataset_spec spec = spec_of(b->cfg);
+    spec.input_hash = hash;
+    b->out = dataset_create(b->cfg->save_path, &spec, e);
     if (!b->out) return false;
     const bool ok = run_clips(b, e);
     log_report(b);
     if (ok) return dataset_finish(b->out, e);
     dataset_abandon(b->out);
     return false;
+}
+
+/* ---- what is there already --------------------------------------------------------------------*/
+/* It took hours, perhaps, and other runs may be using it. */
+static bool may_replace(const struct build *b, const char *why, struct err *e)
+{
+    const char *path = b->cfg->save_path;
+    if (b->cfg->overwrite)
+        log_info("%s: is replaced (overwrite: true); %s", path, why);
+    else
+        err_set(e, RC_CONFIG,
+                "save_path: %s is there already; %s\nname another save_path, remove the file, or "
+                "set overwrite: true",
+                path, why);
+    return b->cfg->overwrite;
+}
+
+/* Settings that the file tells, before the clips are read, which takes long. False: it stays;
+ * *replace: it is known to be other. */
+static bool check_existing(const struct build *b, bool *replace, struct err *e)
+{
+    const struct dataset_spec asked = spec_of(b->cfg);
+    struct err why = {0};
+    char *text = NULL, *said;
+    size_t size;
+    struct dataset *d = dataset_open(b->cfg->save_path, 0, &why);
+    FILE *f = open_memstream(&text, &size);
+    CHECK(f, "out of memory");
+    *replace = !d || dataset_differs(f, d, &asked, "") > 0;
+    CHECK(fclose(f) == 0, "out of memory");
+    if (d)
+        said = io_path("its %lld samples were made with other settings:%s", (long long)d->n, text);
+    else
+        said = io_path("it is no data set that can be read: %s", why.msg);
+    const bool ok = !*replace || may_replace(b, said, e);
+    dataset_close(d);
+    free(said);
+    free(text);
+    return ok;
 }
 
 /* Those of processes that were killed: whoever holds the lock is the only one that writes. */
@@ -362,7 +414,7 @@ static bool hash_clips(struct build *b, struct err *e)
     return true;
 }
 
-static bool build_locked(struct build *b, const struct text_codec *text, struct err *e)
+static bool build_locked(struct build *b, struct err *e)
 {
     const char *path = b->cfg->save_path;
     if (b->cfg->keep_existing && io_exists(path)) {
@@ -370,23 +422,26 @@ static bool build_locked(struct build *b, const struct text_codec *text, struct 
         b->report.kept = true;
         return true;
     }
-    if (!hash_clips(b, e)) return false;
-    const uint64_t hash = input_hash(b, text);
-    if (io_exists(path) && dataset_is_current(path, hash)) {
+    const bool there = io_exists(path);
+    bool replace = false;
+    if ((there && !check_existing(b, &replace, e)) || !hash_clips(b, e)) return false;
+    const uint64_t hash = input_hash(b);
+    if (there && !replace && dataset_is_current(path, hash)) {
         log_info("%s: up to date, made from the same clips and settings; left alone", path);
         b->report.kept = true;
         return true;
     }
+    if (there && !replace &&
+        !may_replace(b, "it was made from other clips or with other filter limits", e))
+        return false;
     return write_dataset(b, hash, e);
 }
 
 static bool build(struct build *b, struct err *e)
 {
-    const struct text_codec *text;
     struct lock lock;
-    if (!check_config(b->cfg, b, &text, e) || !read_list(b, e) || !take_lock(b, &lock, e))
-        return false;
-    const bool ok = build_locked(b, text, e);
+    if (!check_config(b->cfg, b, e) || !read_list(b, e) || !take_lock(b, &lock, e)) return false;
+    const bool ok = build_locked(b, e);
     lock_release(&lock);
     return ok;
 }

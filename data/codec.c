@@ -77,22 +77,32 @@ static void word_row(float *row, int64_t dim, const char *word)
     for (int64_t i = 0; i < dim; i++) row[i] = (float)rng_normal_at(s, (uint64_t)i);
 }
 
+/* Passes over what stands between words and over the next word, which goes to word lower-cased
+ * (NULL: nowhere). NULL: there are no more. */
+static const char *next_word(const char *p, char *word)
+{
+    size_t n = 0;
+    while (*p && !is_word((unsigned char)*p)) p++;
+    if (!*p) return NULL;
+    for (; is_word((unsigned char)*p); p++)
+        if (word) word[n++] = *p >= 'A' && *p <= 'Z' ? (char)(*p - 'A' + 'a') : *p;
+    if (word) word[n] = 0;
+    return p;
+}
+
+static int64_t hash_count(const char *text)
+{
+    int64_t rows = 1;
+    while ((text = next_word(text, NULL))) rows++;
+    return rows;
+}
+
 static int64_t hash_encode(float *out, int64_t len, int64_t dim, const char *text)
 {
     char *word = malloc(strlen(text) + 1);
     CHECK(word, "out of memory");
     int64_t rows = 0;
-    for (const char *p = text; *p && rows < len;) {
-        size_t n = 0;
-        for (; is_word((unsigned char)*p); p++) {
-            word[n++] = *p >= 'A' && *p <= 'Z' ? (char)(*p - 'A' + 'a') : *p;
-        }
-        word[n] = 0;
-        if (n)
-            word_row(out + dim * rows++, dim, word);
-        else
-            p++;
-    }
+    while (rows < len && (text = next_word(text, word))) word_row(out + dim * rows++, dim, word);
     free(word);
     if (rows < len) word_row(out + dim * rows++, dim, "</s>");
     memset(out + dim * rows, 0, (size_t)(dim * (len - rows)) * sizeof *out);
@@ -104,7 +114,7 @@ static const struct video_codec video_codecs[] = {
     {"pixel", "pixel/1", pixel_shape, pixel_encode, pixel_decode, PIXEL_CHANNELS},
 };
 static const struct text_codec text_codecs[] = {
-    {"hash", "hash/1", hash_encode},
+    {"hash", "hash/1", hash_encode, hash_count},
 };
 
 const struct video_codec *video_codec_find(const char *name, struct err *e)

@@ -25,6 +25,7 @@ struct text_codec {
     const char *revision;
     /* Returns the number of rows written to out [len, dim], at most len; the rest is zeroed. */
     int64_t (*encode)(float *out, int64_t len, int64_t dim, const char *text);
+    int64_t (*count)(const char *text); /* rows of the whole text, with its end mark */
 };
 /* NULL with RC_CONFIG when there is no codec of that name. */
 const struct video_codec *video_codec_find(const char *name, struct err *e); /* lists the names */

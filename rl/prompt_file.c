@@ -25,10 +25,12 @@ static bool line_fine(const char *line, size_t n, struct err *e, const char *whe
     return !e->code;
 }
 
-static void add(struct prompts *p, const char *line, size_t n)
+static void add(struct prompts *p, const char *line, size_t n, int number)
 {
     p->text = realloc(p->text, (size_t)(p->n + 1) * sizeof *p->text);
-    CHECK(p->text, "out of memory");
+    p->line = realloc(p->line, (size_t)(p->n + 1) * sizeof *p->line);
+    CHECK(p->text && p->line, "out of memory");
+    p->line[p->n] = number;
     p->text[p->n++] = strndup(line, n);
 }
 
@@ -56,7 +58,7 @@ void prompt_file_read(struct prompts *p, const char *key, const char *path, stru
         char where[512];
         snprintf(where, sizeof where, "%s: %s:%d", key, path, line);
         if (stop > at && line_fine(at, (size_t)(stop - at), e, where))
-            add(p, at, (size_t)(stop - at));
+            add(p, at, (size_t)(stop - at), line);
         at = next;
     }
     free(text);

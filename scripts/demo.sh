@@ -28,7 +28,7 @@ done
 mkdir -p "$run"; touch "$run/made-by-demo"
 
 say "1 data: mp4 clips and captions -> HDF5 data set"
-./osp data configs/data/clips.yaml
+./osp data configs/data/clips.yaml overwrite=true
 
 say "2 train: SFT on $ranks ranks for $sft (the same command line goes on where it stopped)"
 mpirun -n "$ranks" ./osp train configs/train/tiny.yaml output_dir="$run" $sft_end

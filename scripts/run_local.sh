@@ -71,6 +71,13 @@ for v in OMP_NUM_THREADS OPENBLAS_NUM_THREADS OMP_WAIT_POLICY OSP_EXIT_FILE ${OS
 [ "$(id -u)" = 0 ] && export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 [ -n "$dry" ] && { echo "OMP_NUM_THREADS=$threads mpirun ${args[*]} $osp $*"; exit 0; }
 
+# A configuration that would be refused is refused here, at once: mpirun takes twice the grace time to
+# end a job whose rank has refused it.
+case $1 in train | rl | sample)
+    said=$("$osp" "$@" --print-config 2>&1 >/dev/null </dev/null); rc=$?
+    case $rc in 64 | 66 | 78) printf '%s\n' "$said" >&2; exit "$rc";; esac
+esac
+
 # Open MPI's shared memory lies in a folder of this run; those of runs that were killed go now.
 shm=''
 for d in /dev/shm/osp.*; do
@@ -120,7 +127,9 @@ while :; do # a trapped signal ends the wait, not the child
     wait "$child" 2>/dev/null; rc=$?
     kill -0 "$child" 2>/dev/null || break
 done
-pkill -P "$watch" 2>/dev/null; kill "$watch" 2>/dev/null; wait "$watch" 2>/dev/null
+nap=$(pgrep -P "$watch") # ended after the watcher, which would report it as "Terminated"
+# shellcheck disable=SC2086 # several numbers
+kill "$watch" $nap 2>/dev/null; wait "$watch" 2>/dev/null
 [ -s "$code" ] && rc=$((10#$(cat "$code")))
 [ "$rc" = 85 ] && echo "run_local: stopped with a checkpoint; the same command again goes on from it" >&2
 exit "$rc"

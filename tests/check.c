@@ -159,6 +159,29 @@ static void remove_dir(void)
     if (dir[0] && system(cmd) != 0) fprintf(stderr, "cannot remove %s\n", dir);
 }
 
+char *test_output(void (*f)(void *), void *arg)
+{
+    fflush(NULL);
+    FILE *file = tmpfile();
+    const int out = dup(1), err = dup(2);
+    CHECK(file && dup2(fileno(file), 1) == 1 && dup2(fileno(file), 2) == 2, "redirection");
+    log_set_level(LOG_INFO);
+    f(arg);
+    log_set_level(LOG_WARN);
+    fflush(stdout);
+    dup2(out, 1);
+    dup2(err, 2);
+    close(out);
+    close(err);
+    CHECK(fseek(file, 0, SEEK_END) == 0, "output");
+    const long n = ftell(file);
+    char *said = calloc((size_t)n + 1, 1);
+    rewind(file);
+    CHECK(said && fread(said, 1, (size_t)n, file) == (size_t)n, "output");
+    fclose(file);
+    return said;
+}
+
 int test_command(const char *cmd, char *said, size_t size)
 {
     FILE *p = popen(cmd, "r");

@@ -49,6 +49,9 @@ double norm_error(const double *got, const double *want, int64_t n);
 double max_error(const double *got, const double *want, int64_t n, int64_t *worst);
 /* Runs f(arg) expecting CHECK or err_stop with this text inside the message. */
 void expect_stop(const char *text, int code, void (*f)(void *), void *arg);
+/* Runs f(arg) and returns what it wrote to stdout and stderr, log lines of all levels included;
+ * malloc'ed. For tests of one rank. */
+char *test_output(void (*f)(void *), void *arg);
 /* Runs a command line; the first size - 1 bytes of its stdout go to said. All of it is read, so
  * that the command never meets a closed pipe. Returns the exit code, 128 + signal when the shell
  * met one, or -1. */

@@ -92,7 +92,7 @@ static void test_other_verb(struct comm *world)
         {"configs/train/tiny.yaml", SETTINGS_SAMPLE, "osp train, not of osp sample"},
         {"configs/rl/tiny.yaml", SETTINGS_SAMPLE, "osp rl, not of osp sample"},
         {"configs/sample/tiny.yaml", SETTINGS_RL, "osp sample, not of osp rl"},
-        {"configs/data/clips.yaml", SETTINGS_TRAIN, "osp data, not of osp train"}};
+        {"configs/data/clips.yaml", SETTINGS_TRAIN, "it: osp data configs/data/clips.yaml"}};
     char line[1024];
     static const enum settings_verb of[] = {SETTINGS_TRAIN, SETTINGS_TRAIN, SETTINGS_RL,
                                             SETTINGS_TRAIN, SETTINGS_RL,    SETTINGS_SAMPLE,

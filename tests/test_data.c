@@ -69,6 +69,7 @@ static void hash_rows(struct comm *world)
     for (int i = 0; i < DIM; i++) EXPECT(b[i] == (float)rng_normal_at(s, (uint64_t)i), "%d", i);
     for (int i = 3 * DIM; i < LEN * DIM; i++) EXPECT(b[i] == 0, "zero after the text");
     EXPECT(c->encode(b, LEN, DIM, "") == 1 && !memcmp(a + 4 * DIM, b, DIM * sizeof *a), "empty");
+    EXPECT(c->count("A red Fox-2!") == 5 && c->count("") == 1, "rows of the whole text");
     EXPECT(c->encode(b, 2, DIM, "a red fox") == 2 && !memcmp(a, b, 2 * DIM * sizeof *a), "cut");
 }
 

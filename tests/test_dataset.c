@@ -118,10 +118,50 @@ static void built_from_clips(struct comm *world)
     EXPECT(build_dataset(&g, &r, &e) && r.kept, "second build leaves the file alone");
     stat(g.save_path, &b);
     EXPECT(a.st_ino == b.st_ino && a.st_mtim.tv_nsec == b.st_mtim.tv_nsec, "untouched");
+    free((char *)g.save_path);
+}
+
+static void expect_kept(const struct data_build *g, const char *text)
+{
+    struct err e = {0};
+    struct stat a, b;
+    stat(g->save_path, &a);
+    EXPECT(!build_dataset(g, NULL, &e) && e.code == RC_CONFIG && strstr(e.msg, text) &&
+               strstr(e.msg, "overwrite: true"),
+           "wanted \"%s\", got %d \"%s\"", text, e.code, e.msg);
+    stat(g->save_path, &b);
+    EXPECT(a.st_ino == b.st_ino && a.st_mtim.tv_nsec == b.st_mtim.tv_nsec, "untouched");
+}
+
+/* What others may be using is replaced only when that is asked for. */
+static void never_replaced_silently(struct comm *world)
+{
+    (void)world;
+    struct err e = {0};
+    struct data_build made = config("mine.h5"), g = made;
+    struct build_report r;
+    EXPECT(build_dataset(&g, &r, &e) && r.cut == 0, "%s", e.msg);
     g.window_stride = 0;
+    expect_kept(&g, "its 38 samples were made with other settings:\n  window_stride: null, but the "
+                    "data set was made with 12\n");
+    g.text_dim = DIM + 1;
+    expect_kept(&g, "\n  text_dim: ");
+    g = made;
+    g.filter.min_hxw = 1001;
+    expect_kept(&g, "made from other clips or with other filter limits");
+    g.overwrite = true;
+    EXPECT(build_dataset(&g, &r, &e) && !r.kept, "%s", e.msg);
+    g = made;
+    g.overwrite = true;
+    g.window_stride = 0;
+    g.text_len = 2;
     EXPECT(build_dataset(&g, &r, &e) && !r.kept && r.samples == 6, "one window per clip: %s",
            e.msg);
-    free((char *)g.save_path);
+    EXPECT(r.cut == 4, "%lld of 4 different captions are cut", (long long)r.cut);
+    EXPECT(build_dataset(&g, &r, &e) && r.kept, "nothing to replace: %s", e.msg);
+    io_write_file(made.save_path, "a diary", 7, &e);
+    expect_kept(&made, "it is no data set that can be read: ");
+    free((char *)made.save_path);
 }
 
 static void text_rows(struct comm *world)
@@ -495,6 +535,10 @@ int main(int argc, char **argv)
     static const struct test tests[] = {
         {"built from the demo clips: windows, captions, latents, restart",
          built_from_clips,
+         {0},
+         0},
+        {"a data set that is there is replaced only when that is asked for",
+         never_replaced_silently,
          {0},
          0},
         {"embeddings are cut and padded, the empty caption is there", text_rows, {0}, 0},

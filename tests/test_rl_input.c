@@ -39,6 +39,7 @@ static void test_prompts(struct comm *w)
         EXPECT(!strcmp(p.text[0], "a dog") && !strcmp(p.text[1], "ein H\xc3\xbcndchen") &&
                    !strcmp(p.text[2], "last"),
                "\"%s\" \"%s\" \"%s\"", p.text[0], p.text[1], p.text[2]);
+    EXPECT(p.n == 3 && p.line[0] == 1 && p.line[1] == 4 && p.line[2] == 5, "lines");
     prompts_free(&p);
     expect_refused("good\nbad \xff\n", 11, RC_DATA, "prompts.txt:2: byte 5");
     expect_refused("good\na\0b\n", 9, RC_DATA, "prompts.txt:2: byte 2");
@@ -51,6 +52,8 @@ static void test_prompts(struct comm *w)
     prompt_file_read(&p, "rl_config.prompt_file", "myprompts", &none);
     EXPECT(none.code == RC_NOINPUT && strstr(none.msg, "rl_config.prompt_file: myprompts"), "%s",
            none.msg);
+    prompt_file_read(&p, "rl_config.prompt_file", test_dir(), &none);
+    EXPECT(none.code == RC_NOINPUT && strstr(none.msg, "is a folder"), "%s", none.msg);
 }
 
 /* Every rank has a file of its own: all alike, or two that are not those of rank 0. */

@@ -107,6 +107,24 @@ static void fewer_prompts(char said[8192])
     free(fewer);
 }
 
+/* What is cut is said, and by rank 0 alone. */
+static void expect_long(char said[8192])
+{
+    char *path = io_path("%s/long.txt", test_dir()), *key = io_path("prompt_txt=%s", path);
+    char text[2048] = "a\n\n";
+    for (int i = 0; i < 300; i++) strcat(text, "word ");
+    struct err e = {0};
+    io_write_file(path, text, strlen(text), &e);
+    EXPECT(!e.code && sample(2, "long", key, said) == 0, "%s%s", e.msg, said);
+    const char *cut = strstr(said, "prompt_txt: 1 of 3 prompts is longer than ");
+    EXPECT(cut && strstr(cut, " tokens and is cut: line 3 (301 tokens)\n"), "%s", said);
+    EXPECT(cut && !strstr(cut + 1, "prompt_txt: 1 of 3") &&
+               strstr(said, "1 empty line is an empty"),
+           "%s", said);
+    free(key);
+    free(path);
+}
+
 /* Nothing is left behind by what is refused. */
 static void refusals(char said[8192])
 {
@@ -127,6 +145,7 @@ static void refusals(char said[8192])
            "%s %s", e.msg, said);
     free(latin);
     free(key);
+    expect_long(said);
     char *bad = io_path("%s/bad", test_dir());
     EXPECT(!io_exists(bad), "refused runs left %s", bad);
     EXPECT(sample(1, "word", "prompt_txt=nope", said) == 0 &&

@@ -1,6 +1,5 @@
 #include "train/build.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +8,7 @@
 #include "core/io.h"
 #include "core/log.h"
 #include "data/build.h"
+#include "data/dataset_same.h"
 #include "parallel/launch.h"
 #include "train/args.h"
 #include "train/print_config.h"
@@ -52,6 +52,7 @@ static struct data_build build_of(const struct settings *s)
     return (struct data_build){.ann_txt_path = s->job.ann_txt_path,
                                .meta_path = s->job.meta_path,
                                .save_path = s->job.save_path,
+                               .overwrite = s->job.overwrite,
                                .codec = s->data.codec,
                                .text_codec = s->data.text_codec,
                                .filter = {.sample_height = s->data.sample_height,
@@ -90,60 +91,26 @@ static struct data_build build_for_training(const struct settings *s)
     return b;
 }
 
-/* What the data set was made with, and what the configuration says now. */
-struct same_data {
-    FILE *report;
-    int problems;
-};
-
-static void value_text(char out[64], double v, bool null)
-{
-    if (null && v == 0)
-        snprintf(out, 64, "null");
-    else
-        snprintf(out, 64, "%.10g", v);
-}
-
-/* null: 0 stands for null. */
-static void same_number(struct same_data *c, const char *key, double asked, double stored,
-                        bool null)
-{
-    char a[64], b[64];
-    if (fabs(asked - stored) <= 1e-9 * stored) return;
-    value_text(a, asked, null);
-    value_text(b, stored, null);
-    c->problems++;
-    fprintf(c->report, "\n  data_config.dataset_config.%s: %s, but the data set was made with %s",
-            key, a, b);
-}
-
-static void same_word(struct same_data *c, const char *key, const char *asked, const char *stored)
-{
-    if (asked && strcmp(asked, stored) == 0) return;
-    c->problems++;
-    fprintf(c->report, "\n  data_config.dataset_config.%s: %s, but the data set was made with %s",
-            key, asked ? asked : "null", stored);
-}
-
 /* A data set that exists is used as it is; a configuration that says something else is wrong. */
 static void require_same_data(const struct settings *s, const struct dataset *d)
 {
     const struct data_config *g = &s->data;
     char *text = NULL;
     size_t size;
-    struct same_data c = {.report = open_memstream(&text, &size)};
-    CHECK(c.report, "out of memory");
-    same_number(&c, "sample_height", (double)g->sample_height, (double)d->height, false);
-    same_number(&c, "sample_width", (double)g->sample_width, (double)d->width, false);
-    same_number(&c, "sample_num_frames", (double)g->sample_num_frames, (double)d->frames, false);
-    same_number(&c, "train_fps", g->train_fps, d->fps, true);
-    same_number(&c, "sample_stride", (double)g->sample_stride, (double)d->sample_stride, true);
-    same_number(&c, "window_stride", (double)g->window_stride, (double)d->window_stride, true);
-    same_number(&c, "text_max_length", (double)g->text_max_length, (double)d->text_len, false);
-    same_word(&c, "codec", g->codec, d->codec);
-    same_word(&c, "text_codec", g->text_codec, d->text_codec);
-    fclose(c.report);
-    if (c.problems)
+    FILE *report = open_memstream(&text, &size);
+    CHECK(report, "out of memory");
+    const struct dataset_spec asked = {.codec = g->codec,
+                                       .text_codec = g->text_codec,
+                                       .frames = g->sample_num_frames,
+                                       .height = g->sample_height,
+                                       .width = g->sample_width,
+                                       .text_len = g->text_max_length,
+                                       .fps = g->train_fps,
+                                       .sample_stride = g->sample_stride,
+                                       .window_stride = g->window_stride};
+    const int problems = dataset_differs(report, d, &asked, "data_config.dataset_config.");
+    fclose(report);
+    if (problems)
         err_stop(RC_CONFIG,
                  "%s was made with other settings; change the keys, or name a new data set in "
                  "data_config.dataset_config.metafile_or_dir_path:%s",

@@ -74,7 +74,7 @@ static bool take(struct captions *c, const struct kind *k, const json_t *all, js
     return take_items(c, k, items, why);
 }
 
-static void captions_read(struct captions *c, const char *folder, const struct kind *k)
+static void captions_read(struct captions *c, const char *folder, const struct kind *k, bool quiet)
 {
     *c = (struct captions){0};
     char *path = io_path("%s/%s", folder, k->name);
@@ -82,7 +82,9 @@ static void captions_read(struct captions *c, const char *folder, const struct k
         json_error_t why = {0};
         json_t *all = load(path, &why);
         if (!all || !take(c, k, all, &why)) {
-            log_warn("%s: %s; the report names these videos by their files only", path, why.text);
+            if (!quiet)
+                log_warn("%s: %s; the report names these videos by their files only", path,
+                         why.text);
             captions_free(c);
         }
         json_decref(all);
@@ -152,7 +154,7 @@ void captions_of_samples(struct captions *c, const char *folder)
 {
     static const struct kind k = {"samples.json", "osp-samples", sample_entry,
                                   sample_of_parameters};
-    captions_read(c, folder, &k);
+    captions_read(c, folder, &k, false);
 }
 
 /* ---- prompts.json -----------------------------------------------------------------------------*/
@@ -182,11 +184,36 @@ static bool evaluation_entry(struct caption *c, json_t *item, int64_t i, int64_t
     return true;
 }
 
+static const struct kind evaluation = {"prompts.json", "osp-evaluation", evaluation_entry,
+                                       sample_of_item};
+
 void captions_of_evaluation(struct captions *c, const char *folder)
 {
-    static const struct kind k = {"prompts.json", "osp-evaluation", evaluation_entry,
-                                  sample_of_item};
-    captions_read(c, folder, &k);
+    captions_read(c, folder, &evaluation, false);
+}
+
+/* The next prompt, whatever the number of its samples; NULL: no more. */
+static const struct caption *next_prompt(const struct captions *c, int64_t *i)
+{
+    if (*i >= c->n) return NULL;
+    const struct caption *at = &c->v[*i];
+    while (*i < c->n && c->v[*i].number == at->number) ++*i;
+    return at;
+}
+
+enum captions_prompts captions_compare(const char *folder, const char *other)
+{
+    struct captions a, b;
+    captions_read(&a, folder, &evaluation, true);
+    captions_read(&b, other, &evaluation, true);
+    enum captions_prompts is = a.n && b.n ? PROMPTS_SAME : PROMPTS_UNKNOWN;
+    for (int64_t i = 0, j = 0; is == PROMPTS_SAME && (i < a.n || j < b.n);) {
+        const struct caption *x = next_prompt(&a, &i), *y = next_prompt(&b, &j);
+        if (!x || !y || x->number != y->number || strcmp(x->prompt, y->prompt)) is = PROMPTS_DIFFER;
+    }
+    captions_free(&a);
+    captions_free(&b);
+    return is;
 }
 
 /* -----------------------------------------------------------------------------------------------*/

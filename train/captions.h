@@ -24,6 +24,10 @@ struct captions {
 /* Without such a file n = 0. Free what they fill. */
 void captions_of_samples(struct captions *c, const char *folder);
 void captions_of_evaluation(struct captions *c, const char *folder);
+/* Whether two evaluations (their folders) have the same prompts. Quiet; unknown where one of them
+ * has no prompts.json that can be read. */
+enum captions_prompts { PROMPTS_UNKNOWN, PROMPTS_SAME, PROMPTS_DIFFER };
+enum captions_prompts captions_compare(const char *folder, const char *other);
 /* NULL: nothing is recorded of this file. */
 const struct caption *captions_find(const struct captions *c, const char *file);
 void captions_free(struct captions *c);

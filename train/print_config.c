@@ -51,15 +51,20 @@ int verb_print_config(int argc, char **argv)
     return rc;
 }
 
-/* Both texts come from the same schema, so they differ line by line. */
 void config_log_changes(const struct loaded_settings *l, const char *then)
 {
     if (!then) return;
-    char *now = settings_text(l, false), *was = strdup(then);
-    CHECK(now && was, "out of memory");
-    char *sa, *sb, *a = strtok_r(was, "\n", &sa), *b = strtok_r(now, "\n", &sb);
-    for (; a && b; a = strtok_r(NULL, "\n", &sa), b = strtok_r(NULL, "\n", &sb))
-        if (strcmp(a, b)) log_info("changed since the checkpoint: %s -> %s", a, b);
-    free(now);
-    free(was);
+    char *text = settings_text(l, false);
+    struct cfg_line now = {.text = text};
+    while (cfg_next_line(&now)) {
+        char *was = cfg_line_of(then, now.key);
+        if (!was)
+            log_info("changed since the checkpoint: %s: not known then, now %.*s", now.key, now.len,
+                     now.value);
+        else if (strlen(was) != (size_t)now.len || strncmp(was, now.value, (size_t)now.len))
+            log_info("changed since the checkpoint: %s: %s, now %.*s", now.key, was, now.len,
+                     now.value);
+        free(was);
+    }
+    free(text);
 }

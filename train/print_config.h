@@ -4,7 +4,7 @@
 #include "train/args.h"
 #include "train/settings.h"
 int print_config(enum settings_verb verb, const struct args *a);
-/* Logs each line of the effective configuration that differs from `then`, an earlier one of the
- * same verb (NULL: nothing is known). */
+/* Logs each key of the effective configuration whose value differs from that in `then`, an earlier
+ * one of the same verb (NULL: nothing is known). */
 void config_log_changes(const struct loaded_settings *l, const char *then);
 #endif

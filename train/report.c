@@ -184,9 +184,15 @@ int report_write(const char *run)
     CHECK(out, "out of memory");
     head(out, name, &log);
     const bool rl = report_is_rl(&log);
-    (rl ? report_rl_tiles : tiles)(out, &log);
-    (rl ? report_rl_charts : report_charts)(out, &log);
-    const int samples = report_before_after(out, run) + report_samples(out, run);
+    const struct report_change change = report_change(run, &log);
+    if (rl) {
+        report_rl_tiles(out, &log, &change);
+        report_rl_charts(out, &log, &change);
+    } else {
+        tiles(out, &log);
+        report_charts(out, &log);
+    }
+    const int samples = report_before_after(out, run, &change) + report_samples(out, run);
     events(out, &log);
     configuration(out, run, &log);
     fprintf(out, "<footer>%lld lines of metrics", (long long)log.lines);

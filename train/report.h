@@ -15,10 +15,20 @@ void report_rejected(FILE *out, const char *config);
 void report_charts(FILE *out, const struct runlog *log);
 /* ---- post-training ----------------------------------------------------------------------------*/
 bool report_is_rl(const struct runlog *log);
-void report_rl_tiles(FILE *out, const struct runlog *log);
-void report_rl_charts(FILE *out, const struct runlog *log);
+/* What keeps the first and the last evaluation from telling about training, as far as is known.
+ * prompts: they have others (eval/epoch_N/prompts.json), so their means cannot be compared; key:
+ * what decides rewards and has another value in the configurations they ran under, so no rewards
+ * can; NULL: nothing. text: "other prompts", "other reward.weights" or both; empty: they can be. */
+struct report_change {
+    bool prompts;
+    const char *key;
+    char text[80];
+};
+struct report_change report_change(const char *run, const struct runlog *log);
+void report_rl_tiles(FILE *out, const struct runlog *log, const struct report_change *change);
+void report_rl_charts(FILE *out, const struct runlog *log, const struct report_change *change);
 /* Videos of <run>/eval, first evaluation and last side by side; returns the number of pairs. */
-int report_before_after(FILE *out, const char *run);
+int report_before_after(FILE *out, const char *run, const struct report_change *change);
 /* ---- parts ------------------------------------------------------------------------------------*/
 void report_tile(FILE *out, const char *name, const char *value, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));

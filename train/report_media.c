@@ -295,6 +295,7 @@ static bool evaluations(const char *run, char *first, char *last, size_t size)
 struct pair {
     char *before, *after;        /* paths in the run */
     const struct caption *b, *a; /* NULL: nothing is recorded */
+    bool comparable;             /* their rewards */
 };
 
 static bool same_prompt(const struct pair *p)
@@ -308,7 +309,7 @@ static char *pair_text(const struct pair *p, const struct caption *c)
     if (!c) return NULL;
     if (!same_prompt(p)) return io_path("%s · %s", c->prompt, c->text);
     const double gain = p->a->reward - p->b->reward;
-    if (c == p->a && isfinite(gain)) return io_path("%s (%+.4f)", c->text, gain);
+    if (c == p->a && p->comparable && isfinite(gain)) return io_path("%s (%+.4f)", c->text, gain);
     return io_path("%s", c->text);
 }
 
@@ -375,7 +376,7 @@ static void captions_of(struct captions *c, const char *run, const char *evaluat
     free(folder);
 }
 
-int report_before_after(FILE *out, const char *run)
+int report_before_after(FILE *out, const char *run, const struct report_change *change)
 {
     char first[256], last[256];
     if (!evaluations(run, first, last, sizeof first)) return 0;
@@ -387,12 +388,14 @@ int report_before_after(FILE *out, const char *run)
     for (int i = 0; i < n; i++) {
         p[i].b = captions_find(&was, file_of(p[i].before));
         p[i].a = captions_find(&is, file_of(p[i].after));
+        p[i].comparable = !change->key;
     }
     if (n) {
         fprintf(out,
                 "<h2>Before and after</h2><p class=sub>evaluation prompts from the same noise: %s, "
-                "then %s</p>\n",
-                first, last);
+                "then %s%s%s</p>\n",
+                first, last, change->key ? "; the rewards are not comparable: other " : "",
+                change->key ? change->key : "");
         put_pairs(out, run, p, n);
     }
     for (int i = 0; i < n; i++) {

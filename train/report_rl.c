@@ -3,7 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/config.h"
 #include "core/err.h"
+#include "core/io.h"
+#include "train/captions.h"
 #include "train/report.h"
 
 enum { COLOURS = 8, NAME = 48 };
@@ -13,8 +16,67 @@ bool report_is_rl(const struct runlog *l)
     return runlog_find(l, "reward/mean") || runlog_find(l, "eval/reward_mean");
 }
 
+/* ---- evaluations ------------------------------------------------------------------------------*/
+/* The first finite value (by: 1) or the last (by: -1); its index, -1: none. */
+static int finite_from(const struct series *s, int i, int by)
+{
+    while (i >= 0 && i < s->n && !isfinite(s->value[i])) i += by;
+    return i < s->n ? i : -1;
+}
+
+/* The first key of these that the two configurations have other values of; NULL: none is known. */
+static const char *changed_key(const char *a, const char *b, const char *const *key)
+{
+    for (; *key; key++) {
+        char *x = cfg_line_of(a, *key), *y = cfg_line_of(b, *key);
+        const bool other = x && y && strcmp(x, y);
+        free(x);
+        free(y);
+        if (other) return *key;
+    }
+    return NULL;
+}
+
+struct report_change report_change(const char *run, const struct runlog *l)
+{
+    static const char *const keys[] = {"reward.weights",
+                                       "reward.command",
+                                       "reward.videoalign_dir",
+                                       "reward.model_dir",
+                                       "reward.template",
+                                       "reward.profile",
+                                       "rl_config.height",
+                                       "rl_config.width",
+                                       "rl_config.num_frames",
+                                       "rl_config.eval_num_steps",
+                                       "rl_config.guidance_scale",
+                                       "rl.shift",
+                                       "rl.negative_prompt",
+                                       "seed",
+                                       NULL};
+    static const char *const file[] = {"rl_config.eval_prompt_file", NULL};
+    const struct series *s = runlog_find(l, "eval/reward_mean");
+    const int a = s ? finite_from(s, 0, 1) : -1, b = s ? finite_from(s, s->n - 1, -1) : -1;
+    struct report_change is = {0};
+    if (a < 0 || a == b) return is;
+    char *first = io_path("%s/eval/epoch_%06lld", run, (long long)s->step[a]);
+    char *last = io_path("%s/eval/epoch_%06lld", run, (long long)s->step[b]);
+    const enum captions_prompts prompts = captions_compare(first, last);
+    free(first);
+    free(last);
+    is.prompts = prompts == PROMPTS_DIFFER;
+    if (s->start[a] >= 0 && s->start[b] >= 0) {
+        const char *was = l->start[s->start[a]], *now = l->start[s->start[b]];
+        is.key = changed_key(was, now, keys);
+        if (!is.key && prompts == PROMPTS_UNKNOWN) is.key = changed_key(was, now, file);
+    }
+    snprintf(is.text, sizeof is.text, "%s%s%s%s", is.prompts ? "other prompts" : "",
+             is.prompts && is.key ? ", " : "", is.key ? "other " : "", is.key ? is.key : "");
+    return is;
+}
+
 /* ---- tiles ------------------------------------------------------------------------------------*/
-static void evaluation_tile(FILE *out, const struct runlog *l)
+static void evaluation_tile(FILE *out, const struct runlog *l, const struct report_change *change)
 {
     const struct series *mean = runlog_find(l, "eval/reward_mean");
     const double std = series_first(runlog_find(l, "eval/reward_std"));
@@ -22,7 +84,10 @@ static void evaluation_tile(FILE *out, const struct runlog *l)
     char to[32];
     if (!mean) return;
     report_number(b, to);
-    if (mean->n > 1 && std > 0)
+    if (*change->text)
+        report_tile(out, "Evaluation reward", to, "not comparable with the first, %.4g: %s", a,
+                    change->text);
+    else if (mean->n > 1 && std > 0)
         report_tile(out, "Evaluation reward", to, "%.4g → %.4g: %+.2f standard deviations", a, b,
                     (b - a) / std);
     else
@@ -37,14 +102,14 @@ static void last_tile(FILE *out, const struct runlog *l, const char *name, const
     if (s) report_tile(out, name, report_number(series_last(s), v), "%s", note);
 }
 
-void report_rl_tiles(FILE *out, const struct runlog *l)
+void report_rl_tiles(FILE *out, const struct runlog *l, const struct report_change *change)
 {
     char a[32], b[32];
     fprintf(out, "<div class=tiles>\n");
     snprintf(a, sizeof a, "%lld", (long long)l->step);
     report_tile(out, "Epochs", a, "%s optimizer steps",
                 report_number(series_last(runlog_find(l, "update/optimizer_steps")), b));
-    evaluation_tile(out, l);
+    evaluation_tile(out, l, change);
     last_tile(out, l, "Reward of the samples", "reward/mean", "last epoch");
     last_tile(out, l, "KL from the base", "update/kl", "last epoch, per element of a sample");
     last_tile(out, l, "Clipped ratios", "update/clip_fraction", "share, last epoch");
@@ -120,12 +185,13 @@ static void family(FILE *out, const struct runlog *l, struct chart c, const char
     chart_put(out, &c);
 }
 
-static void evaluation(FILE *out, const struct runlog *l)
+static void evaluation(FILE *out, const struct runlog *l, const struct report_change *change)
 {
-    struct chart c = {.title = "Evaluation",
-                      .note = "fixed prompts and noise, averaged adapters",
-                      .y_label = "reward",
-                      .x_label = "epoch"};
+    char note[128] = "fixed prompts and noise, averaged adapters";
+    if (*change->text)
+        snprintf(note, sizeof note, "averaged adapters; the last has %s than the first",
+                 change->text);
+    struct chart c = {.title = "Evaluation", .note = note, .y_label = "reward", .x_label = "epoch"};
     chart_add(&c, runlog_find(l, "eval/reward_mean"), "reward", 0, CURVE_POINTS);
     chart_put(out, &c);
     family(
@@ -217,10 +283,10 @@ static void time_split(FILE *out, const struct runlog *l)
     for (int k = 0; k < 4; k++) free(share[k]);
 }
 
-void report_rl_charts(FILE *out, const struct runlog *l)
+void report_rl_charts(FILE *out, const struct runlog *l, const struct report_change *change)
 {
     fprintf(out, "<h2>Reward</h2><div class=charts>\n");
-    evaluation(out, l);
+    evaluation(out, l, change);
     reward(out, l);
     family(out, l,
            (struct chart){.title = "Scores by dimension",

@@ -31,16 +31,18 @@ static struct series *series_of(struct runlog *l, const char *key)
     return &l->series[l->num_series++];
 }
 
-static void add_point(struct series *s, double step, double value)
+static void add_point(struct series *s, double step, double value, int start)
 {
     if (s->n == s->cap) {
         s->cap = 2 * s->cap + 64;
         s->step = grown(s->step, s->cap, sizeof *s->step);
         s->value = grown(s->value, s->cap, sizeof *s->value);
+        s->start = grown(s->start, s->cap, sizeof *s->start);
     }
     while (s->n > 0 && s->step[s->n - 1] >= step)
         s->n--; /* the same step again: the later counts */
     s->step[s->n] = step;
+    s->start[s->n] = start;
     s->value[s->n++] = value;
 }
 
@@ -68,8 +70,8 @@ static void take_event(struct runlog *l, const json_t *line, const char *what)
         const char *key = json_string_value(json_object_get(line, "key"));
         const char *text = json_string_value(json_object_get(line, "text"));
         if (!key || !text || strcmp(key, "config")) return;
-        free(l->config);
-        l->config = copy(text);
+        l->start = grown(l->start, l->num_starts + 1, sizeof *l->start);
+        l->config = l->start[l->num_starts++] = copy(text);
         add_event(l, line, "start", l->step);
         return;
     }
@@ -122,7 +124,7 @@ static void take_line(struct runlog *l, json_t *line)
         if (strcmp(key, "wall_s") == 0)
             l->wall_s = x;
         else
-            add_point(series_of(l, key), (double)json_integer_value(at), x);
+            add_point(series_of(l, key), (double)json_integer_value(at), x, l->num_starts - 1);
     }
 }
 
@@ -154,6 +156,7 @@ void runlog_free(struct runlog *l)
         free(l->series[i].key);
         free(l->series[i].step);
         free(l->series[i].value);
+        free(l->series[i].start);
     }
     for (int i = 0; i < l->num_events; i++) {
         free(l->event[i].time);
@@ -161,7 +164,8 @@ void runlog_free(struct runlog *l)
     }
     free(l->series);
     free(l->event);
-    free(l->config);
+    for (int i = 0; i < l->num_starts; i++) free(l->start[i]);
+    free(l->start);
     free(l->first_time);
     free(l->last_time);
     memset(l, 0, sizeof *l);

@@ -10,6 +10,7 @@ struct series {
     char *key;
     int n, cap;
     double *step, *value; /* ascending steps; value may be NaN or infinite */
+    int *start;           /* which start of the run measured it (runlog.start); -1: unknown */
 };
 struct run_event {
     char *time, *what; /* "resume", "finished", "preempted", "start" */
@@ -20,9 +21,11 @@ struct runlog {
     int num_series;
     struct run_event *event;
     int num_events;
-    char *config;  /* of the last start; NULL: none */
-    int64_t step;  /* largest */
-    double wall_s; /* of the last line */
+    char **start; /* configurations, of every start of the run that told it */
+    int num_starts;
+    const char *config; /* of the last one; NULL: none */
+    int64_t step;       /* largest */
+    double wall_s;      /* of the last line */
     char *first_time, *last_time;
     int64_t lines, broken;
 };

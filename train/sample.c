@@ -432,6 +432,7 @@ static void open_model(struct sampling *s, struct comm *world)
     int64_t z[4];
     s->codec->shape(s->model.frames, s->model.height, s->model.width, z, &e);
     err_raise(&e);
+    prompts_log_cut(&s->prompts, "prompt_txt", s->text_codec, s->model.config.text_len);
     c->model = s->model.config;
     log_info("model_config comes from %s; that of the YAML is not used", s->model.path);
     c->lora = s->lora.config;

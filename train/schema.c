@@ -160,7 +160,7 @@ static const struct row sampling[] = {
     ROW_TEXT(S, "checkpoint", sample.checkpoint, NULL,
              "run folder, checkpoint folder or its parent"),
     ROW_TEXT(S, "prompt_txt", sample.prompt_txt, NULL,
-             "file with a prompt per line, or the prompt itself"),
+             "file with a prompt per line (empty lines are empty prompts), or the prompt itself"),
     ROW_TEXT(S, "negative_prompt", sample.negative_prompt, "\"\"", "what guidance leads away from"),
     ROW_BOOL(S, "use_ema", sample.use_ema, "true", "averaged weights when the checkpoint has them"),
     ROW_TEXT(
@@ -190,6 +190,8 @@ static const struct row filtering[] = {
     ROW_TEXT(D, "ann_txt_path", job.ann_txt_path, "null", "index file, \"root,meta.json\" a line"),
     ROW_TEXT(D, "meta_path", job.meta_path, "null", "one meta JSON or CSV file"),
     ROW_TEXT(D, "save_path", job.save_path, NULL, "the HDF5 data set to write"),
+    ROW_BOOL(D, "overwrite", job.overwrite, "false",
+             "replace a data set that is there and was made from other settings or clips"),
     ROW_INT(D, "sample_height", data.sample_height, "480", 4, 65536, "pixels"),
     ROW_INT(D, "sample_width", data.sample_width, "832", 4, 65536, "pixels"),
     ROW_INT(D, "sample_num_frames", data.sample_num_frames, "49", 1, 65536, "frames of a window"),
@@ -379,6 +381,7 @@ static const struct row rest[] = {
     ROW_OLD(ALL, "use_skiparse_context_parallel", "was renamed to use_skiparse_sequence_parallel"),
 };
 
+#include "train/schema_names.inc"
 #include "train/schema_rl.inc"
 
 /* ---- one table per verb -----------------------------------------------------------------------*/
@@ -451,6 +454,7 @@ static void build(void)
         foreign[mask] = text[mask];
     }
     for (int v = 0; v < VERBS; v++) build_verb(v);
+    cfg_other_names(other_names, sizeof other_names / sizeof *other_names);
 }
 
 const struct cfg_field *settings_schema(enum settings_verb verb, int *n)
@@ -523,7 +527,8 @@ enum settings_whose settings_whose(enum settings_verb verb, const char *path, ch
     if (own.foreign > 1) snprintf(others, sizeof others, " (and %d more)", own.foreign - 1);
     snprintf(out, size,
              "%s looks like a configuration of %s, not of %s, which has no key %s%s; to run it: "
-             "mpirun -n RANKS %s %s",
-             path, name, verb_names[verb], own.first, others, name, path);
+             "%s%s %s",
+             path, name, verb_names[verb], own.first, others,
+             other == SETTINGS_DATA ? "" : "mpirun -n RANKS ", name, path);
     return whole ? SETTINGS_WHOLLY_OTHER : SETTINGS_PARTLY_OTHER;
 }

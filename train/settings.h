@@ -58,6 +58,7 @@ struct data_job {                /* `osp data` */
     char *ann_txt_path;          /* official index file: "root,meta.json" lines */
     char *meta_path;             /* or one meta JSON/CSV; paths in it are relative to its folder */
     char *save_path;             /* the HDF5 data set to write */
+    bool overwrite;              /* one that is there already, made from something else */
     struct filter_config filter; /* lets everything pass for the other verbs */
 };
 struct sample_config { /* `osp sample` (docs/spec/sft.md 5.3) */

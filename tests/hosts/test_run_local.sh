@@ -3,7 +3,7 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/hosts/hosts.sh
-for p in mpirun setsid pkill; do command -v $p >/dev/null || skip_all "run_local: no $p" 17; done
+for p in mpirun setsid pkill; do command -v $p >/dev/null || skip_all "run_local: no $p" 21; done
 HOSTS_DIR=$(mktemp -d "${TMPDIR:-/tmp}/osp-hosts.XXXXXX") || exit 1
 trap 'hosts_down' EXIT
 trap 'exit 1' INT TERM HUP
@@ -27,10 +27,18 @@ check "a number of ranks that is none: 64" $rc = 64 -a -n "$(grep 'n two: expect
 scripts/run_local.sh -n 1000 -t 2 --bind train x.yaml >"$log" 2>&1; rc=$?
 check "binding more than there is is an error" $rc = 64
 
+log=$HOSTS_DIR/refused.log; t0=$(date +%s%N)
+scripts/run_local.sh -n 2 train no/such.yaml >"$log" 2>&1; rc=$?
+check "a configuration that is not there: 66, without ranks" $rc = 66 -a "$(wc -l <"$log")" = 1
+scripts/run_local.sh -n 2 train configs/train/tiny.yaml sede=1 >"$log" 2>&1; rc=$?
+check "a mistake in it: 78, at once" $rc = 78 -a -n "$(grep 'did you mean "seed"' "$log")" \
+    -a $((($(date +%s%N) - t0) / 1000000)) -lt 4000
+
 mkdir -m 700 /dev/shm/osp.999999999 2>/dev/null # of a run that was killed
 log=$HOSTS_DIR/whole.log; hosts_yaml whole 8
 run whole -n 2; wait $pid; rc=$?
 check "a run ends with 0" $rc = 0
+check "and says nothing of its own" -z "$(grep -iE 'terminated|killed|line [0-9]' "$log")"
 check "shared memory of killed runs is removed" ! -e /dev/shm/osp.999999999
 
 for s in INT TERM; do
