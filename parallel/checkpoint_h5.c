@@ -77,7 +77,9 @@ void ckpt_h5_create(const char *path, struct ckpt_piece *piece, int n, struct er
     H5Pclose(links);
     if (file >= 0 && H5Fclose(file) < 0) ok = false;
     if (!ok)
-        err_set(e, RC_IO, "%s: HDF5 cannot create the file (disk full, file size limit or no permission?)", path);
+        err_set(e, RC_IO,
+                "%s: HDF5 cannot create the file (disk full, file size limit or no permission?)",
+                path);
 }
 
 struct box {

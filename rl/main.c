@@ -123,6 +123,10 @@ static void open_session(struct rl_run *r, struct settings *s, struct ckpt *base
     err_raise(&e);
     r->text_codec = text_codec_find(r->model.text_codec, &e);
     err_raise(&e);
+    prompts_log_cut(&r->prompts, "rl_config.prompt_file", r->text_codec, r->model.config.text_len);
+    if (s->rl.eval_prompt_file)
+        prompts_log_cut(&r->eval_prompts, "rl_config.eval_prompt_file", r->text_codec,
+                        r->model.config.text_len);
     int64_t z[4];
     r->codec->shape(r->model.frames, r->model.height, r->model.width, z, &e);
     err_raise(&e);
