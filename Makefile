@@ -262,7 +262,7 @@ golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # without oneDNN (what it shares between threads behind its own locks would be reported as races).
-SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
+SAN_asan  := config config_text prompts report_compare io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
              ops_rows ops_fused ops_policy ops_exact policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
              format format_torch format_fuzz import
 SAN_ubsan := config data filter model ops ops_rows ops_fused ops_policy ops_exact policy_math golden_ops reward reward_wire reward_fuzz \
