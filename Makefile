@@ -93,8 +93,9 @@ TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 # the tests of ops once more, on the kernels of the cuda device as host code
 EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_fused ops_policy ops_exact))
+EMULATED_GOLDEN := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_golden_,ops model block train))
 EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm copy))
-TESTS   += $(EMULATED) $(EMULATED_LIBS)
+TESTS   += $(EMULATED) $(EMULATED_GOLDEN) $(EMULATED_LIBS)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o $(BUILD)/tests/wire_damage.o \
            $(BUILD)/tests/queue_dev.o $(BUILD)/tests/lora_case.o $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o $(BUILD)/tests/foreign.o \
@@ -185,6 +186,11 @@ $(EMULATED): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/test_%.o \
              $(BUILD)/tests/emulated.o $(BUILD)/tests/fake_cudnn.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
+# the golden files on them
+$(EMULATED_GOLDEN): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/test_%.o \
+             $(BUILD)/tests/emulated_golden.o $(BUILD)/tests/fake_cudnn.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
+	@echo "  LD  $@"
+	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
 
 # and what calls the libraries, with stand-ins for them
 $(EMULATED_LIBS): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/emulated_%.o \
@@ -240,7 +246,7 @@ test: deps-tests
 test-fast fast:
 	@$(MAKE) --no-print-directory osp tests $(WITH_CUDA)
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh --fast
-golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
+golden: probe $(filter $(BUILD)/tests/test_golden_% $(EMULATED_GOLDEN),$(TESTS))
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # without oneDNN (what it shares between threads behind its own locks would be reported as races).

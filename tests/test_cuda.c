@@ -101,7 +101,11 @@ static void test_chain(struct comm *w)
         int64_t at = 0;
         for (int i = 0; i < 4; i++) {
             const char *name[] = {"attention", "weight gradient", "column sums", "sum of squares"};
-            expect_close(name[i], got + at, want + at, part[i], t ? 3e-2 : 2e-5);
+            if (t)
+                EXPECT(norm_error(got + at, want + at, part[i]) <= 1e-2, "%s: L2 error %.3g",
+                       name[i], norm_error(got + at, want + at, part[i]));
+            else
+                expect_close(name[i], got + at, want + at, part[i], 1e-5);
             at += part[i];
         }
     }
