@@ -94,7 +94,7 @@ TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 # the tests of ops once more, on the kernels of the cuda device as host code
 EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_fused ops_policy ops_exact))
 EMULATED_GOLDEN := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_golden_,ops model block train))
-EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm copy))
+EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm copy order))
 TESTS   += $(EMULATED) $(EMULATED_GOLDEN) $(EMULATED_LIBS)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o $(BUILD)/tests/wire_damage.o \

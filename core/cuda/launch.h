@@ -47,6 +47,18 @@ struct Block {
 #endif
 };
 
+/* What is moved 16 bytes at once starts at a multiple of that: a GPU stops otherwise, and so does
+ * the simulator. */
+static DEVICE void expect_aligned(const void *p)
+{
+#ifdef CUDA_EMULATE
+    CHECK((uintptr_t)p % 16 == 0, "16 bytes are moved at once at %p, which is no multiple of 16",
+          p);
+#else
+    (void)p;
+#endif
+}
+
 /* Sum and maximum over the lanes of a block, the same on every lane, by a tree of fixed shape.
  * buf: one element per lane. */
 template <class T> DEVICE T block_sum(Block &b, T *buf, T x)
