@@ -175,7 +175,7 @@ $(BUILD)/parallel/comm_nccl.o: ALLC += -DHAVE_NCCL_H -isystem $(NCCL)/include -i
 endif
 
 # the same kernels as host code on a simulator of blocks, for the tests only
-EMU_OBJS := $(patsubst %.cu,$(BUILD)/emulate/%.o,tests/cudasim/cudasim.cu $(filter-out \
+EMU_OBJS := $(patsubst %.cu,$(BUILD)/emulate/%.o,$(wildcard tests/cudasim/*.cu) $(filter-out \
             core/cuda/cuda.cu core/cuda/cublaslt.cu,$(CUDA_SRCS))) $(BUILD)/core/cuda/staging.o
 $(BUILD)/emulate/%.o: %.cu
 	@mkdir -p $(@D)

@@ -1,6 +1,7 @@
-/* A device named cuda whose op gives other last bits at every call unless it is told to be
- * deterministic, as attention's backward pass by cuDNN does: the cases of ops take that from the
- * device as it comes, and compare two deterministic runs bit by bit. */
+/* Order that is free. A device named cuda whose op gives other last bits at every call unless it is
+ * told to be deterministic, as attention's backward pass by cuDNN does: the cases of ops take that
+ * from the device as it comes, and compare two deterministic runs bit by bit. And sums by atomics
+ * in the simulator. */
 #include "tests/ops_case.h"
 
 extern const struct dev_backend dev_cuda_emulated;
@@ -53,6 +54,35 @@ static void test_order(struct comm *w)
     each_target(one_target);
 }
 
+extern void emulated_count(struct dev *d, const int32_t *x, int64_t n, unsigned *bins, float *sum);
+extern int emulated_places(struct dev *d, int64_t blocks, int32_t *owner, int *next);
+
+static void test_atomics(struct comm *w)
+{
+    (void)w;
+    enum { N = 1000, BINS = 7, BLOCKS = 6, MOST = 64 };
+    struct dev *d = dev_open(dev_cuda_emulated.name, DT_F32, 1);
+    int32_t x[N], owner[BLOCKS * MOST];
+    unsigned bins[BINS] = {0}, want[BINS] = {0};
+    float sum = 0, all = 0;
+    for (int i = 0; i < N; i++) {
+        x[i] = i * i % BINS;
+        want[x[i]]++;
+        all += (float)x[i];
+    }
+    emulated_count(d, x, N, bins, &sum);
+    for (int i = 0; i < BINS; i++)
+        EXPECT(bins[i] == want[i], "bin %d: %u, expected %u", i, bins[i], want[i]);
+    EXPECT(sum == all, "sum %g, expected %g", (double)sum, (double)all);
+    int next = 0;
+    for (int i = 0; i < BLOCKS * MOST; i++) owner[i] = -1;
+    const int lanes = emulated_places(d, BLOCKS, owner, &next);
+    EXPECT(next == BLOCKS * lanes, "%d places, expected %d", next, BLOCKS * lanes);
+    for (int i = 0; i < BLOCKS * MOST; i++)
+        EXPECT(owner[i] == (i < next ? lanes : -1), "place %d: %d", i, owner[i]);
+    dev_close(d);
+}
+
 int main(int argc, char **argv)
 {
     static struct dev_backend named;
@@ -60,10 +90,12 @@ int main(int argc, char **argv)
     named.name = "cuda";
     named.ops = ops;
     dev_register(&named);
+    dev_register(&dev_cuda_emulated);
     ops_only = named.name;
     const struct test t[] = {
         {.name = "bits are compared between deterministic runs where order is free",
          .run = test_order},
+        {.name = "atomics of the simulator: every lane is counted once", .run = test_atomics},
     };
     return test_main(argc, argv, t, sizeof t / sizeof *t);
 }
