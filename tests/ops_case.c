@@ -57,8 +57,11 @@ static void add_mx(void (*f)(const struct target *))
 void each_target(void (*f)(const struct target *))
 {
     const enum dtype types[] = {DT_F32, DT_BF16};
+    const char *wanted = ops_only ? ops_only : getenv("OPS_DEVICE");
+    int found = 0;
     for (const char *const *n = dev_names(); *n; n++) {
-        if (strcmp(*n, "null") == 0 || (ops_only && strcmp(*n, ops_only) != 0)) continue;
+        if (strcmp(*n, "null") == 0 || (wanted && strcmp(*n, wanted) != 0)) continue;
+        found++;
         for (int i = 0; i < 2; i++) {
             if (!dev_supports(*n, types[i])) continue;
             if (strcmp(*n, "cpu") == 0) {
@@ -73,6 +76,7 @@ void each_target(void (*f)(const struct target *))
             f(&t);
         }
     }
+    EXPECT(found, "no device %s here", wanted ? wanted : "at all");
 }
 
 void case_begin(struct ops_case *c, const struct target *t, const char *fmt, ...)

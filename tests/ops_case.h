@@ -38,7 +38,7 @@ struct ops_case {
     void (*run)(struct dev *d, const struct tensor *t, void *arg);
 };
 
-extern const char *ops_only; /* one device, or NULL: all */
+extern const char *ops_only; /* one device; NULL: the one that OPS_DEVICE names, or all */
 /* The arrays of this run start where kernels that move 16 bytes at once do not take them: an op on
  * copies of them goes another way and may differ in its last bits. */
 extern bool ops_shifted;
