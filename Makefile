@@ -252,7 +252,8 @@ golden: probe $(filter $(BUILD)/tests/test_golden_% $(EMULATED_GOLDEN),$(TESTS))
 # without oneDNN (what it shares between threads behind its own locks would be reported as races).
 SAN_asan  := config io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
              ops_rows ops_fused ops_policy ops_exact policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
-             format format_torch format_fuzz import
+             format format_torch format_fuzz import \
+             $(if $(CXX_OK),$(addprefix cuda_emulated_,ops ops_rows ops_fused ops_policy ops_exact sdpa gemm copy order golden_ops golden_block golden_train))
 SAN_ubsan := config data filter model ops ops_rows ops_fused ops_policy ops_exact policy_math golden_ops reward reward_wire reward_fuzz \
              format format_torch format_fuzz
 SAN_tsan  := reward reward_ranks loader comm nccl check_comm model resume sequence guided
