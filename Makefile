@@ -93,8 +93,9 @@ TESTSRC := $(wildcard tests/test_*.c)
 TESTS   := $(TESTSRC:tests/%.c=$(BUILD)/tests/%)
 # the tests of ops once more, on the kernels of the cuda device as host code
 EMULATED := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,ops ops_rows ops_fused ops_policy ops_exact))
-EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm copy))
-TESTS   += $(EMULATED) $(EMULATED_LIBS)
+EMULATED_GOLDEN := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_golden_,ops model block train))
+EMULATED_LIBS := $(if $(CXX_OK),$(addprefix $(BUILD)/tests/test_cuda_emulated_,sdpa gemm copy order))
+TESTS   += $(EMULATED) $(EMULATED_GOLDEN) $(EMULATED_LIBS)
 TESTLIB := $(BUILD)/tests/check.o $(BUILD)/tests/grad.o $(BUILD)/tests/fixture.o $(BUILD)/tests/problem.o $(BUILD)/tests/h5.o $(BUILD)/tests/golden.o \
            $(BUILD)/tests/ops_case.o $(BUILD)/tests/train_case.o $(BUILD)/tests/process.o $(BUILD)/tests/fake_scorer.o $(BUILD)/tests/wire_damage.o \
            $(BUILD)/tests/queue_dev.o $(BUILD)/tests/lora_case.o $(BUILD)/tests/policy_case.o $(BUILD)/tests/rl_case.o $(BUILD)/tests/rl_process.o $(BUILD)/tests/foreign.o \
@@ -192,7 +193,7 @@ $(BUILD)/parallel/comm_nccl.o: ALLC += -DHAVE_NCCL_H -isystem $(NCCL)/include -i
 endif
 
 # the same kernels as host code on a simulator of blocks, for the tests only
-EMU_OBJS := $(patsubst %.cu,$(BUILD)/emulate/%.o,tests/cudasim/cudasim.cu $(filter-out \
+EMU_OBJS := $(patsubst %.cu,$(BUILD)/emulate/%.o,$(wildcard tests/cudasim/*.cu) $(filter-out \
             core/cuda/cuda.cu core/cuda/cublaslt.cu,$(CUDA_SRCS))) $(BUILD)/core/cuda/staging.o
 $(BUILD)/emulate/%.o: %.cu
 	@mkdir -p $(@D)
@@ -201,6 +202,11 @@ $(BUILD)/emulate/%.o: %.cu
 	  $(if $(WERROR),-Werror) $(SAN) $(DEFS) -I. -MMD -MP -c $< -o $@
 $(EMULATED): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/test_%.o \
              $(BUILD)/tests/emulated.o $(BUILD)/tests/fake_cudnn.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
+	@echo "  LD  $@"
+	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
+# the golden files on them
+$(EMULATED_GOLDEN): $(BUILD)/tests/test_cuda_emulated_%: $(BUILD)/tests/test_%.o \
+             $(BUILD)/tests/emulated_golden.o $(BUILD)/tests/fake_cudnn.o $(EMU_OBJS) $(TESTLIB) $(LIBA)
 	@echo "  LD  $@"
 	$(Q)$(CXX) $(LINK) -o $@ $^ $(LIBS)
 
@@ -258,13 +264,14 @@ test: deps-tests
 test-fast fast:
 	@$(MAKE) --no-print-directory osp tests $(WITH_CUDA)
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) scripts/run_tests.sh --fast
-golden: probe $(filter $(BUILD)/tests/test_golden_%,$(TESTS))
+golden: probe $(filter $(BUILD)/tests/test_golden_% $(EMULATED_GOLDEN),$(TESTS))
 	@BUILD=$(BUILD) DEVICE=$(DEVICE) VERBOSE=1 scripts/run_tests.sh golden
 # Sanitizers: everything that handles memory and files of others; tsan: ranks as threads and readers,
 # without oneDNN (what it shares between threads behind its own locks would be reported as races).
 SAN_asan  := config config_text prompts report_compare io data dataset split lock filter loader model checkpoint inspect metrics report train resume \
              ops_rows ops_fused ops_policy ops_exact policy_math reward reward_wire reward_fuzz reward_ranks units guided nft updates cudnn_graph \
-             format format_torch format_fuzz import
+             format format_torch format_fuzz import \
+             $(if $(CXX_OK),$(addprefix cuda_emulated_,ops ops_rows ops_fused ops_policy ops_exact sdpa gemm copy order golden_ops golden_block golden_train))
 SAN_ubsan := config data filter model ops ops_rows ops_fused ops_policy ops_exact policy_math golden_ops reward reward_wire reward_fuzz \
              format format_torch format_fuzz
 SAN_tsan  := reward reward_ranks loader comm nccl check_comm model resume sequence guided

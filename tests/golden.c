@@ -7,15 +7,24 @@
 
 #include "tests/check.h"
 
+const char *golden_only;
+
+const struct variant *golden_variant(int k)
+{
+    static const struct variant all[GOLDEN_VARIANTS] = {
+        {"ref", DT_F64, PAD_NONE},  {"ref", DT_F64, PAD_REF},   {"ref", DT_F32, PAD_NONE},
+        {"cpu", DT_F32, PAD_NONE},  {"cpu", DT_F32, PAD_REF},   {"cpu", DT_BF16, PAD_NONE},
+        {"cuda", DT_F32, PAD_NONE}, {"cuda", DT_BF16, PAD_NONE}};
+    return !golden_only || strcmp(all[k].device, golden_only) == 0 ? &all[k] : NULL;
+}
+
 int golden_variants(struct variant *v, int max)
 {
-    const struct variant all[] = {{"ref", DT_F64, PAD_NONE},  {"ref", DT_F64, PAD_REF},
-                                  {"ref", DT_F32, PAD_NONE},  {"cpu", DT_F32, PAD_NONE},
-                                  {"cpu", DT_F32, PAD_REF},   {"cpu", DT_BF16, PAD_NONE},
-                                  {"cuda", DT_F32, PAD_NONE}, {"cuda", DT_BF16, PAD_NONE}};
     int n = 0;
-    for (size_t i = 0; i < sizeof all / sizeof *all && n < max; i++)
-        if (dev_supports(all[i].device, all[i].compute)) v[n++] = all[i];
+    for (int k = 0; k < GOLDEN_VARIANTS && n < max; k++) {
+        const struct variant *x = golden_variant(k);
+        if (x && dev_supports(x->device, x->compute)) v[n++] = *x;
+    }
     return n;
 }
 
@@ -82,6 +91,44 @@ void golden_compare(const struct variant *v, const char *what, const double *got
     double tol = v->compute == DT_F64 ? b.tol64 : b.tol32;
     if (v->compute == DT_F64 && !stored_f64 && tol < 2e-7) tol = 2e-7;
     expect_close(what, got, want, n, tol);
+}
+
+/* The sum of dp over the keys of a query is 0 behind a softmax: the gradients of what makes queries
+ * and keys are sums that cancel (that of a key's bias is what rotation and norm leave of 0), and
+ * rounding weighs more in them. */
+static bool before_softmax(const char *name)
+{
+    static const char *const parts[] = {"attn.q.", "attn.k.", "attn.norm_", "norm3."};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (strstr(name, parts[i])) return true;
+    return false;
+}
+
+void golden_grad(const struct variant *v, struct grad_sum *sum, const char *name, const double *got,
+                 const double *want, int64_t n, bool stored_f64)
+{
+    const bool cuda = strcmp(v->device, "cuda") == 0;
+    const struct bound other = {2e-7, 5e-6, cuda ? 2e-2 : 3e-2}, sensitive = {2e-7, 1e-5, 6e-2};
+    golden_compare(v, name, got, want, n, stored_f64, before_softmax(name) ? sensitive : other);
+    int len = 0, dots = strncmp(name, "blocks.", 7) == 0 ? 2 : 1;
+    while (name[len] && !(name[len] == '.' && --dots == 0)) len++;
+    if (strncmp(name, "grads/", 6) == 0) len = 5; /* of one block */
+    if (strncmp(name, sum->group, (size_t)len) != 0 || sum->group[len]) {
+        golden_grad_end(v, sum);
+        snprintf(sum->group, sizeof sum->group, "%.*s", len, name);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        sum->diff += (got[i] - want[i]) * (got[i] - want[i]);
+        sum->all += want[i] * want[i];
+    }
+}
+
+void golden_grad_end(const struct variant *v, struct grad_sum *sum)
+{
+    const double e = sum->diff != 0 ? sqrt(sum->diff / sum->all) : 0;
+    if (v->compute == DT_BF16)
+        EXPECT(e <= 2e-2, "all gradients of %s: L2 error %.3g > 0.02", sum->group, e);
+    *sum = (struct grad_sum){0};
 }
 
 void golden_label(char *out, int size, const struct variant *v, const char *file, const char *group)

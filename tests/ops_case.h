@@ -1,6 +1,8 @@
 /* One op on several devices with the same inputs: the ref device in f64 judges. Every array lies
  * between guard elements, and between its rows too when it is strided; guards and inputs must come
- * out as they went in, and the result of one thread must equal that of several bit by bit. */
+ * out as they went in, and the result of one thread must equal that of several bit by bit (on cuda:
+ * of one deterministic run that of another). Arrays start at a multiple of 16 bytes, and then once
+ * more 1, 4 or 8 elements behind one. */
 #ifndef TESTS_OPS_CASE_H
 #define TESTS_OPS_CASE_H
 #include "core/dev.h"
@@ -24,6 +26,7 @@ struct target { /* a device under test */
     const char *dev;
     enum dtype compute;
     const char *isa, *gemm, *mx; /* settings of the cpu device, or NULL */
+    bool any_order;              /* equal bits from run to run with dev->deterministic only */
 };
 struct ops_case {
     struct target target;
@@ -35,7 +38,10 @@ struct ops_case {
     void (*run)(struct dev *d, const struct tensor *t, void *arg);
 };
 
-extern const char *ops_only; /* one device, or NULL: all */
+extern const char *ops_only; /* one device; NULL: the one that OPS_DEVICE names, or all */
+/* The arrays of this run start where kernels that move 16 bytes at once do not take them: an op on
+ * copies of them goes another way and may differ in its last bits. */
+extern bool ops_shifted;
 struct dev *target_open(const struct target *t, int threads);
 /* Calls f for every device and dtype of this build (the cpu device once per instruction set). */
 void each_target(void (*f)(const struct target *t));

@@ -17,6 +17,7 @@ struct train_case {
     enum state_kind kind; /* what is being compared, in group `after` */
     const char *after;
     double diff, update; /* squared: error, total change since the start */
+    double size;         /* squared: the values */
     double half;         /* squared: half a unit in the last place of the values as float32 */
     int count;
 };
@@ -144,6 +145,7 @@ static void check_after(void *arg, const char *name, bool is_group)
     for (int64_t i = 0; i < want.count; i++) {
         t->diff += (got[i] - want.v[i]) * (got[i] - want.v[i]);
         t->update += (want.v[i] - start.v[i]) * (want.v[i] - start.v[i]);
+        t->size += want.v[i] * want.v[i];
         const float x = fabsf((float)want.v[i]), half = (nextafterf(x, INFINITY) - x) / 2;
         t->half += (double)half * (double)half;
     }
@@ -151,6 +153,17 @@ static void check_after(void *arg, const char *name, bool is_group)
         golden_compare(&t->c->v, path, got, want.v, want.count, want.stored_f64,
                        (struct bound){2e-7, 0, 0});
     t->count++;
+}
+
+/* In bf16 AdamW turns the error of a small gradient into one of a whole step, so that the error of
+ * all is 4e-2 to 6e-2 of the total update; by the norm of the values it is 6e-4 and less. */
+static void check_state_bf16(const struct train_case *t, const char *after)
+{
+    const double l2 = sqrt(t->diff / t->size), update = sqrt(t->diff / t->update);
+    printf("    %s: L2 error %.2g (at most 0.001), %.2g of the total update (at most 0.1)\n", after,
+           l2, update);
+    EXPECT(l2 <= 1e-3 && update <= 0.1, "%s: L2 error %.3g, %.3g of the total update", after, l2,
+           update);
 }
 
 /* roundings: to float32, that lie between the exact values and the compared ones. Each is off by an
@@ -163,10 +176,14 @@ static void check_state(struct train_case *t, enum state_kind kind, const char *
     const int all = t->count;
     t->kind = kind;
     t->after = after;
-    t->diff = t->update = t->half = 0;
+    t->diff = t->update = t->size = t->half = 0;
     t->count = 0;
     h5_each(t->c->file, after, check_after, t);
     EXPECT(t->count == all, "%s has %d tensors of %d", after, t->count, all);
+    if (t->c->v.compute == DT_BF16) {
+        check_state_bf16(t, after);
+        return;
+    }
     const double e = sqrt(t->diff / t->update), stored = sqrt(roundings * t->half / 3 / t->update);
     const double tol = (t->c->v.compute == DT_F64 ? tol64 : tol32) + 1.05 * stored;
     printf("    %s: error %.2g of the total update (at most %.2g)\n", after, e, tol);
@@ -185,8 +202,8 @@ static void run_training(struct golden_case *c)
     const int steps = (int)golden_attr(c, "steps");
     double *loss = golden_doubles(c, steps), *norm = golden_doubles(c, steps);
     for (t.step = 0; t.step < steps; t.step++) train_step(&t, loss, norm);
-    golden_check_values(c, "loss", loss, false, (struct bound){1e-12, 5e-6, 0});
-    golden_check_values(c, "grad_norm", norm, false, (struct bound){1e-12, 5e-6, 0});
+    golden_check_values(c, "loss", loss, false, (struct bound){1e-12, 5e-6, 3e-3});
+    golden_check_values(c, "grad_norm", norm, false, (struct bound){1e-12, 5e-6, 1e-2});
     /* the files store float32: one rounding of theirs, and in f32 one of ours at each step */
     check_state(&t, STATE_MASTER, "params_after", 1e-5, 5e-4, 0);
     check_state(&t, STATE_EMA, "ema_after", 1e-5, 5e-4, c->v.compute == DT_F64 ? 1 : steps + 1);
@@ -198,7 +215,7 @@ static void run_training(struct golden_case *c)
 static void training(struct comm *w)
 {
     (void)w;
-    golden_each("model_train", "params_after", GOLDEN_EXACT, false, run_training);
+    golden_each("model_train", "params_after", GOLDEN_DEVICES, false, run_training);
 }
 
 int main(int argc, char **argv)

@@ -79,12 +79,15 @@ template <int ROWS, int DIM> struct Tile {
             Quad q = {};
             if (r < n && c < t.dim) {
                 const uint16_t *from = t.at(row + r, head) + c;
-                if (t.wide)
+                if (t.wide) {
+                    expect_aligned(from);
                     q = *(const Quad *)from;
-                else
+                } else {
                     for (int k = 0; k < 8 && c + k < t.dim; k++)
                         q.w[k / 2] |= (uint32_t)from[k] << k % 2 * 16;
+                }
             }
+            expect_aligned(&e[r][c]);
             *(Quad *)&e[r][c] = q;
         }
     }

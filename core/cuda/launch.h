@@ -7,7 +7,9 @@
  *   warps(d, n, f)   the same with F::WARPS full warps, whose lanes may use what warp.h has.
  * With CUDA_EMULATE the same sources are host C++ (tests/cudasim): threads are loops (each) or
  * fibers that change at barriers, and the tests run the kernels without a GPU. A barrier that not
- * all lanes reach is an error there. */
+ * all lanes reach is an error there.
+ * The kernels of this folder use no atomics: what is added in no fixed order has other bits in
+ * every run. For one that counts, say, the simulator has atomicAdd. */
 #ifndef CORE_CUDA_LAUNCH_H
 #define CORE_CUDA_LAUNCH_H
 #include <math.h>
@@ -47,6 +49,18 @@ struct Block {
 #endif
 };
 
+/* What is moved 16 bytes at once starts at a multiple of that: a GPU stops otherwise, and so does
+ * the simulator. */
+static DEVICE void expect_aligned(const void *p)
+{
+#ifdef CUDA_EMULATE
+    CHECK((uintptr_t)p % 16 == 0, "16 bytes are moved at once at %p, which is no multiple of 16",
+          p);
+#else
+    (void)p;
+#endif
+}
+
 /* Sum and maximum over the lanes of a block, the same on every lane, by a tree of fixed shape.
  * buf: one element per lane. */
 template <class T> DEVICE T block_sum(Block &b, T *buf, T x)
@@ -73,6 +87,14 @@ template <class T> DEVICE T block_max(Block &b, T *buf, T x)
 }
 
 #ifdef CUDA_EMULATE
+
+/* Lanes run one after the other. That a plain += should have been one is not seen. */
+template <class T> T atomicAdd(T *at, T x)
+{
+    const T old = *at;
+    *at = old + x;
+    return old;
+}
 
 template <class F> void each(struct dev *, int64_t n, const F &f)
 {

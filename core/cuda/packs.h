@@ -21,6 +21,7 @@ constexpr int64_t CHUNK = 64;
 DEVICE void load_pack(const View &v, int64_t row, int64_t col, float (&x)[PACK])
 {
     const int64_t at = row * v.ld + col;
+    expect_aligned((const char *)v.p + at * (v.type == DT_BF16 ? 2 : 4));
     if (v.type == DT_BF16) {
         const Quad q = *(const Quad *)((const uint16_t *)v.p + at);
         UNROLL
@@ -36,6 +37,7 @@ DEVICE void store_pack(const View &v, int64_t row, int64_t col, const float (&x)
 {
     const int64_t at = row * v.ld + col;
     Quad low, high;
+    expect_aligned((const char *)v.p + at * (v.type == DT_BF16 ? 2 : 4));
     if (v.type == DT_BF16) {
         UNROLL
         for (int i = 0; i < PACK / 2; i++)
