@@ -331,7 +331,9 @@ int main(int argc, char **argv)
         const char *padded = v->pad_mode == PAD_REF ? ", padded layout" : "";
         snprintf(name[n], sizeof name[n], "models: velocity, loss and all gradients (%s %s%s)",
                  v->device, dtype_name(v->compute), padded);
-        tests[n] = (struct test){.name = name[n], .run = runs[k].models, .flags = runs[k].flags};
+        const unsigned slow = golden_only ? TEST_SLOW : 0; /* kernels as host code */
+        tests[n] =
+            (struct test){.name = name[n], .run = runs[k].models, .flags = runs[k].flags | slow};
         n++;
         snprintf(name[n], sizeof name[n], "sampling with guidance (%s %s%s)", v->device,
                  dtype_name(v->compute), padded);
