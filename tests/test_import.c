@@ -430,7 +430,7 @@ static void test_bases(struct comm *world)
     io_mkdir(rest, &e); /* of a job that was killed */
     err_raise(&e);
     struct lock lock = hold(in);
-    expect_stop("another job writes to", RC_CANTCREAT, import_pair, &p);
+    expect_stop("is in use by another run", RC_CANTCREAT, import_pair, &p);
     lock_release(&lock);
     import_pair(&p);
     char *left = io_path("%s/lock", in);
@@ -460,7 +460,7 @@ static void test_bases(struct comm *world)
     expect_stop("was made for the ema weights of", RC_CONFIG, merge_pair, &m);
     m.base = base;
     lock = hold(no);
-    expect_stop("another job writes to", RC_CANTCREAT, merge_pair, &m);
+    expect_stop("is in use by another run", RC_CANTCREAT, merge_pair, &m);
     lock_release(&lock);
     p.base = in, p.out = "again";
     expect_stop("holds no model; BASE is the checkpoint", RC_CONFIG, import_pair, &p);
