@@ -16,7 +16,7 @@ logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
 # for daily work: what takes long and has shorter relatives, and the runs over MPI, wait for the full set
-later=" test_cuda_emulated_golden_block test_cuda_emulated_golden_model test_cuda_emulated_sdpa test_updates test_policy_layouts test_rollout test_rl_toy test_sampler_table test_cudnn "
+later=" test_bench_gpu test_lora_layouts test_sequence_train test_cuda_emulated_golden_train test_cuda_emulated_golden_block test_cuda_emulated_golden_model test_cuda_emulated_sdpa test_updates test_policy_layouts test_rollout test_rl_toy test_sampler_table test_cudnn "
 daily() { [[ -n ${TEST_FAST:-} && $BUILD == */release ]]; }
 # start NAME COMMAND...: one run of a test program, when there is room
 start() {
