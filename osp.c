@@ -76,7 +76,11 @@ static bool left_to_rank_0(const char *verb)
 {
     const char *size = getenv("OMPI_COMM_WORLD_SIZE"), *rank = getenv("OMPI_COMM_WORLD_RANK");
     if (!rank) rank = getenv("PMIX_RANK");
-    if (rank && atoi(rank) > 0) return true;
+    if (rank && atoi(rank) > 0) {
+        if (strcmp(verb, "convert") == 0) /* it writes: who meant it must not take it for done */
+            fprintf(stderr, "osp convert: rank %s leaves it to rank 0 and does nothing\n", rank);
+        return true;
+    }
     if (size && atoi(size) > 1)
         log_warn_all("osp %s is one process: rank 0 of %s does it, the others have left", verb,
                      size);

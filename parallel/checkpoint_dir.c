@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/io.h"
 #include "core/log.h"
@@ -128,15 +129,44 @@ static void add_line(char **text, const char *line)
     sprintf(*text + old, "%s%s", old ? "\n" : "", line);
 }
 
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* The step in a name iter_N; -1: it is none, like those that users make of it to set it aside. */
+static int64_t step_of(const char *name)
+{
+    long long step;
+    int end = 0;
+    return sscanf(name, "iter_%lld%n", &step, &end) == 1 && !name[end] ? step : -1;
+}
+
 /* Folders beside a run's checkpoints (samples, tb) are not meant to be any. */
 static void skip(struct ckpt_skipped *s, const char *path, const char *name, const char *why)
 {
     char *manifest = io_path("%s/manifest.json", path);
-    long long step = -1;
-    const bool named = sscanf(name, "iter_%lld", &step) == 1;
-    if (named || io_exists(manifest)) add_line(&s->text, why);
-    if (named && step > s->newest) s->newest = step;
+    const int64_t step = is_folder(path) ? step_of(name) : -1;
+    if (step >= 0 || io_exists(manifest)) add_line(&s->text, why);
+    if (step > s->newest) s->newest = step;
     free(manifest);
+}
+
+/* Between two renames of a save a kill leaves the checkpoint under another name; the next start of
+ * its run gives it back (ckpt_remove_leftovers). */
+static void skip_previous(struct ckpt_skipped *s, const char *dir, const char *name)
+{
+    char *plain = io_path("%s", name), *path = io_path("%s/%s", dir, name), *now, *why;
+    plain[strlen(plain) - strlen(".prev")] = 0;
+    now = io_path("%s/%s", dir, plain);
+    why = io_path("%s: left by an interrupted save; start its run again, or rename it to %s", path,
+                  plain);
+    if (!io_exists(now) && step_of(plain) >= 0) skip(s, path, plain, why);
+    free(why);
+    free(now);
+    free(path);
+    free(plain);
 }
 
 struct ckpt_entry *ckpt_list(const char *dir, int *n, struct ckpt_skipped *skipped)
@@ -147,9 +177,12 @@ struct ckpt_entry *ckpt_list(const char *dir, int *n, struct ckpt_skipped *skipp
     DIR *d = opendir(dir);
     if (!d) return NULL;
     for (struct dirent *f; (f = readdir(d));) {
-        if (f->d_name[0] == '.' || ends_with(f->d_name, ".tmp") || ends_with(f->d_name, ".old") ||
-            ends_with(f->d_name, ".prev"))
+        if (f->d_name[0] == '.' || ends_with(f->d_name, ".tmp") || ends_with(f->d_name, ".old"))
             continue;
+        if (ends_with(f->d_name, ".prev")) {
+            skip_previous(skipped, dir, f->d_name);
+            continue;
+        }
         char *path = io_path("%s/%s", dir, f->d_name);
         struct err e = {0};
         json_t *m = ckpt_manifest(path, &e);

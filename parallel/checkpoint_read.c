@@ -164,15 +164,21 @@ struct ckpt *ckpt_open(struct comm *world, const char *path, bool check)
     free(bad);
     comm_broadcast_bytes(world, &newer, sizeof newer, 0, "newer checkpoint");
     if (newer)
-        err_stop(
-            RC_DATA,
-            "%s: its newest checkpoint is damaged:\n%s\nthe newest that is whole is %s; name it "
-            "if that is meant",
-            path, skipped, folder);
+        err_stop(RC_DATA,
+                 "%s: its newest checkpoint is damaged:\n%s\nthe newest with a sound manifest is "
+                 "%s; name it "
+                 "if that is meant",
+                 path, skipped, folder);
     if (folder && skipped && world->rank == 0) log_warn("not a checkpoint: %s", skipped);
     if (!folder && skipped) err_stop(RC_DATA, "%s: no valid checkpoint here:\n%s", path, skipped);
     free(skipped);
+    char *state = io_path("%s/state.h5", path);
     bool there = world->rank == 0 && io_exists(path);
+    bool half = there && io_exists(state); /* one without its manifest */
+    free(state);
+    comm_broadcast_bytes(world, &half, sizeof half, 0, "file");
+    if (!folder && half)
+        err_stop(RC_DATA, "%s: manifest.json is missing (damaged, or copied in part)", path);
     comm_broadcast_bytes(world, &there, sizeof there, 0, "folder");
     if (!folder)
         err_stop(RC_NOINPUT,

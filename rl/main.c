@@ -54,7 +54,15 @@ static void keep_base(const struct rl_run *r)
     const char *path = r->base.path;
     struct err e = {0};
     char *why = io_path("the base of adapters in %s\n", r->set->output_dir);
+    char *manifest = io_path("%s/manifest.json", path);
     if (r->world->rank == 0) ckpt_keep(path, why, &e);
+    if (e.code && !io_exists(manifest))
+        settings_stop(
+            r->l, RC_NOINPUT, base_key,
+            "%s was removed while this run started, as by a rotation of its own run; name "
+            "one that stays",
+            path);
+    free(manifest);
     if (e.code)
         log_warn("%s cannot be marked as the base of these adapters; do not let its run rotate it "
                  "away: %s",

@@ -405,15 +405,25 @@ static void test_rejected(struct comm *world)
     struct open_arg a = {world, dir};
     /* the newest is meant; a run goes on from the one before it */
     expect_stop("rejected: its newest checkpoint is damaged:\n", RC_DATA, open_one, &a);
-    expect_stop("the newest that is whole is ", RC_DATA, open_one, &a);
+    expect_stop("the newest with a sound manifest is ", RC_DATA, open_one, &a);
     EXPECT(load(&f, dir) == 2, "the run did not go on");
-    char *old = io_path("%s/iter_%09d", dir, 0); /* what is older does not matter */
-    if (world->rank == 0) {
-        io_rename(none, old, &e);
-        open_one(&(struct open_arg){comm_self(NULL), dir});
-        io_rename(old, none, &e);
+    /* what is older, or set aside by its user, does not matter; what a save has set aside does */
+    static const char *const fine[] = {"iter_000000000", "iter_000000003.damaged", "iter_3_copy"};
+    char *prev = io_path("%s/iter_%09d.prev", dir, 3);
+    struct open_arg mine = {comm_self(NULL), dir};
+    for (int i = 0; i < 3 && world->rank == 0; i++) {
+        char *other = io_path("%s/%s", dir, fine[i]);
+        io_rename(none, other, &e);
+        open_one(&mine);
+        io_rename(other, none, &e);
+        free(other);
     }
-    free(old);
+    if (world->rank == 0) {
+        io_rename(none, prev, &e);
+        expect_stop("left by an interrupted save; start its run again", RC_DATA, open_one, &mine);
+        io_rename(prev, none, &e);
+    }
+    free(prev);
     comm_barrier(world, "back");
     for (int step = 1; step <= 2 && world->rank == 0; step++) {
         char *path = io_path("%s/iter_%09d/manifest.json", dir, step);
@@ -426,6 +436,13 @@ static void test_rejected(struct comm *world)
     expect_stop("iter_000000001/manifest.json:1:", RC_DATA, open_one, &a);
     expect_stop("iter_000000002/manifest.json: not an osp checkpoint", RC_DATA, open_one, &a);
     expect_stop("iter_000000003: no manifest.json (an unfinished or", RC_DATA, open_one, &a);
+    char *half = io_path("%s/iter_%09d", dir, 1), *manifest = io_path("%s/manifest.json", half);
+    if (world->rank == 0) EXPECT(remove(manifest) == 0, "%s", manifest);
+    comm_barrier(world, "no manifest");
+    a.path = half;
+    expect_stop("manifest.json is missing (damaged, or copied in part)", RC_DATA, open_one, &a);
+    free(manifest);
+    free(half);
     fixture_close(&f);
     free(none);
     free(dir);

@@ -96,6 +96,7 @@ struct start_arg {
     int steps;
     bool save;
     int64_t from;
+    const char *more; /* a further key, or NULL */
 };
 
 static void start(void *arg)
@@ -104,7 +105,7 @@ static void start(void *arg)
     struct train_case *c = calloc(1, sizeof *c);
     char *out = io_path("output_dir=%s/%s", test_dir(), a->out);
     char *resume = io_path("resume=%s", a->resume);
-    const char *extra[] = {"device=ref", out, resume, NULL};
+    const char *extra[] = {"device=ref", out, resume, a->more, NULL};
     train_case_open(c, a->world, extra);
     a->from = c->t.state.step;
     double loss[8];
@@ -118,10 +119,13 @@ static void start(void *arg)
 
 static void newer_steps(struct comm *world)
 {
-    struct start_arg a = {world, "used", "auto", 1, true, 0};
+    struct start_arg a = {world, "used", "auto", 1, true, 0, NULL};
     for (int i = 0; i < 2; i++) start(&a); /* steps 1 and 2 */
     EXPECT(a.from == 1, "started at %lld", (long long)a.from);
     a.save = false;
+    a.more = "validation.window=0.5";
+    expect_stop("validation.window: 0.25 in the checkpoint, 0.5 now", RC_CONFIG, start, &a);
+    a.more = NULL;
     a.resume = "never";
     expect_stop("resume: never would start at step 0", RC_CONFIG, start, &a);
     expect_stop("holds checkpoints up to step 2; set resume: auto to go on from there, choose "

@@ -1,5 +1,6 @@
 #include "train/resume.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,7 +19,7 @@ static json_t *structure_of(const struct trainer *t)
         json_array_append_new(full, json_integer(m->full_block_indices.v[i]));
     return json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:i, s:I, s:I, s:i, s:o, s:I, s:s, "
-        "s:I, s:f}",
+        "s:I}",
         "model_config.dim", (json_int_t)m->dim, "model_config.ffn_dim", (json_int_t)m->ffn_dim,
         "model_config.freq_dim", (json_int_t)m->freq_dim, "model_config.in_dim",
         (json_int_t)m->in_dim, "model_config.out_dim", (json_int_t)m->out_dim,
@@ -29,8 +30,7 @@ static json_t *structure_of(const struct trainer *t)
         (json_int_t)m->sparse_ratio, "model_config.num_full_blocks", (json_int_t)m->num_full_blocks,
         "model_config.skiparse_dim", m->skiparse_dim, "model_config.full_block_indices", full,
         "seed", (json_int_t)t->ses->set->seed, "state_dtype", dtype_name(ctx_state(&t->ses->ctx)),
-        "data_set", (json_int_t)(t->data->hash >> 1), "validation.window",
-        t->ses->set->validation.window);
+        "data_set", (json_int_t)(t->data->hash >> 1));
 }
 
 static json_t *state_json(const struct trainer_state *s)
@@ -120,6 +120,20 @@ static void take_state(struct trainer_state *s, const json_t *o)
                             .started = (int)number(c, "started")};
 }
 
+/* What was held out stays so. Older checkpoints say it in the text of their configuration alone. */
+static void require_window(const struct ckpt *c, const struct settings *s)
+{
+    const char *text = json_string_value(json_object_get(ckpt_meta(c), "config"));
+    char *then = text ? cfg_line_of(text, "validation.window") : NULL;
+    if (then && fabs(strtod(then, NULL) - s->validation.window) > 1e-9)
+        err_stop(
+            RC_CONFIG,
+            "validation.window: %s in the checkpoint, %g now: windows that were trained on would "
+            "count as held out; use another output_dir",
+            then, s->validation.window);
+    free(then);
+}
+
 bool resume_load(struct trainer *t, const struct loaded_settings *l)
 {
     struct session *s = t->ses;
@@ -138,8 +152,7 @@ bool resume_load(struct trainer *t, const struct loaded_settings *l)
     ckpt_require_resumable(c, STATE_MASTER, how, s->set->output_dir);
     err_push("resuming from %s", ckpt_path(c));
     json_t *structure = structure_of(t);
-    if (!json_object_get(json_object_get(ckpt_meta(c), "structure"), "validation.window"))
-        json_object_del(structure, "validation.window"); /* older checkpoints do not say it */
+    require_window(c, s->set);
     ckpt_require_same(c, "structure", structure, settings_word);
     json_decref(structure);
     ckpt_require_ema(c, STATE_EMA, s->set->ema_decay, "use another output_dir");

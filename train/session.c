@@ -151,8 +151,8 @@ void session_lock_output(struct comm *world, struct lock *lock, bool make, const
 
 static int threads_of(struct comm *world)
 {
-    if (getenv("OMP_NUM_THREADS")) return atoi(getenv("OMP_NUM_THREADS"));
     const int cores = (int)sysconf(_SC_NPROCESSORS_ONLN), ranks = launch_local_ranks(world);
+    if (getenv("OMP_NUM_THREADS")) return atoi(getenv("OMP_NUM_THREADS")); /* of this rank alone */
     return cores > ranks ? cores / ranks : 1;
 }
 

@@ -215,7 +215,7 @@ void *cuda_queue(struct dev *d);        /* the device's stream */
 /* Scratch that an op takes at most, by its shapes alone (addresses are not followed): where
  * products go to cuBLASLt less may be taken, where cuDNN takes no attention as well. */
 extern "C" size_t cuda_gemm_bytes(const struct gemm_args *g);
-extern "C" size_t cuda_attn_bwd_bytes(const struct dev *d, const struct attn_grad_args *a);
+extern "C" size_t cuda_attn_bwd_bytes(struct dev *d, const struct attn_grad_args *a);
 
 void cuda_gemm(struct dev *d, const struct gemm_args *g);
 void cuda_attn_fwd(struct dev *d, const struct attn_args *a);

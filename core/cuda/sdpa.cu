@@ -204,12 +204,12 @@ Call backward_of(const Group &g, const struct attn_grad_args *a)
     return c;
 }
 
-/* Scratch of the group that needs most. */
-size_t library_bytes(const struct dev *d, const struct attn_grad_args *a)
+/* Scratch of the group that needs most; none where the library cannot be opened. */
+size_t library_bytes(struct dev *d, const struct attn_grad_args *a)
 {
     size_t most = 0;
     Group g;
-    if (!wanted(d, a->q.dtype)) return 0;
+    if (!wanted(d, a->q.dtype) || !cuda_sdpa(d)) return 0;
     unsigned char *way = (unsigned char *)calloc((size_t)a->seqs->n + 1, 1);
     CHECK(way, "out of memory");
     for (int i = 0; i < a->seqs->n; i++)
@@ -247,7 +247,7 @@ void cuda_library_attn_bwd(struct dev *d, const struct attn_grad_args *a, unsign
     }
 }
 
-size_t cuda_attn_bwd_bytes(const struct dev *d, const struct attn_grad_args *a)
+size_t cuda_attn_bwd_bytes(struct dev *d, const struct attn_grad_args *a)
 {
     const size_t library = library_bytes(d, a);
     const size_t own = (size_t)(a->q.dim[0] * a->q.dim[1]) * sizeof(float); /* sums of d_o * o */
