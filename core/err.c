@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { STACK_MAX = 16, STACK_TEXT = 160, LINE_MAX_BYTES = 4096 };
@@ -87,11 +89,14 @@ size_t err_line(char *line, size_t size, const char *text)
 void err_leave_code(int code)
 {
     const char *path = getenv("OSP_EXIT_FILE");
-    const int fd = path ? open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666) : -1;
+    const int fd = path ? open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666) : -1;
     if (fd < 0) return;
     const char text[4] = {(char)('0' + code / 100 % 10), (char)('0' + code / 10 % 10),
                           (char)('0' + code % 10), '\n'};
-    const ssize_t w = write(fd, text, sizeof text);
+    struct stat st;
+    /* empty: nobody was there, or who was has been ended before it could write */
+    const bool first = fstat(fd, &st) == 0 && st.st_size == 0;
+    const ssize_t w = first ? pwrite(fd, text, sizeof text, 0) : 0;
     (void)w;
     close(fd);
 }
