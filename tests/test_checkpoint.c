@@ -424,6 +424,7 @@ static void test_rejected(struct comm *world)
         io_rename(prev, none, &e);
     }
     free(prev);
+    comm_free(mine.world);
     comm_barrier(world, "back");
     for (int step = 1; step <= 2 && world->rank == 0; step++) {
         char *path = io_path("%s/iter_%09d/manifest.json", dir, step);
