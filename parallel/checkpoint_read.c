@@ -131,24 +131,49 @@ struct ckpt *ckpt_latest(struct comm *world, const char *dir)
     return found;
 }
 
-/* The folder that a user's path means: its newest checkpoint. *skipped: what else is there, and why
- * it does not count; *newer: some of that is newer. */
-static char *resolve(const char *path, char **skipped, bool *newer)
+/* Why a folder does not count. */
+static void nothing_here(const char *path, const char *skipped, struct err *e)
+{
+    char *state = io_path("%s/state.h5", path);
+    if (skipped)
+        err_set(e, RC_DATA, "%s: no valid checkpoint here:\n%s", path, skipped);
+    else if (io_exists(state))
+        err_set(e, RC_DATA, "%s: manifest.json is missing (damaged, or copied in part)", path);
+    else if (io_exists(path))
+        err_set(
+            e, RC_NOINPUT,
+            "%s: no checkpoint here (expected a folder with manifest.json, or a run folder with "
+            "checkpoints/); has it been trained yet?",
+            path);
+    else
+        err_set(e, RC_NOINPUT, "%s: no such folder; train first, or name the folder of a run",
+                path);
+    free(state);
+}
+
+/* The folder that a user's path means: its newest checkpoint; malloc'ed. */
+static char *resolve(const char *path, struct err *e)
 {
     char *manifest = io_path("%s/manifest.json", path), *sub = io_path("%s/checkpoints", path);
     char *out = NULL;
-    *skipped = NULL;
-    *newer = false;
     if (io_exists(manifest)) {
         out = strdup(path);
     } else {
         int n;
-        struct ckpt_skipped s;
-        struct ckpt_entry *list = ckpt_list(io_exists(sub) ? sub : path, &n, &s);
-        if (n) out = strdup(list[0].path);
-        *newer = n && s.newest > list[0].step;
-        *skipped = s.text;
+        struct ckpt_skipped other;
+        struct ckpt_entry *list = ckpt_list(io_exists(sub) ? sub : path, &n, &other);
+        if (!n)
+            nothing_here(path, other.text, e);
+        else if (other.newest > list[0].step)
+            err_set(e, RC_DATA,
+                    "%s: its newest checkpoint is damaged; the newest with a sound manifest is %s, "
+                    "name it if that is meant:\n%s",
+                    path, list[0].path, other.text);
+        else
+            out = strdup(list[0].path);
+        if (out && other.text) log_warn("not a checkpoint: %s", other.text);
         ckpt_list_free(list, n);
+        free(other.text);
     }
     free(manifest);
     free(sub);
@@ -157,36 +182,12 @@ static char *resolve(const char *path, char **skipped, bool *newer)
 
 struct ckpt *ckpt_open(struct comm *world, const char *path, bool check)
 {
-    bool newer = false;
-    char *bad = NULL, *own = world->rank == 0 ? resolve(path, &bad, &newer) : NULL;
-    char *folder = broadcast_text(world, own), *skipped = broadcast_text(world, bad);
-    free(own);
-    free(bad);
-    comm_broadcast_bytes(world, &newer, sizeof newer, 0, "newer checkpoint");
-    if (newer)
-        err_stop(RC_DATA,
-                 "%s: its newest checkpoint is damaged:\n%s\nthe newest with a sound manifest is "
-                 "%s; name it "
-                 "if that is meant",
-                 path, skipped, folder);
-    if (folder && skipped && world->rank == 0) log_warn("not a checkpoint: %s", skipped);
-    if (!folder && skipped) err_stop(RC_DATA, "%s: no valid checkpoint here:\n%s", path, skipped);
-    free(skipped);
-    char *state = io_path("%s/state.h5", path);
-    bool there = world->rank == 0 && io_exists(path);
-    bool half = there && io_exists(state); /* one without its manifest */
-    free(state);
-    comm_broadcast_bytes(world, &half, sizeof half, 0, "file");
-    if (!folder && half)
-        err_stop(RC_DATA, "%s: manifest.json is missing (damaged, or copied in part)", path);
-    comm_broadcast_bytes(world, &there, sizeof there, 0, "folder");
-    if (!folder)
-        err_stop(RC_NOINPUT,
-                 there ? "%s: no checkpoint here (expected a folder with manifest.json, "
-                         "or a run folder with checkpoints/); has it been trained yet?"
-                       : "%s: no such folder; train first, or name the folder of a run",
-                 path);
     struct err e = {0};
+    char *own = world->rank == 0 ? resolve(path, &e) : NULL;
+    comm_broadcast_bytes(world, &e, sizeof e, 0, "folder status");
+    err_raise(&e);
+    char *folder = broadcast_text(world, own);
+    free(own);
     json_t *m = world->rank == 0 ? ckpt_manifest(folder, &e) : NULL;
     comm_broadcast_bytes(world, &e, sizeof e, 0, "manifest status");
     err_raise(&e);

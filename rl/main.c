@@ -1,11 +1,9 @@
 /* Verb rl: builds everything, resumes, runs the epochs, evaluates, saves. */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "core/io.h"
 #include "core/log.h"
@@ -41,9 +39,6 @@ static const char base_key[] = "model_config.pretrained_model_dir_or_checkpoint"
 static void require_files(struct rl_run *r)
 {
     struct err e = {0};
-    settings_push(r->l, base_key);
-    ckpt_close(ckpt_open(r->world, r->set->model.pretrained, false));
-    err_pop();
     if (scorer_files(&r->set->reward, &e)) r->scorer = scorer_command(&r->set->reward, &e);
     settings_raise(r->l, &e);
 }

@@ -404,7 +404,7 @@ static void test_rejected(struct comm *world)
     comm_barrier(world, "folder");
     struct open_arg a = {world, dir};
     /* the newest is meant; a run goes on from the one before it */
-    expect_stop("rejected: its newest checkpoint is damaged:\n", RC_DATA, open_one, &a);
+    expect_stop("rejected: its newest checkpoint is damaged; ", RC_DATA, open_one, &a);
     expect_stop("the newest with a sound manifest is ", RC_DATA, open_one, &a);
     EXPECT(load(&f, dir) == 2, "the run did not go on");
     /* what is older, or set aside by its user, does not matter; what a save has set aside does */

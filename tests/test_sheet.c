@@ -246,6 +246,27 @@ static long peak_mb(void)
     return u.ru_maxrss / 1024;
 }
 
+/* In a child: the sheet takes less than so many MB more; missing: the file that it stops at, or
+ * NULL. */
+static void expect_memory(const struct sheet_job *j, long limit, const char *missing)
+{
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        struct err e = {0};
+        const long before = peak_mb();
+        sheet_write(j, &e);
+        const long more = peak_mb() - before;
+        printf("    %ld MB more for %lld videos\n", more, (long long)j->count);
+        fflush(stdout);
+        const bool right = missing ? e.code == RC_NOINPUT && strstr(e.msg, missing) : !e.code;
+        _exit(!right ? 2 : more >= limit);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+}
+
 /* 400 videos of 5.3 MB are 2.1 GB, and their grid as much again; the child may take 200 MB more. */
 static void little_memory(struct comm *world)
 {
@@ -261,29 +282,17 @@ static void little_memory(struct comm *world)
     EXPECT(!e.code, "%s", e.msg);
     for (int i = 0; i < MANY; i++) path[i] = one;
     path[MANY - 1] = gone; /* found missing last of all: the grid need not be encoded */
-    fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        const long before = peak_mb();
-        const struct sheet_job j = {.path = path,
-                                    .count = MANY,
-                                    .samples = 1,
-                                    .frames = N,
-                                    .height = SIDE,
-                                    .width = SIDE,
-                                    .fps = 8,
-                                    .picture = png,
-                                    .video = one,
-                                    .budget = 64 << 20};
-        sheet_write(&j, &e);
-        const long more = peak_mb() - before;
-        printf("    %ld MB more for %d videos\n", more, MANY);
-        fflush(stdout);
-        _exit(e.code == RC_NOINPUT && strstr(e.msg, "absent.mp4") ? more < 200 ? 0 : 1 : 2);
-    }
-    int status;
-    waitpid(child, &status, 0);
-    EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+    const struct sheet_job j = {.path = path,
+                                .count = MANY,
+                                .samples = 1,
+                                .frames = N,
+                                .height = SIDE,
+                                .width = SIDE,
+                                .fps = 8,
+                                .picture = png,
+                                .video = one,
+                                .budget = 64 << 20};
+    expect_memory(&j, 200, "absent.mp4");
     EXPECT(!io_exists(png), "a sheet in spite of a missing video");
     free(one);
     free(png);
@@ -305,29 +314,17 @@ static void little_memory_enlarged(struct comm *world)
     free(v);
     EXPECT(!e.code, "%s", e.msg);
     for (int i = 0; i < SOME; i++) path[i] = one;
-    fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        const long before = peak_mb();
-        const struct sheet_job j = {.path = path,
-                                    .count = SOME,
-                                    .samples = 1,
-                                    .frames = N,
-                                    .height = SIDE,
-                                    .width = SIDE,
-                                    .fps = 8,
-                                    .picture = png,
-                                    .video = mp4,
-                                    .budget = 32 << 20};
-        sheet_write(&j, &e);
-        const long more = peak_mb() - before;
-        printf("    %ld MB more for a grid of %d videos\n", more, SOME);
-        fflush(stdout);
-        _exit(e.code ? 2 : more >= 450);
-    }
-    int status;
-    waitpid(child, &status, 0);
-    EXPECT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
+    const struct sheet_job j = {.path = path,
+                                .count = SOME,
+                                .samples = 1,
+                                .frames = N,
+                                .height = SIDE,
+                                .width = SIDE,
+                                .fps = 8,
+                                .picture = png,
+                                .video = mp4,
+                                .budget = 32 << 20};
+    expect_memory(&j, 450, NULL);
     free(one);
     free(png);
     free(mp4);
